@@ -1,0 +1,241 @@
+/* kernels.h - arithmetic on plain arrays: the grid, codes, products, row kernels, attention.
+ *
+ * Scalar C is the definition; a table per instruction set (isa_scalar.c, isa_avx2.c, isa_avx512.c) computes the SAME BITS,
+ * floats included: sums run in 16 interleaved lanes folded 8-4-2-1, fused multiply-adds are written as such. What calls
+ * a library (kn_product_*) is the only exception. Functions here use OpenMP threads; each output is computed by one
+ * thread in index order, so results do not depend on the number of threads.
+ *
+ * Letters: M rows (tokens), N outputs, K inputs of a product, C channels, H heads, D head size, T time, B batch.
+ */
+#ifndef NIBBLE_KERNELS_H
+#define NIBBLE_KERNELS_H
+#include "base/base.h"
+
+/* float everywhere; double in the gradient check, which builds the same sources with NB_DOUBLE. */
+#ifdef NB_DOUBLE
+typedef double real;
+#else
+typedef float real;
+#endif
+
+/* ---- instruction set ---------------------------------------------------------------------- */
+
+/* Name of the table in use: "scalar", "avx2" or "avx512": the best this CPU has, or what NIBBLE_ISA in the environment
+ * asks for ("amx" = avx512 here; the library products use the tiles). kn_isa_check fails where NIBBLE_ISA names what
+ * is unknown or what this CPU lacks (then scalar is used). */
+const char *kn_isa_name(void);
+status kn_isa_check(void);
+
+/* ---- the grid ----------------------------------------------------------------------------- */
+
+typedef enum { KN_LEVELS_NONE, KN_LEVELS_INT, KN_LEVELS_HALF_STEP, KN_LEVELS_SIGN } kn_levels;
+typedef enum { KN_TENSOR, KN_ROW, KN_HEAD, KN_GROUP, KN_BLOCK } kn_grain;
+typedef enum { KN_SCALE_F32, KN_SCALE_F16, KN_SCALE_BF16, KN_SCALE_POW2 } kn_scale_type;
+typedef enum { KN_RULE_NIBBLE, KN_RULE_GGML_Q8_0, KN_RULE_GGML_Q4_0, KN_RULE_LLAMA2C } kn_rule;
+
+/* How numbers are coded: a value; copy, print, compare, save. bits == 0: left in floating point.
+ *   INT        value = (q - zero) * scale, lo <= q <= hi        (ternary: lo -1, hi 1)
+ *   HALF_STEP  value = (2 q + 1) * scale, lo <= q <= hi         (2 bits: SEQ, scale = alpha / 4; ParetoQ, Liu et al. 2025)
+ *   SIGN       value = q * scale, q in {-1, +1}, sign(0) = +1
+ * encode: q = clamp(rne(x * inv) + zero, lo, hi), inv = 1 / scale as stored (0 where |scale| < FLT_MIN).
+ * grain: what shares a scale: the tensor | a row (output channel of a weight, token of an activation) | a head (the
+ *   row in parts of `group` = head size) | a group of `group` along the row, the last may be shorter | a block of
+ *   `group` of the flattened tensor, rows ignored.
+ * rule: NIBBLE as above. GGML_Q8_0, GGML_Q4_0: ggml's encoder of activations (Q8_0: rne(x * (127/amax)), scale
+ *   fp16(amax/127)); as a *file* rule see kn_range_of. LLAMA2C: round half away from zero, fp32 scale. */
+typedef struct {
+    uint8_t levels, bits, grain, scale, rule;
+    bool has_zero;  /* integer zero point, lo <= zero <= hi */
+    int32_t lo, hi; /* range of codes */
+    int32_t group;  /* elements, for HEAD, GROUP, BLOCK; 0 otherwise */
+} kn_grid;
+
+/* Integer grid of `bits` (2..8, 16): symmetric -2^(b-1)..2^(b-1)-1, narrow (symmetric) -(2^(b-1)-1)..; 1 bit: SIGN. */
+kn_grid kn_grid_int(int bits, bool narrow, bool has_zero, kn_grain grain, int group, kn_scale_type scale);
+bool kn_grid_equal(const kn_grid *a, const kn_grid *b);
+status kn_grid_check(const kn_grid *g); /* NB_USAGE and the reason where the fields make no sense */
+/* What one step of code is worth beside the scale: value = (mul * q + add - zero) * scale. */
+static inline int kn_mul(const kn_grid *g) { return g->levels == KN_LEVELS_HALF_STEP ? 2 : 1; }
+static inline int kn_add(const kn_grid *g) { return g->levels == KN_LEVELS_HALF_STEP ? 1 : 0; }
+/* The largest |mul*q + add - zero| a code can stand for (q8: 127 or 128, asymmetric: hi - lo). */
+int kn_largest(const kn_grid *g);
+/* s as the file will hold it: rounded to storage (nearest even; POW2: to the nearest exponent), above the range the largest finite
+ * one, below FLT_MIN in magnitude 0. In the double build fp32 storage leaves s alone. */
+real kn_store(const kn_grid *g, real s);
+static inline real kn_inverse(real scale)
+{
+    return scale >= (real)1.17549435e-38 || scale <= -(real)1.17549435e-38 ? 1 / scale : 0;
+}
+
+/* Scale and zero for values within [min, max] (the range is first made to hold 0):
+ *   no zero: scale = store(max(|min|,|max|) / hi_level), hi_level = mul*hi + add   (SIGN: use the mean instead)
+ *   zero:    scale = store((max - min) / (hi - lo)), zero = clamp(rne(lo - min * inv), lo, hi)
+ * constant, zero and one-sided tensors are safe: a range of 0 gives scale 0. */
+void kn_range_of(const kn_grid *g, real min, real max, real *scale, int32_t *zero);
+
+/* Codes of a matrix [rows, cols] with their scales; the one form in which quantized numbers travel. */
+typedef struct {
+    kn_grid grid;
+    int64_t rows, cols, ld;  /* ld: elements between rows of q, a multiple of 4, the pad holds 0 */
+    int64_t spans;           /* scales per row (GROUP, HEAD), or 1; TENSOR and BLOCK count over the whole */
+    int64_t n_scales;
+    int8_t *q;               /* [rows, ld], bits <= 8, else NULL */
+    int16_t *q16;            /* [rows, ld], bits 16, else NULL */
+    real *scale;             /* [n_scales], as stored; ROW: [rows]; GROUP, HEAD: [rows, spans] */
+    int32_t *zero;           /* [n_scales], or NULL without zero points */
+} kn_codes;
+int64_t kn_codes_scales(const kn_grid *g, int64_t rows, int64_t cols); /* n_scales; -1 if it overflows */
+size_t kn_codes_bytes(const kn_grid *g, int64_t rows, int64_t cols);   /* memory for the arrays below */
+/* Lays a kn_codes over `memory` of kn_codes_bytes (64-byte aligned), contents undefined but for the pad. */
+void kn_codes_lay(kn_codes *c, const kn_grid *g, int64_t rows, int64_t cols, void *memory);
+status kn_codes_new(kn_codes *c, const kn_grid *g, int64_t rows, int64_t cols);
+void kn_codes_free(kn_codes *c); /* only of kn_codes_new; accepts a zeroed struct */
+static inline int64_t kn_scale_index(const kn_codes *c, int64_t row, int64_t col)
+{
+    switch (c->grid.grain) {
+    case KN_TENSOR:
+        return 0;
+    case KN_ROW:
+        return row;
+    case KN_BLOCK:
+        return (row * c->cols + col) / c->grid.group;
+    default:
+        return row * c->spans + col / c->grid.group;
+    }
+}
+
+/* Ranges from x [rows, cols] by min-max (absmax without zero points) through kn_range_of (rules other than NIBBLE: by their
+ * own formula), then codes. SIGN: scale = mean |x|. HALF_STEP: scale = max|x| / 4. */
+void kn_encode(kn_codes *c, const real *x);
+/* Codes of x with the scales and zeros that c already holds (static, learned, folded again). */
+void kn_encode_with(kn_codes *c, const real *x);
+/* The same for rows [row, row + n) only; x points at row `row`. */
+void kn_encode_rows(kn_codes *c, const real *x, int64_t row, int64_t n, bool with_own_scales);
+/* x [n, cols] <- values of rows [row, row+n). */
+void kn_decode(real *x, const kn_codes *c, int64_t row, int64_t n);
+/* One code's value, the definition: for tests and readers. */
+real kn_decode_one(const kn_codes *c, int64_t row, int64_t col);
+/* One code, the definition (rule NIBBLE). NaN encodes as lo. */
+int32_t kn_encode_one(const kn_grid *g, real x, real inv, int32_t zero);
+/* Scales of a float matrix by search: per span the candidate scale = store(range * k) with the least sum (x - decode(encode(x)))^2,
+ * k over `steps` from `from` to `to`; importance h [cols] weights the squares, NULL: ones. signs: try negative scales too (grids with lo != -hi). Then c holds
+ * scales, zeros and codes. */
+void kn_encode_mse(kn_codes *c, const real *x, const real *importance, real from, real to, int steps, bool signs);
+/* ggml's own file encoders for Q8_0 (d = amax/127, roundf) and Q4_0 (d = signed max / -8, truncation of x/d + 8.5):
+ * codes from the unrounded d, scale stored as fp16. c->grid must be groups of 32, fp16, 8 bits or 4 bits. Byte-identical to llama-quantize. */
+void kn_encode_ggml_file(kn_codes *c, const real *x);
+
+/* ---- float products (library; not bit-stable across threads or batch) --------------------- */
+
+typedef enum { KN_FP32, KN_BF16 } kn_precision; /* what operands are rounded to inside a product */
+bool kn_has_bf16(void);                         /* oneDNN is built in and this CPU multiplies bf16 fast */
+/* Row-major; beta 0 writes, 1 adds. Leading dimensions are the natural ones.
+ *   nt: c[M,N] = a[M,K] b[N,K]' + beta c     nn: c[M,N] = a[M,K] b[K,N] + beta c     tn: c[M,N] = a[K,M]' b[K,N] + beta c */
+void kn_product_nt(kn_precision p, real *c, const real *a, const real *b, int64_t M, int64_t N, int64_t K, real beta);
+void kn_product_nn(kn_precision p, real *c, const real *a, const real *b, int64_t M, int64_t N, int64_t K, real beta);
+void kn_product_tn(kn_precision p, real *c, const real *a, const real *b, int64_t M, int64_t N, int64_t K, real beta);
+/* Single-threaded fp32 products with leading dimensions, for tiles inside a parallel region. */
+void kn_tile_nt(real *c, int64_t ldc, const real *a, int64_t lda, const real *b, int64_t ldb, int64_t M, int64_t N, int64_t K, real beta);
+void kn_tile_nn(real *c, int64_t ldc, const real *a, int64_t lda, const real *b, int64_t ldb, int64_t M, int64_t N, int64_t K, real beta);
+void kn_tile_tn(real *c, int64_t ldc, const real *a, int64_t lda, const real *b, int64_t ldb, int64_t M, int64_t N, int64_t K, real beta);
+/* What the libraries are, for --version and the key of a checkpoint: "OpenBLAS 0.3.21 SkylakeX", "oneDNN 2.6.3" or "none". */
+void kn_libraries(char *text, size_t bytes);
+
+/* ---- integer products (exact) ------------------------------------------------------------- */
+
+/* Weight codes [N, K] packed for the integer product: panels of 16 outputs, [N/16][K/4][16][4] int8 operands (mul*q + add), zero padded, K
+ * of every group padded to a multiple of 4. Holds scales [groups, N padded] and sums of operands. Weights have no zero point. */
+typedef struct {
+    int64_t n, k, groups, group; /* group == k when there is one scale per row or tensor */
+    int64_t panels, k4;          /* k4: padded K / 4 over all groups */
+    int8_t *w;                   /* [panels][k4][16][4] */
+    int32_t *sum;                /* [groups][panels*16]: sums of operands of that group */
+    real *scale;                 /* [groups][panels*16] */
+    void *memory;
+    size_t capacity;             /* bytes behind `memory`, reused when packed again */
+} kn_packed;
+/* True where a kn_linear_int product exists: both at most 8 bits, weights without zero point and with grain TENSOR, ROW or GROUP with group % 4 == 0,
+ * activations TENSOR, ROW, or GROUP equal to the weights' group and without zero; K * max|a| * max|w| < 2^31. */
+bool kn_can_multiply(const kn_grid *a, const kn_grid *w, int64_t k);
+status kn_pack(kn_packed *p, const kn_codes *w); /* reuses p's memory; zeroed p is empty */
+void kn_packed_free(kn_packed *p);
+/* y [M, N] (ldy = N) from activation codes a [M, K] (only rows [row, row+M) of a):
+ *   acc = sum_k (a - zero_a) w, exact in int32
+ *   one group: y = ((float)acc * sw[n]) * sa[m] + b[n]
+ *   groups:    y = 0; for g ascending: y = fma((float)acc_g, sw_g[n] * sa_g[m], y); then + b[n]      (b NULL: nothing added) */
+void kn_linear_int(real *y, const kn_codes *a, int64_t row, int64_t M, const kn_packed *w, const real *b);
+
+/* y[M,N] = x[M,K] decode(w)[N,K]' + b, the weights decoded in tiles, never whole; float products by the library. */
+void kn_linear_decode(kn_precision p, real *y, const real *x, int64_t M, const kn_codes *w, const real *b);
+
+/* ---- row kernels: the tape and the runtime both call these -------------------------------- */
+
+/* y = x * r * w, r[m] = 1 / sqrt(mean_c x^2 + eps); r may be NULL. (Zhang & Sennrich 2019) */
+void kn_rmsnorm(real *y, real *r, const real *x, const real *w, int64_t M, int64_t C, real eps);
+/* dx += (dx NULL: skipped), dw += (NULL: skipped), with u = dy*w, s = mean_c u*x: dx = r*u - r^3*s*x, dw[c] = sum_m dy*x*r. */
+void kn_rmsnorm_backward(real *dx, real *dw, const real *dy, const real *x, const real *w, const real *r, int64_t M, int64_t C);
+/* y = (x - mean) * r * w + b, r = 1/sqrt(var + eps); mean, r [M] kept where not NULL. (Ba et al. 2016) */
+void kn_layernorm(real *y, real *mean, real *r, const real *x, const real *w, const real *b, int64_t M, int64_t C, real eps);
+void kn_layernorm_backward(real *dx, real *dw, real *db, const real *dy, const real *x, const real *w, const real *mean, const real *r, int64_t M, int64_t C);
+
+typedef enum { KN_ROPE_INTERLEAVED, KN_ROPE_HALF } kn_rope_pairing; /* (2i, 2i+1): llama2.c, GGUF llama | (i, i + D/2): Hugging Face */
+/* cos, sin [T, D/2] of t * theta^(-2i/D) (angles in double), optionally divided by factor[i] (llama3 scaling; NULL: 1). */
+void kn_rope_table(real *cos, real *sin, int64_t T, int64_t D, double theta, const real *factor);
+/* y [M, H*D]: every head of row m rotated by position pos[m] (pos NULL: m % T). inverse: by the negative angle. y may be x. (Su et al. 2021) */
+void kn_rope(real *y, const real *x, const real *cos, const real *sin, const int32_t *pos, int64_t M, int64_t H, int64_t D, int64_t T, kn_rope_pairing pairing, bool inverse);
+
+/* Elementwise over n. exp is one polynomial of degree 6, relative error below 2e-7. */
+void kn_exp(real *y, const real *x, int64_t n);
+void kn_silu(real *y, const real *x, int64_t n);                                          /* x * sigmoid(x) */
+void kn_silu_backward(real *dx, const real *dy, const real *x, int64_t n);                /* adds */
+void kn_gelu(real *y, const real *x, int64_t n, bool tanh_form);                          /* Hendrycks & Gimpel 2016 */
+void kn_gelu_backward(real *dx, const real *dy, const real *x, int64_t n, bool tanh_form); /* adds */
+void kn_swiglu(real *y, const real *gate, const real *up, int64_t n);                     /* silu(gate) * up (Shazeer 2020) */
+void kn_swiglu_backward(real *dgate, real *dup, const real *dy, const real *gate, const real *up, int64_t n); /* adds; either may be NULL */
+void kn_add_to(real *y, const real *x, int64_t n);          /* y += x */
+void kn_sum2(real *y, const real *a, const real *b, int64_t n); /* y = a + b */
+void kn_axpy(real *y, real a, const real *x, int64_t n);    /* y += a x */
+real kn_absmax(const real *x, int64_t n);
+double kn_sum_squares(const real *x, int64_t n);
+void kn_softmax(real *y, const real *x, int64_t M, int64_t C); /* rows; y may be x */
+/* lse[m] = max + log(sum exp(x - max)), in double sums */
+void kn_logsumexp(double *lse, const real *x, int64_t M, int64_t C);
+
+/* ---- attention ---------------------------------------------------------------------------- */
+
+/* Keys and values of one sequence and one kv head, in blocks of 64 keys:
+ *   float keys   [blocks][D][64]              coded keys   [blocks][D/4 rounded up][64][4] as q - lo in u8 (4 bits: two d4 rows share a byte,
+ *                                             low nibble the even one), scale and zero - lo per key
+ *   float values [T][D]                       coded values [T][D] as q - lo (4 bits: two to a byte), scale and zero - lo per key
+ * kgrid/vgrid bits 0: float. Key and value grids are per token and head: grain HEAD (or ROW when there is one head). */
+typedef struct {
+    kn_grid kgrid, vgrid;
+    int64_t D, capacity; /* capacity: keys, a multiple of 64 */
+    int64_t n;           /* keys held */
+    void *k, *v;
+    real *k_scale, *v_scale;
+    int32_t *k_zero, *v_zero;
+} kn_cache;
+size_t kn_cache_bytes(const kn_grid *kgrid, const kn_grid *vgrid, int64_t D, int64_t capacity);
+void kn_cache_lay(kn_cache *c, const kn_grid *kgrid, const kn_grid *vgrid, int64_t D, int64_t capacity, void *memory); /* n = 0, memory zeroed by it */
+/* Appends n keys and values of head h: from floats k, v [.., ldk] (row i at k + i*ld + h*D) or from codes (row `row`+i of kc/vc, head h). Exactly one source
+ * of each must be given and fit the grid. */
+void kn_cache_put(kn_cache *c, int64_t n, const real *k, const real *v, int64_t ld, const kn_codes *kc, const kn_codes *vc, int64_t row, int64_t h);
+/* o [n, ldo] for n queries at positions first..first+n-1 against keys 0..position (causal), scores scaled by 1/sqrt(D):
+ *   float: s_j = (sum_d q_d k_jd, d ascending, fused) * scale;  coded q and k: s_j = ((float)acc * k_scale_j) * (q_scale * scale)
+ *   p = exp(s - max) ; o = sum_j p_j v_j / sum_j p_j, keys ascending; sum of p in 16 lanes.
+ *   probs_step != 0: p^ = rne(p / sum * 255) / 255, o = sum p^ v.
+ * lse [n] (max + log sum) kept where not NULL. q: floats (row i at q + i*ldq) or codes qc (row `row`+i, head h). scratch: kn_attend_scratch(c) reals. */
+void kn_attend(real *o, int64_t ldo, real *lse, const kn_cache *c, int64_t first, int64_t n, const real *q, int64_t ldq, const kn_codes *qc, int64_t row, int64_t h, bool quantize_probs, real *scratch);
+int64_t kn_attend_scratch(const kn_cache *c);
+/* Whole-batch causal attention for the tape. q [B*T, H*D], k and v [B*T, G*D] (G kv heads, H % G == 0), each a float array or codes; o [B*T, H*D], lse [B*T*H].
+ * lengths [B] (NULL: all T): positions >= length are padding and give 0. Same bits as appending to caches and kn_attend row by row. */
+typedef struct {
+    const real *x;          /* floats, or NULL */
+    const kn_codes *codes;  /* or codes per token and head */
+} kn_operand;
+status kn_attention(real *o, real *lse, kn_operand q, kn_operand k, kn_operand v, const int32_t *lengths, int64_t B, int64_t T, int64_t H, int64_t G, int64_t D, bool quantize_probs);
+/* dq, dk, dv += (each may be NULL) from d_o; operands by value (decoded). Tiles of 64 queries, never T x T; products by the library. */
+status kn_attention_backward(real *dq, real *dk, real *dv, const real *d_o, const real *o, const real *lse, const real *q, const real *k, const real *v, const int32_t *lengths, int64_t B, int64_t T, int64_t H, int64_t G, int64_t D);
+
+#endif
