@@ -1,0 +1,276 @@
+/* io.h - file formats: named arrays and metadata in and out of safetensors, llama2.c, GGUF and HDF5 files;
+ * tokenizers, texts and token files. No models: what the arrays mean is models/'s business.
+ *
+ * Readers map the file and check every number in it before it is used: a file that lies is refused with
+ * NB_FORMAT and a message that names the file and the array, and no allocation is larger than a small multiple of the
+ * file. A mapped file must not be cut by another process while it is open. Writers replace their target atomically:
+ * whatever fails, the target holds what it held.
+ */
+#ifndef NIBBLE_IO_H
+#define NIBBLE_IO_H
+#include "base/base.h"
+
+/* ---- types of elements -------------------------------------------------------------------- */
+
+/* Every type once: id, safetensors name (NULL: none), elements and bytes of a block, ggml's type number (-1: none).
+ * Sizes: safetensors/src/tensor.rs, ggml/src/ggml-common.h. STRING occurs in metadata only. */
+#define FM_DTYPE_LIST(X)                  \
+    X(F32, "F32", 1, 4, 0)                \
+    X(F16, "F16", 1, 2, 1)                \
+    X(BF16, "BF16", 1, 2, 30)             \
+    X(F64, "F64", 1, 8, 28)               \
+    X(I8, "I8", 1, 1, 24)                 \
+    X(U8, "U8", 1, 1, -1)                 \
+    X(I16, "I16", 1, 2, 25)               \
+    X(U16, "U16", 1, 2, -1)               \
+    X(I32, "I32", 1, 4, 26)               \
+    X(U32, "U32", 1, 4, -1)               \
+    X(I64, "I64", 1, 8, 27)               \
+    X(U64, "U64", 1, 8, -1)               \
+    X(BOOL, "BOOL", 1, 1, -1)             \
+    X(STRING, NULL, 1, 0, -1)             \
+    X(C64, "C64", 1, 8, -1)               \
+    X(F4, "F4", 2, 1, -1)                 \
+    X(F6_E2M3, "F6_E2M3", 4, 3, -1)       \
+    X(F6_E3M2, "F6_E3M2", 4, 3, -1)       \
+    X(F8_E5M2, "F8_E5M2", 1, 1, -1)       \
+    X(F8_E4M3, "F8_E4M3", 1, 1, -1)       \
+    X(F8_E8M0, "F8_E8M0", 1, 1, -1)       \
+    X(F8_E4M3FNUZ, "F8_E4M3FNUZ", 1, 1, -1) \
+    X(F8_E5M2FNUZ, "F8_E5M2FNUZ", 1, 1, -1) \
+    X(Q4_0, NULL, 32, 18, 2)              \
+    X(Q4_1, NULL, 32, 20, 3)              \
+    X(Q5_0, NULL, 32, 22, 6)              \
+    X(Q5_1, NULL, 32, 24, 7)              \
+    X(Q8_0, NULL, 32, 34, 8)              \
+    X(Q2_K, NULL, 256, 84, 10)            \
+    X(Q3_K, NULL, 256, 110, 11)           \
+    X(Q4_K, NULL, 256, 144, 12)           \
+    X(Q5_K, NULL, 256, 176, 13)           \
+    X(Q6_K, NULL, 256, 210, 14)           \
+    X(IQ4_NL, NULL, 32, 18, 20)           \
+    X(TQ1_0, NULL, 256, 54, 34)           \
+    X(TQ2_0, NULL, 256, 66, 35)           \
+    X(MXFP4, NULL, 32, 17, 39)            \
+    X(Q1_0, NULL, 128, 18, 41)            \
+    X(Q2_0, NULL, 64, 18, 42)
+typedef enum {
+#define X(id, name, block, bytes, ggml) FM_##id,
+    FM_DTYPE_LIST(X)
+#undef X
+    FM_DTYPE_COUNT
+} fm_dtype;
+const char *fm_dtype_name(fm_dtype t);  /* "F32", "Q4_0", ...; never NULL */
+int64_t fm_dtype_block(fm_dtype t);     /* elements of a block; 1 for plain numbers */
+size_t fm_dtype_bytes(fm_dtype t);      /* bytes of a block */
+int fm_dtype_ggml(fm_dtype t);          /* ggml's number, or -1 */
+bool fm_dtype_of_ggml(fm_dtype *t, int64_t ggml);
+bool fm_dtype_of_name(fm_dtype *t, const char *safetensors_name);
+
+/* ---- arrays ------------------------------------------------------------------------------- */
+
+enum { FM_MAX_DIM = 4 };
+typedef struct {
+    const char *name;
+    fm_dtype dtype;
+    int n_dim;               /* 0: a scalar */
+    int64_t dim[FM_MAX_DIM]; /* C order, the last one runs fastest (ggml's ne reversed); 0 is legal */
+    const void *data;        /* little-endian, often unaligned: memcpy, or fm_to_float. NULL: not in memory */
+    size_t bytes;
+} fm_array;
+int64_t fm_count(const fm_array *a); /* elements: the product of the dimensions */
+/* Sets a->bytes from dtype and dimensions; blocks lie along the last dimension. NB_FORMAT where a dimension is
+ * negative, the product overflows, or the last dimension is not whole blocks. */
+status fm_array_measure(fm_array *a);
+/* dst[0..n) <- elements [from, from + n) as floats. F32 F16 BF16 F64, integers (rounded to nearest), BOOL, Q8_0 Q4_0
+ * Q4_1 (from and n multiples of 32); others NB_UNSUPPORTED. NB_SHAPE outside the array. */
+status fm_to_float(float *dst, const fm_array *a, int64_t from, int64_t n);
+/* dst[0..n) <- elements [from, from + n) of an array of integers; NB_FORMAT when one is outside int64 (U64). */
+status fm_to_int(int64_t *dst, const fm_array *a, int64_t from, int64_t n);
+
+/* A piece of text that need not end in NUL. */
+typedef struct {
+    const char *text;
+    size_t bytes;
+} fm_text;
+
+/* One metadata entry: a number, a text, or an array of one of them. */
+typedef struct {
+    const char *key;
+    fm_dtype dtype; /* numbers up to 8 bytes, BOOL, or STRING */
+    bool is_array;
+    int64_t n;        /* elements; 1 when not an array */
+    const void *data; /* n numbers, maybe unaligned; for STRING n x fm_text, aligned */
+} fm_value;
+double fm_value_number(const fm_value *v, int64_t i, double otherwise);  /* otherwise: v is NULL, a text, or i outside */
+int64_t fm_value_int(const fm_value *v, int64_t i, int64_t otherwise);   /* otherwise also for floats, and U64 >= 2^63 */
+fm_text fm_value_text(const fm_value *v, int64_t i);                     /* {NULL, 0} when it is no text */
+const char *fm_value_string(const fm_value *v); /* of a single text without NUL inside, NUL-terminated; else NULL */
+
+/* A list of entries in file order. The put functions copy key and data; after out of memory the list stays failed and
+ * a writer given it returns NB_NOMEM. A zeroed struct is a valid empty list. */
+typedef struct {
+    fm_value *value;
+    int64_t n, capacity;
+    nb_arena arena;
+    bool failed;
+} fm_meta;
+const fm_value *fm_meta_get(const fm_meta *m, const char *key); /* NULL if absent */
+void fm_meta_put(fm_meta *m, const char *key, fm_dtype t, const void *number); /* one number */
+void fm_meta_put_array(fm_meta *m, const char *key, fm_dtype t, const void *data, int64_t n);
+void fm_meta_put_u32(fm_meta *m, const char *key, uint32_t x);
+void fm_meta_put_f32(fm_meta *m, const char *key, float x);
+void fm_meta_put_bool(fm_meta *m, const char *key, bool x);
+void fm_meta_put_string(fm_meta *m, const char *key, const char *text);
+void fm_meta_put_strings(fm_meta *m, const char *key, const fm_text *text, int64_t n);
+void fm_meta_free(fm_meta *m);
+
+/* What a reader gives: the arrays of a file (or of the shards in a folder), its metadata, and the mappings they lie in.
+ * A zeroed struct is a valid empty one. */
+typedef struct {
+    fm_array *array; /* in file order */
+    int64_t n;
+    fm_meta meta;
+    char *path;               /* what was opened, for messages */
+    const fm_array **by_name; /* private: the same, sorted */
+    nb_mapped *file;          /* private */
+    int64_t n_files;          /* private */
+    nb_arena names;           /* private */
+} fm_arrays;
+const fm_array *fm_find(const fm_arrays *a, const char *name); /* NULL if absent */
+/* The array `name`, which must have exactly these dimensions; NB_FORMAT (file, name, found, wanted) otherwise. */
+status fm_need(const fm_array **found, const fm_arrays *a, const char *name, int n_dim, const int64_t *dim);
+void fm_arrays_free(fm_arrays *a);
+
+/* Where a writer gets an array's bytes from. It is called once per array, in file order, and hands over a->bytes bytes
+ * in one or more calls of fm_put; so a large model never lies in memory whole. fn NULL: the bytes lie at a->data. */
+typedef struct fm_sink fm_sink;
+typedef struct {
+    status (*fn)(void *ctx, fm_sink *sink, const fm_array *a);
+    void *ctx;
+} fm_source;
+status fm_put(fm_sink *sink, const void *data, size_t bytes);
+
+/* What kind of file (or folder with safetensors inside) path is, by its first bytes and, for llama2.c's legacy layout,
+ * by its exact size. NB_IO when it cannot be read; FM_FILE_UNKNOWN is no error. */
+typedef enum { FM_FILE_UNKNOWN, FM_FILE_SAFETENSORS, FM_FILE_LLAMA2C, FM_FILE_GGUF, FM_FILE_HDF5 } fm_file_kind;
+status fm_file_kind_of(fm_file_kind *kind, const char *path);
+
+/* ---- safetensors -------------------------------------------------------------------------- */
+
+/* Opens a .safetensors file, or a folder: its model.safetensors, else the shards that model.safetensors.index.json
+ * lists. Rules of the format (no holes, no overlap, no duplicate names, exact length) are enforced; a shard's name with
+ * a path in it is refused. `meta` gets the texts of "__metadata__". Source: safetensors/README.md, src/tensor.rs. */
+status fm_safetensors_open(fm_arrays *a, const char *path);
+/* Writes arrays (types with a safetensors name) sorted by element size, then name; `meta` (may be NULL) must hold single
+ * texts; "format":"pt" is added if absent. Equal input gives equal bytes. */
+status fm_safetensors_write(const char *path, const fm_array *array, int64_t n, const fm_meta *meta, fm_source source);
+
+/* ---- llama2.c ----------------------------------------------------------------------------- */
+
+/* D dim, F hidden_dim, L n_layers, H n_heads, KV n_kv_heads, V vocab_size, S seq_len, hd = D / H. */
+typedef struct {
+    int32_t dim, hidden_dim, n_layers, n_heads, n_kv_heads, vocab_size, seq_len;
+    bool shared_classifier; /* no output.weight in the file: the embedding is used */
+    int32_t version;        /* 0 legacy f32, 1 f32, 2 int8 */
+    int32_t group_size;     /* of version 2, else 0 */
+} fm_llama2c;
+/* Arrays get the names of llama2.c's model.py: tok_embeddings.weight [V,D], norm.weight [D], output.weight [V,D] (when
+ * not shared), layers.N.{attention_norm,ffn_norm}.weight [D], layers.N.attention.{wq [D,D], wk, wv [KV*hd,D], wo [D,D]}
+ * .weight, layers.N.feed_forward.{w1 gate [F,D], w2 down [D,F], w3 up [F,D]}.weight. In version 2 a matrix is its I8
+ * codes, and NAME.scales F32 [n / group_size] follows: groups run over the flattened matrix and may straddle rows.
+ * Rows of wq and wk are in interleaved (Meta's) order. The file must have exactly the length that its header says;
+ * version 0 with its two rotation tables (as llama2.c writes it; they are skipped). Source: llama2.c export.py, run.c,
+ * runq.c. */
+status fm_llama2c_open(fm_arrays *a, fm_llama2c *header, const char *path);
+/* Writes version 1 or 2; source.fn is asked for each array above by name, in the file's order. */
+status fm_llama2c_write(const char *path, const fm_llama2c *header, fm_source source);
+
+/* ---- GGUF --------------------------------------------------------------------------------- */
+
+/* Reads versions 2 and 3. Texts of metadata that are single are NUL-terminated copies; texts in arrays and all numbers lie in the
+ * mapping. Source: ggml/include/gguf.h, ggml/src/gguf.cpp, docs/gguf.md. */
+status fm_gguf_open(fm_arrays *a, const char *path);
+/* Writes version 3: metadata and arrays in the order given; alignment is that of general.alignment in meta, else 32.
+ * Names of at most 63 bytes, unique; types with a ggml number. */
+status fm_gguf_write(const char *path, const fm_array *array, int64_t n, const fm_meta *meta, fm_source source);
+
+/* Bit layout of ggml's blocks of 32, n_blocks of them. codes [n_blocks*32]: Q8_0 -128..127; Q4_0 -8..7 (stored + 8);
+ * Q4_1 0..15. scales, mins [n_blocks]: binary16 bits, mins only for Q4_1 (else NULL). Values: Q8_0, Q4_0: d*q;
+ * Q4_1: d*q + m. Nothing is rounded here. NB_UNSUPPORTED for other types, NB_USAGE for a code outside its range.
+ * Source: ggml/src/ggml-common.h, ggml-quants.c. */
+status fm_blocks_pack(void *dst, fm_dtype t, const int8_t *codes, const uint16_t *scales, const uint16_t *mins,
+                      int64_t n_blocks);
+status fm_blocks_unpack(int8_t *codes, uint16_t *scales, uint16_t *mins, fm_dtype t, const void *src,
+                        int64_t n_blocks);
+
+/* ---- bit packing -------------------------------------------------------------------------- */
+
+/* A row of n codes 0..2^bits-1 (bits 1..8) as a little-endian bit stream: code i takes bits [i*bits, (i+1)*bits), bit b
+ * is bit b%8 of byte b/8; spare bits of the last byte are 0. Each row starts at a byte: fm_packed_bytes(n, bits) apart.
+ * High bits of a code outside the range are dropped. */
+size_t fm_packed_bytes(int64_t n, int bits);
+void fm_pack_bits(uint8_t *dst, const uint8_t *codes, int64_t n, int bits);
+void fm_unpack_bits(uint8_t *codes, const uint8_t *src, int64_t n, int bits);
+
+/* ---- HDF5 --------------------------------------------------------------------------------- */
+
+/* Our HDF5 files begin with a user block of 512 bytes, all little-endian:
+ *   0  8 bytes magic "nibble\r\n"    8  u32 layout 1    12  u32 0    16  24 bytes kind, NUL-padded
+ *   40 u64 bytes of the rest         48 u32 CRC-32C of the rest      52  u32 CRC-32C of bytes 0..51, then zeros
+ * A reader verifies it before HDF5 sees the file. Datasets hold numbers (I8 ... U64, F16, BF16, F32, F64; BOOL is
+ * written as U8), contiguous or in chunks, without filters; groups come from '/' in names. Links other than hard ones,
+ * external storage, virtual datasets, filters other than deflate, shuffle and fletcher32, variable-length and compound
+ * types are refused. The CRC finds damage, not malice: libhdf5 is not safe on files forged with care.
+ * Equal content, written in equal order, gives equal bytes. Not for use by several threads at once. */
+enum { FM_H5_MAX_STRING = 60000 }; /* bytes of an attribute; longer texts are datasets of U8 */
+typedef struct {
+    char *path;
+    char kind[24];
+    fm_array *dataset; /* when reading: all of them, sorted by name without a leading '/', data NULL */
+    int64_t n;
+    int64_t id;       /* private, as all below: HDF5's number of the open file, 0 = none */
+    nb_mapped file;   /* reading */
+    nb_atomic target; /* writing */
+    status failed;    /* writing: the first failure sticks and makes the commit fail */
+    char *failure;    /* its message */
+    nb_arena arena;
+} fm_h5;
+
+/* Starts a new file of a kind (at most 23 bytes: "checkpoint", "folded", "tokens") that takes path's place at commit. */
+status fm_h5_create(fm_h5 *f, const char *path, const char *kind);
+/* A whole dataset; name may hold '/'. data NULL is legal when it has no elements. */
+status fm_h5_write(fm_h5 *f, const char *name, fm_dtype t, int n_dim, const int64_t *dim, const void *data);
+/* An empty dataset [0, row_dim...] that grows by fm_h5_append; chunk_rows rows are stored together. */
+status fm_h5_stream(fm_h5 *f, const char *name, fm_dtype t, int n_row_dim, const int64_t *row_dim, int64_t chunk_rows);
+status fm_h5_append(fm_h5 *f, const char *name, const void *data, int64_t rows);
+/* Attributes of an existing dataset or group; object "" is the file itself. */
+status fm_h5_put_string(fm_h5 *f, const char *object, const char *key, const char *text);
+status fm_h5_put_int(fm_h5 *f, const char *object, const char *key, int64_t x);
+status fm_h5_put_number(fm_h5 *f, const char *object, const char *key, double x);
+status fm_h5_put_ints(fm_h5 *f, const char *object, const char *key, const int64_t *x, int64_t n);
+status fm_h5_put_numbers(fm_h5 *f, const char *object, const char *key, const double *x, int64_t n);
+/* Closes, seals the user block, flushes to disk, renames over path. On failure path holds what it held. */
+status fm_h5_commit(fm_h5 *f);
+
+/* Opens and verifies; kind NULL takes any. */
+status fm_h5_open(fm_h5 *f, const char *path, const char *kind);
+const fm_array *fm_h5_find(const fm_h5 *f, const char *name); /* a dataset; NULL if absent */
+/* dst <- rows [from, from + rows) of a dataset (all of a scalar: 0, 1), as dtype t: the stored one, or F32 (by
+ * fm_to_float), or I64 or I32 from integers (NB_FORMAT when one does not fit). NB_SHAPE outside the dataset. */
+status fm_h5_read(fm_h5 *f, const char *name, fm_dtype t, void *dst, int64_t from, int64_t rows);
+/* fm_h5_read of a whole dataset that must have these dimensions (NB_FORMAT: found, wanted). */
+status fm_h5_read_all(fm_h5 *f, const char *name, fm_dtype t, void *dst, int n_dim, const int64_t *dim);
+/* Elements of an attribute (bytes of a text); -1 when there is none. */
+int64_t fm_h5_attribute_count(fm_h5 *f, const char *object, const char *key);
+status fm_h5_get_string(fm_h5 *f, const char *object, const char *key, const char **text); /* f owns the copy */
+status fm_h5_get_int(fm_h5 *f, const char *object, const char *key, int64_t *x);
+status fm_h5_get_number(fm_h5 *f, const char *object, const char *key, double *x);
+status fm_h5_get_ints(fm_h5 *f, const char *object, const char *key, int64_t *x, int64_t n); /* exactly n */
+status fm_h5_get_numbers(fm_h5 *f, const char *object, const char *key, double *x, int64_t n);
+/* Closes a file opened; gives up one being created. Accepts a zeroed struct, and any state after a failure. */
+void fm_h5_close(fm_h5 *f);
+
+/* ---- tokenizers, texts and token files ---- */
+
+#endif
