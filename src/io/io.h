@@ -13,46 +13,47 @@
 /* ---- types of elements -------------------------------------------------------------------- */
 
 /* Every type once: id, safetensors name (NULL: none), elements and bytes of a block, ggml's type number (-1: none).
- * Sizes: safetensors/src/tensor.rs, ggml/src/ggml-common.h. STRING occurs in metadata only. */
-#define FM_DTYPE_LIST(X)                  \
-    X(F32, "F32", 1, 4, 0)                \
-    X(F16, "F16", 1, 2, 1)                \
-    X(BF16, "BF16", 1, 2, 30)             \
-    X(F64, "F64", 1, 8, 28)               \
-    X(I8, "I8", 1, 1, 24)                 \
-    X(U8, "U8", 1, 1, -1)                 \
-    X(I16, "I16", 1, 2, 25)               \
-    X(U16, "U16", 1, 2, -1)               \
-    X(I32, "I32", 1, 4, 26)               \
-    X(U32, "U32", 1, 4, -1)               \
-    X(I64, "I64", 1, 8, 27)               \
-    X(U64, "U64", 1, 8, -1)               \
-    X(BOOL, "BOOL", 1, 1, -1)             \
-    X(STRING, NULL, 1, 0, -1)             \
-    X(C64, "C64", 1, 8, -1)               \
-    X(F4, "F4", 2, 1, -1)                 \
-    X(F6_E2M3, "F6_E2M3", 4, 3, -1)       \
-    X(F6_E3M2, "F6_E3M2", 4, 3, -1)       \
-    X(F8_E5M2, "F8_E5M2", 1, 1, -1)       \
-    X(F8_E4M3, "F8_E4M3", 1, 1, -1)       \
-    X(F8_E8M0, "F8_E8M0", 1, 1, -1)       \
+ * The types of safetensors stand in the order in which its writer sorts them (backwards). STRING occurs in metadata only.
+ * Sources: safetensors/src/tensor.rs, ggml/include/ggml.h, ggml/src/ggml-common.h. */
+#define FM_DTYPE_LIST(X)                    \
+    X(BOOL, "BOOL", 1, 1, -1)               \
+    X(F4, "F4", 2, 1, -1)                   \
+    X(F6_E2M3, "F6_E2M3", 4, 3, -1)         \
+    X(F6_E3M2, "F6_E3M2", 4, 3, -1)         \
+    X(U8, "U8", 1, 1, -1)                   \
+    X(I8, "I8", 1, 1, 24)                   \
+    X(F8_E5M2, "F8_E5M2", 1, 1, -1)         \
+    X(F8_E4M3, "F8_E4M3", 1, 1, -1)         \
+    X(F8_E8M0, "F8_E8M0", 1, 1, -1)         \
     X(F8_E4M3FNUZ, "F8_E4M3FNUZ", 1, 1, -1) \
     X(F8_E5M2FNUZ, "F8_E5M2FNUZ", 1, 1, -1) \
-    X(Q4_0, NULL, 32, 18, 2)              \
-    X(Q4_1, NULL, 32, 20, 3)              \
-    X(Q5_0, NULL, 32, 22, 6)              \
-    X(Q5_1, NULL, 32, 24, 7)              \
-    X(Q8_0, NULL, 32, 34, 8)              \
-    X(Q2_K, NULL, 256, 84, 10)            \
-    X(Q3_K, NULL, 256, 110, 11)           \
-    X(Q4_K, NULL, 256, 144, 12)           \
-    X(Q5_K, NULL, 256, 176, 13)           \
-    X(Q6_K, NULL, 256, 210, 14)           \
-    X(IQ4_NL, NULL, 32, 18, 20)           \
-    X(TQ1_0, NULL, 256, 54, 34)           \
-    X(TQ2_0, NULL, 256, 66, 35)           \
-    X(MXFP4, NULL, 32, 17, 39)            \
-    X(Q1_0, NULL, 128, 18, 41)            \
+    X(I16, "I16", 1, 2, 25)                 \
+    X(U16, "U16", 1, 2, -1)                 \
+    X(F16, "F16", 1, 2, 1)                  \
+    X(BF16, "BF16", 1, 2, 30)               \
+    X(I32, "I32", 1, 4, 26)                 \
+    X(U32, "U32", 1, 4, -1)                 \
+    X(F32, "F32", 1, 4, 0)                  \
+    X(C64, "C64", 1, 8, -1)                 \
+    X(F64, "F64", 1, 8, 28)                 \
+    X(I64, "I64", 1, 8, 27)                 \
+    X(U64, "U64", 1, 8, -1)                 \
+    X(STRING, NULL, 1, 0, -1)               \
+    X(Q4_0, NULL, 32, 18, 2)                \
+    X(Q4_1, NULL, 32, 20, 3)                \
+    X(Q5_0, NULL, 32, 22, 6)                \
+    X(Q5_1, NULL, 32, 24, 7)                \
+    X(Q8_0, NULL, 32, 34, 8)                \
+    X(Q2_K, NULL, 256, 84, 10)              \
+    X(Q3_K, NULL, 256, 110, 11)             \
+    X(Q4_K, NULL, 256, 144, 12)             \
+    X(Q5_K, NULL, 256, 176, 13)             \
+    X(Q6_K, NULL, 256, 210, 14)             \
+    X(IQ4_NL, NULL, 32, 18, 20)             \
+    X(TQ1_0, NULL, 256, 54, 34)             \
+    X(TQ2_0, NULL, 256, 66, 35)             \
+    X(MXFP4, NULL, 32, 17, 39)              \
+    X(Q1_0, NULL, 128, 18, 41)              \
     X(Q2_0, NULL, 64, 18, 42)
 typedef enum {
 #define X(id, name, block, bytes, ggml) FM_##id,
@@ -272,5 +273,171 @@ status fm_h5_get_numbers(fm_h5 *f, const char *object, const char *key, double *
 void fm_h5_close(fm_h5 *f);
 
 /* ---- tokenizers, texts and token files ---- */
+
+/* A tokenizer turns text into ids and back. Ids mean the same however the tokenizer was stored: the llama2.c form and
+ * the SentencePiece form of one vocabulary have the same pieces and the same hash. */
+typedef enum {
+    FM_TOKENIZER_NONE,
+    FM_TOKENIZER_SPM,  /* SentencePiece BPE: scored pieces, byte fallback */
+    FM_TOKENIZER_BYTES /* built in: id = byte, then BOS 256 and EOS 257 */
+} fm_tokenizer_kind;
+
+typedef enum { /* values of sentencepiece_model.proto and of GGUF's tokenizer.ggml.token_type */
+    FM_PIECE_NORMAL = 1,
+    FM_PIECE_UNKNOWN,
+    FM_PIECE_CONTROL,
+    FM_PIECE_USER_DEFINED,
+    FM_PIECE_UNUSED,
+    FM_PIECE_BYTE
+} fm_piece_type;
+
+typedef struct fm_vocab fm_vocab;
+typedef struct { /* a zeroed struct is a valid empty tokenizer */
+    fm_tokenizer_kind kind;
+    int64_t vocab_size;
+    int32_t bos, eos, unknown, pad; /* ids; -1: there is none */
+    bool add_space_prefix;          /* "Hi" is encoded as " Hi", and decoding drops that space again */
+    bool remove_extra_spaces;       /* leading, trailing and repeated spaces are dropped before encoding */
+    bool byte_fallback;             /* all 256 byte pieces exist: decode(encode(text)) loses nothing */
+    uint64_t hash;                  /* of pieces, scores, types and special ids: equal hashes, equal meaning of ids */
+    fm_vocab *vocab;                /* private */
+} fm_tokenizer;
+
+/* Opens a llama2.c tokenizer.bin, a SentencePiece .model (BPE), or the serialized form of fm_tokenizer_to_bytes; which
+ * one is seen from the contents. A folder means its tokenizer.model; the name "bytes" means the built-in tokenizer.
+ * vocab_size: what the model has, 0 if unknown; another size is refused. llama2.c's form does not hold the settings
+ * of normalization: run.c's are taken (space prefix, nothing removed).
+ * NB_FORMAT: damaged, duplicate or empty pieces, scores that are not finite, neither an unknown piece nor all bytes.
+ * NB_UNSUPPORTED: UNIGRAM, WORD and CHAR models, normalization tables (all but --normalization_rule_name=identity). */
+status fm_tokenizer_open(fm_tokenizer *tk, const char *path, int64_t vocab_size);
+status fm_tokenizer_byte(fm_tokenizer *tk); /* the built-in one, 258 ids; NB_NOMEM only */
+/* The serialized form, self-describing, for files that carry their tokenizer (docs: "tokenizer bytes"). to_bytes: the
+ * caller frees *data. */
+status fm_tokenizer_to_bytes(const fm_tokenizer *tk, uint8_t **data, size_t *bytes);
+status fm_tokenizer_from_bytes(fm_tokenizer *tk, const uint8_t *data, size_t bytes);
+void fm_tokenizer_free(fm_tokenizer *tk);
+
+/* A piece in SentencePiece's spelling: U+2581 for a space, <0xHH> for a byte. text.text is NULL for an id outside the
+ * vocabulary. */
+typedef struct {
+    fm_text text;
+    float score;
+    fm_piece_type type;
+} fm_piece;
+fm_piece fm_tokenizer_piece(const fm_tokenizer *tk, int32_t id);
+int32_t fm_tokenizer_find(const fm_tokenizer *tk, const char *text, size_t bytes); /* id of a piece, -1 if none */
+
+typedef struct { /* a growing list of ids; zeroed = empty */
+    int32_t *id;
+    int64_t n, capacity;
+} fm_ids;
+status fm_ids_reserve(fm_ids *ids, int64_t more); /* room for `more` ids after the n there are */
+void fm_ids_free(fm_ids *ids);
+
+/* Appends the ids of text. SentencePiece's BPE: of all adjacent pairs whose concatenation is a piece, the one with the
+ * highest score is merged first (leftmost among equals), until none is left; characters without a piece become their
+ * bytes, or the unknown id. O(n log n). Bytes that are not UTF-8 are taken one by one. Empty text has no ids.
+ * Control pieces are never read out of a text; flags add them (BOS, EOS are left out if the tokenizer has none). */
+enum { FM_ADD_BOS = 1, FM_ADD_EOS = 2 };
+status fm_tokenizer_encode(const fm_tokenizer *tk, fm_ids *ids, const char *text, size_t bytes, unsigned flags);
+
+/* The text of one id, valid as long as tk: U+2581 as a space, bytes raw, control pieces empty, the unknown piece as
+ * " U+2047 ". Right after BOS, or at the start (previous < 0), the prefixed space is dropped, as llama2.c does. An id
+ * outside the vocabulary has 0 bytes. */
+fm_text fm_tokenizer_decode(const fm_tokenizer *tk, int32_t previous, int32_t id);
+
+/* Decodes id after id into whole UTF-8 characters: a character whose bytes are spread over ids is held back until it is
+ * complete; a byte that cannot be part of one becomes U+FFFD, so the output is valid UTF-8 always. Zeroed = at the
+ * start of a text. The text returned is NUL-terminated and valid until the next call. fm_stream_flush ends the text:
+ * what was held back becomes U+FFFD; the stream is at the start again. */
+enum { FM_PIECE_BYTES = 4096 }; /* a longer piece is refused by every reader */
+typedef struct {
+    char text[(FM_PIECE_BYTES + 4) * 3 + 1];
+    uint8_t held[4];
+    int n_held;
+    int32_t previous; /* id + 1; 0: none */
+} fm_stream;
+fm_text fm_stream_put(fm_stream *s, const fm_tokenizer *tk, int32_t id);
+fm_text fm_stream_flush(fm_stream *s);
+
+/* Where documents end in a text. none: the whole text is one; line: each line that is not blank is one; blank: blank
+ * lines separate them. A line is blank if it holds spaces, tabs and carriage returns only. The newline that ends a
+ * document is not part of it; those inside are. A byte order mark at the start is skipped; none: nothing else changes. */
+typedef enum { FM_SPLIT_NONE, FM_SPLIT_LINE, FM_SPLIT_BLANK } fm_split;
+status fm_split_parse(fm_split *split, const char *name); /* "none", "line", "blank"; NB_USAGE */
+const char *fm_split_name(fm_split split);
+
+/* Documents of a text file one after the other. A file is mapped; a .gz (seen from its first bytes) is inflated as it is
+ * read, and only the current document is in memory. */
+typedef struct fm_documents fm_documents;
+status fm_documents_open(fm_documents **d, const char *path, fm_split split);
+/* The next document, valid until the next call; document->text is NULL after the last. NB_FORMAT: damaged or cut-off
+ * .gz. */
+status fm_documents_next(fm_documents *d, fm_text *document);
+void fm_documents_close(fm_documents *d); /* NULL is fine */
+
+/* A token file is an HDF5 file of kind "tokens": /ids [n] U16 (U32 where vocab_size > 65536); /documents [n_documents]
+ * I64, the offset at which each document begins, ascending from 0; /tokenizer [bytes] U8, absent if there is none;
+ * attributes of the file: format_version 1, vocab_size, row_length, seed, settings, tokenizer_hash (16 hex digits). */
+typedef struct {
+    int64_t vocab_size;
+    int64_t row_length;            /* tokens in a row of the generator (ctx); 0: no rows */
+    int64_t seed;
+    const char *settings;          /* a JSON object: all that decides what the ids are; NULL: {} */
+    const fm_tokenizer *tokenizer; /* NULL: none */
+} fm_tokens_settings;
+
+/* Ids with document boundaries, from a token file (a slice at a time, never loaded whole) or from a text (tokenized at
+ * opening, 2 or 4 bytes a token in memory). A zeroed struct is a valid empty one. */
+typedef struct {
+    char *path;
+    int64_t n, n_documents;
+    int64_t vocab_size, row_length, seed;
+    const char *settings;   /* "{}" for a text */
+    fm_tokenizer tokenizer; /* kind FM_TOKENIZER_NONE if the file has none */
+    bool from_text;
+    fm_h5 file;             /* private, as all below */
+    uint16_t *id16;
+    uint32_t *id32;
+    int64_t *start, capacity, start_capacity;
+} fm_tokens;
+/* Opens a token file, or tokenizes a text: each document is BOS (if the tokenizer has one) and its ids. tk may be NULL
+ * for a token file; otherwise its hash must be that of the file's tokenizer (NB_USAGE). A text needs tk (NB_USAGE);
+ * split is for texts only. */
+status fm_tokens_open(fm_tokens *t, const char *path, const fm_tokenizer *tk, fm_split split);
+/* ids [n] <- tokens from .. from+n-1; NB_SHAPE outside 0..t->n, NB_FORMAT for an id outside the vocabulary. */
+status fm_tokens_read(fm_tokens *t, int32_t *ids, int64_t from, int64_t n);
+/* start [n] <- where documents from .. from+n-1 begin; document n_documents is the end, t->n. So the tokens of document
+ * i are those between two neighbours of fm_tokens_documents(t, start, i, 2). NB_SHAPE outside 0..n_documents. */
+status fm_tokens_documents(fm_tokens *t, int64_t *start, int64_t from, int64_t n);
+void fm_tokens_close(fm_tokens *t);
+
+/* Writes a token file batch by batch. Until it is finished the batches stand in path + ".part", each with its CRC-32C,
+ * so whatever kills the program, at most the batch being written is lost. Layout, little-endian:
+ *   header:  "nbpart\r\n", u32 layout 1, u32 header bytes with its CRC, i64 vocab_size, i64 row_length, i64 seed, u32 bytes of
+ *            settings, u32 bytes of tokenizer, settings, tokenizer, u32 CRC-32C of all this
+ *   batch:   u32 n, u32 n_starts, n ids (u16 or u32, as in the token file), n_starts x u32, u32 CRC-32C of all this   */
+typedef struct {
+    int64_t n_batches, n_tokens; /* that are safe in the file */
+    fm_tokens_settings settings; /* private, as all below: copies */
+    char *path, *part, *settings_text;
+    uint8_t *tokenizer, *record;
+    size_t tokenizer_bytes, record_capacity;
+    uint64_t tokenizer_hash;
+    int64_t header_bytes, bytes;
+    int file;
+} fm_tokens_writer;
+/* Starts path.part, or goes on with the one that is there, cut back to its last whole batch: n_batches tells where to go
+ * on. If it was begun with other settings: NB_USAGE naming the first difference. restart: what is there is discarded.
+ * Another process writing it: NB_USAGE. */
+status fm_tokens_writer_open(fm_tokens_writer *w, const char *path, const fm_tokens_settings *settings, bool restart);
+/* Appends one batch: ids [n], and where documents begin in it, start [n_starts] ascending within 0..n-1. start NULL: at
+ * each BOS and at each multiple of row_length. The file's first document begins at 0. NB_USAGE for ids outside the
+ * vocabulary; NB_IO (disk full) leaves the batches before. */
+status fm_tokens_writer_append(fm_tokens_writer *w, const int32_t *ids, int64_t n, const int64_t *start,
+                               int64_t n_starts);
+/* Writes the token file from the batches (constant memory), puts it at path and removes the .part. */
+status fm_tokens_writer_finish(fm_tokens_writer *w);
+void fm_tokens_writer_close(fm_tokens_writer *w); /* leaves the .part for the next time; accepts a zeroed struct */
 
 #endif
