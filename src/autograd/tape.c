@@ -1,0 +1,393 @@
+/* tape.c - the tape: nodes in creation order, one arena, buffers reused within a step.
+ *
+ * A value is released when its last forward reader has gone (ag_done) and no backward keeps it; during the backward pass a node's
+ * value, gradient and saved memory are released as soon as its own backward has run, since only later nodes read them. Released
+ * buffers go to a list searched by exact size: shapes repeat from block to block.
+ */
+#include "autograd/autograd.h"
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct ag_block {
+    void *p;
+    size_t bytes;
+};
+
+status ag_status(const ag_tape *t)
+{
+    return t->err;
+}
+
+void ag_reset(ag_tape *t)
+{
+    nb_arena_reset(&t->memory);
+    t->n_blocks = 0;
+    t->n = 0;
+    t->err = NB_OK;
+}
+
+void ag_tape_free(ag_tape *t)
+{
+    if (t->scratch) {
+        ag_tape_free(t->scratch);
+        free(t->scratch);
+    }
+    nb_arena_free(&t->memory);
+    free(t->blocks);
+    free(t->node);
+    *t = (ag_tape){0};
+}
+
+size_t ag_tape_peak(const ag_tape *t)
+{
+    return t->memory.peak + (t->scratch ? t->scratch->memory.peak : 0);
+}
+
+ag_tensor *ag_fail(ag_tape *t, status s, const char *fmt, ...)
+{
+    if (t->err)
+        return NULL;
+    char text[512];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof text, fmt, ap);
+    va_end(ap);
+    t->err = nb_fail(s, "%s", text);
+    return NULL;
+}
+
+/* Buffers of the arena are 64-byte aligned; sizes are compared after the same rounding. */
+static size_t rounded(size_t bytes)
+{
+    return (bytes + 63) & ~(size_t)63;
+}
+
+void *ag_take(ag_tape *t, size_t bytes)
+{
+    if (t->err)
+        return NULL;
+    if (bytes > SIZE_MAX - 64)
+        return ag_fail(t, NB_NOMEM, "tape: %zu bytes", bytes);
+    size_t want = rounded(bytes ? bytes : 1);
+    for (int64_t i = t->n_blocks; i-- > 0;)
+        if (t->blocks[i].bytes == want) {
+            void *p = t->blocks[i].p;
+            t->blocks[i] = t->blocks[--t->n_blocks];
+            return p;
+        }
+    void *p = nb_arena_alloc(&t->memory, want);
+    if (!p)
+        ag_fail(t, NB_NOMEM, "tape: out of memory, %zu bytes on top of %zu", want, t->memory.used);
+    return p;
+}
+
+void ag_give_back(ag_tape *t, void *p, size_t bytes)
+{
+    if (!p)
+        return;
+    if (t->n_blocks == t->block_capacity) {
+        int64_t capacity = t->block_capacity ? 2 * t->block_capacity : 256;
+        struct ag_block *b = realloc(t->blocks, (size_t)capacity * sizeof *b);
+        if (!b)
+            return; /* not reused before the reset: no harm */
+        t->blocks = b;
+        t->block_capacity = capacity;
+    }
+    t->blocks[t->n_blocks++] = (struct ag_block){p, rounded(bytes ? bytes : 1)};
+}
+
+int64_t ag_count(const ag_tensor *a)
+{
+    int64_t n = 1;
+    for (int i = 0; i < a->n_dim; i++)
+        n *= a->dim[i];
+    return n;
+}
+
+int64_t ag_cols(const ag_tensor *a)
+{
+    return a->n_dim ? a->dim[a->n_dim - 1] : 1;
+}
+
+int64_t ag_rows(const ag_tensor *a)
+{
+    int64_t n = 1;
+    for (int i = 0; i + 1 < a->n_dim; i++)
+        n *= a->dim[i];
+    return n;
+}
+
+static size_t value_bytes(const ag_tensor *a)
+{
+    return (size_t)ag_count(a) * sizeof(real);
+}
+
+const real *ag_value(const ag_tensor *a)
+{
+    if (a->x || !a->codes)
+        return a->x;
+    /* Decoding on demand is a memo of what the codes already say: the tensor's meaning does not change. */
+    union {
+        const ag_tensor *in;
+        ag_tensor *out;
+    } u = {a};
+    real *x = ag_take(a->tape, value_bytes(a));
+    if (!x)
+        return NULL;
+    kn_decode(x, a->codes, 0, a->codes->rows);
+    return u.out->x = x;
+}
+
+static bool push(ag_tape *t, ag_tensor *a)
+{
+    if (t->n == t->capacity) {
+        int64_t capacity = t->capacity ? 2 * t->capacity : 256;
+        ag_tensor **p = realloc(t->node, (size_t)capacity * sizeof *p);
+        if (!p) {
+            ag_fail(t, NB_NOMEM, "tape: %lld nodes", (long long)capacity);
+            return false;
+        }
+        t->node = p;
+        t->capacity = capacity;
+    }
+    t->node[t->n++] = a;
+    return true;
+}
+
+static bool shape_ok(ag_tape *t, const char *what, int n_dim, const int64_t *dim)
+{
+    int64_t n = 1;
+    if (n_dim < 0 || n_dim > AG_MAX_DIM)
+        return ag_fail(t, NB_SHAPE, "%s: %d dimensions, at most %d", what, n_dim, AG_MAX_DIM);
+    for (int i = 0; i < n_dim; i++) {
+        if (dim[i] <= 0 || dim[i] > (INT64_MAX >> 4) / n)
+            return ag_fail(t, NB_SHAPE, "%s: dimension %d is %lld", what, i, (long long)dim[i]);
+        n *= dim[i];
+    }
+    return true;
+}
+
+ag_tensor *ag_leaf(ag_tape *t, real *x, real *g, int n_dim, const int64_t *dim)
+{
+    if (t->err || !shape_ok(t, "leaf", n_dim, dim))
+        return NULL;
+    ag_tensor *a = ag_take(t, sizeof *a);
+    if (!a)
+        return NULL;
+    *a = (ag_tensor){.tape = t, .n_dim = n_dim, .x = x, .g = t->no_grad ? NULL : g, .needs_grad = g && !t->no_grad, .kept = true};
+    memcpy(a->dim, dim, (size_t)n_dim * sizeof *dim);
+    return a;
+}
+
+ag_tensor *ag_node(ag_tape *t, const ag_op *op, int n_src, ag_tensor *const *src, int n_dim, const int64_t *dim,
+                   size_t save_bytes)
+{
+    for (int i = 0; i < n_src; i++)
+        if (!src[i])
+            return NULL;
+    if (t->err || !shape_ok(t, op->name, n_dim, dim))
+        return NULL;
+    ag_tensor *a = ag_take(t, sizeof *a);
+    if (!a)
+        return NULL;
+    *a = (ag_tensor){.op = op, .tape = t, .n_src = n_src, .n_dim = n_dim, .save_bytes = save_bytes};
+    memcpy(a->dim, dim, (size_t)n_dim * sizeof *dim);
+    for (int i = 0; i < n_src; i++) {
+        a->src[i] = src[i];
+        a->needs_grad |= src[i]->needs_grad && !t->no_grad;
+    }
+    if (a->needs_grad) {
+        for (int i = 0; i < n_src; i++)
+            src[i]->kept |= (op->keeps & AG_KEEP(i)) != 0;
+        a->kept = (op->keeps & AG_KEEP_OUT) != 0;
+    }
+    if (save_bytes) {
+        a->save = ag_take(t, save_bytes);
+        if (!a->save)
+            return NULL;
+        memset(a->save, 0, save_bytes);
+    }
+    return a;
+}
+
+ag_tensor *ag_run_codes(ag_tape *t, ag_tensor *out)
+{
+    if (!out || t->err)
+        return NULL;
+    out->op->forward(out);
+    return push(t, out) && !t->err ? out : NULL;
+}
+
+ag_tensor *ag_run(ag_tape *t, ag_tensor *out)
+{
+    if (!out || t->err)
+        return NULL;
+    if (!out->x && !(out->x = ag_take(t, value_bytes(out))))
+        return NULL;
+    return ag_run_codes(t, out);
+}
+
+void ag_done(ag_tensor *a)
+{
+    if (!a || a->done)
+        return;
+    a->done = true;
+    if (a->op && a->x && !a->kept && !a->borrowed) {
+        ag_give_back(a->tape, a->x, value_bytes(a));
+        a->x = NULL;
+    }
+}
+
+real *ag_grad_write(const ag_tensor *a, real *beta)
+{
+    union {
+        const ag_tensor *in;
+        ag_tensor *out;
+    } u = {a};
+    *beta = 1;
+    if (!a->needs_grad)
+        return NULL;
+    if (a->param) {
+        if (!a->param->has_grad) {
+            a->param->has_grad = true;
+            *beta = 0;
+        }
+        return a->g;
+    }
+    if (!a->g) {
+        u.out->g = ag_take(a->tape, value_bytes(a));
+        *beta = 0;
+    }
+    return a->g;
+}
+
+real *ag_grad(const ag_tensor *a)
+{
+    real beta, *g = ag_grad_write(a, &beta);
+    if (g && beta == 0)
+        memset(g, 0, value_bytes(a));
+    return g;
+}
+
+/* After a node's backward nothing reads what is its own: nodes before it cannot have it as a source. */
+static void release(ag_tape *t, ag_tensor *a)
+{
+    if (a->g)
+        ag_give_back(t, a->g, value_bytes(a));
+    if (a->x && !a->borrowed)
+        ag_give_back(t, a->x, value_bytes(a));
+    a->g = a->x = NULL;
+}
+
+static status backward(ag_tape *t, ag_tensor *out, const real *seed)
+{
+    if (t->err)
+        return t->err;
+    if (!out->needs_grad)
+        return NB_OK;
+    real *g = ag_grad(out);
+    if (!g)
+        return t->err;
+    memcpy(g, seed, value_bytes(out));
+    for (int64_t i = t->n; i-- > 0;) {
+        ag_tensor *a = t->node[i];
+        if (a->needs_grad && a->g)
+            a->op->backward(a);
+        release(t, a);
+        if (t->err)
+            return t->err;
+    }
+    return t->err;
+}
+
+status ag_backward(ag_tape *t, ag_tensor *loss)
+{
+    const real one = 1;
+    if (t->err)
+        return t->err;
+    if (!loss)
+        return t->err = nb_fail(NB_USAGE, "backward: no loss");
+    if (ag_count(loss) != 1) {
+        ag_fail(t, NB_SHAPE, "backward: the loss has %lld elements, not 1", (long long)ag_count(loss));
+        return t->err;
+    }
+    return backward(t, loss, &one);
+}
+
+typedef struct {
+    ag_segment f;
+    void *arg;
+} save_segment;
+
+/* The scratch tape runs the segment with the settings of the tape it serves, without its tap. */
+static ag_tape *scratch_of(ag_tape *t)
+{
+    if (!t->scratch && !(t->scratch = calloc(1, sizeof *t->scratch))) {
+        ag_fail(t, NB_NOMEM, "recompute: out of memory");
+        return NULL;
+    }
+    ag_reset(t->scratch);
+    t->scratch->quantize_off = t->quantize_off;
+    t->scratch->precision = t->precision;
+    t->scratch->tap = (ag_tap){0};
+    t->scratch->no_grad = false;
+    return t->scratch;
+}
+
+static void segment_forward(ag_tensor *out)
+{
+    const save_segment *s = out->save;
+    ag_tape *home = out->tape, *t = scratch_of(home);
+    if (!t)
+        return;
+    t->no_grad = true;
+    t->tap = home->tap; /* the first run is the one that is watched */
+    const ag_tensor *src = out->src[0];
+    union {
+        const real *in;
+        real *out;
+    } x = {ag_value(src)};
+    ag_tensor *y = s->f(t, ag_leaf(t, x.out, NULL, src->n_dim, src->dim), s->arg);
+    const real *v = y ? ag_value(y) : NULL;
+    if (!v)
+        home->err = t->err ? t->err : nb_fail(NB_USAGE, "recompute: the segment gave no result");
+    else if (ag_count(y) != ag_count(out))
+        ag_fail(home, NB_SHAPE, "recompute: the segment changes the shape");
+    else
+        memcpy(out->x, v, value_bytes(out));
+}
+
+static void segment_backward(const ag_tensor *out)
+{
+    const save_segment *s = out->save;
+    ag_tape *home = out->tape, *t = scratch_of(home);
+    if (!t)
+        return;
+    const ag_tensor *src = out->src[0];
+    real *g = src->needs_grad ? ag_grad(src) : NULL;
+    union {
+        const real *in;
+        real *out;
+    } x = {ag_value(src)};
+    ag_tensor *y = s->f(t, ag_leaf(t, x.out, g, src->n_dim, src->dim), s->arg);
+    if (!y || backward(t, y, out->g))
+        home->err = t->err ? t->err : nb_fail(NB_USAGE, "recompute: the segment gave no result");
+}
+
+static const ag_op op_segment = {"recompute", segment_forward, segment_backward, AG_KEEP(0)};
+
+ag_tensor *ag_recompute(ag_tape *t, ag_segment f, ag_tensor *x, void *arg)
+{
+    if (!x)
+        return NULL;
+    ag_tensor *out = ag_node(t, &op_segment, 1, &x, x->n_dim, x->dim, sizeof(save_segment));
+    if (!out)
+        return NULL;
+    *(save_segment *)out->save = (save_segment){f, arg};
+    if (!t->no_grad) { /* a segment holds parameters of its own even where x (a frozen embedding) wants no gradient */
+        out->needs_grad = true;
+        x->kept = true;
+    }
+    return ag_run(t, out);
+}
