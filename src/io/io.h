@@ -13,8 +13,8 @@
 /* ---- types of elements -------------------------------------------------------------------- */
 
 /* Every type once: id, safetensors name (NULL: none), elements and bytes of a block, ggml's type number (-1: none).
- * The types of safetensors stand in the order in which its writer sorts them (backwards). STRING occurs in metadata only.
- * Sources: safetensors/src/tensor.rs, ggml/include/ggml.h, ggml/src/ggml-common.h. */
+ * The types of safetensors stand in the order in which its writer sorts them (backwards). STRING occurs in metadata
+ * only. Sources: safetensors/src/tensor.rs, ggml/include/ggml.h, ggml/src/ggml-common.h. */
 #define FM_DTYPE_LIST(X)                    \
     X(BOOL, "BOOL", 1, 1, -1)               \
     X(F4, "F4", 2, 1, -1)                   \
@@ -163,8 +163,8 @@ status fm_file_kind_of(fm_file_kind *kind, const char *path);
  * lists. Rules of the format (no holes, no overlap, no duplicate names, exact length) are enforced; a shard's name with
  * a path in it is refused. `meta` gets the texts of "__metadata__". Source: safetensors/README.md, src/tensor.rs. */
 status fm_safetensors_open(fm_arrays *a, const char *path);
-/* Writes arrays (types with a safetensors name) sorted by element size, then name; `meta` (may be NULL) must hold single
- * texts; "format":"pt" is added if absent. Equal input gives equal bytes. */
+/* Writes arrays (types with a safetensors name) sorted by element size, then name; `meta` (may be NULL) must hold
+ * single texts; "format":"pt" is added if absent. Equal input gives equal bytes. */
 status fm_safetensors_write(const char *path, const fm_array *array, int64_t n, const fm_meta *meta, fm_source source);
 
 /* ---- llama2.c ----------------------------------------------------------------------------- */
@@ -189,8 +189,8 @@ status fm_llama2c_write(const char *path, const fm_llama2c *header, fm_source so
 
 /* ---- GGUF --------------------------------------------------------------------------------- */
 
-/* Reads versions 2 and 3. Texts of metadata that are single are NUL-terminated copies; texts in arrays and all numbers lie in the
- * mapping. Source: ggml/include/gguf.h, ggml/src/gguf.cpp, docs/gguf.md. */
+/* Reads versions 2 and 3. Texts of metadata that are single are NUL-terminated copies; texts in arrays and all numbers
+ * lie in the mapping. Source: ggml/include/gguf.h, ggml/src/gguf.cpp, docs/gguf.md. */
 status fm_gguf_open(fm_arrays *a, const char *path);
 /* Writes version 3: metadata and arrays in the order given; alignment is that of general.alignment in meta, else 32.
  * Names of at most 63 bytes, unique; types with a ggml number. */
@@ -202,8 +202,7 @@ status fm_gguf_write(const char *path, const fm_array *array, int64_t n, const f
  * Source: ggml/src/ggml-common.h, ggml-quants.c. */
 status fm_blocks_pack(void *dst, fm_dtype t, const int8_t *codes, const uint16_t *scales, const uint16_t *mins,
                       int64_t n_blocks);
-status fm_blocks_unpack(int8_t *codes, uint16_t *scales, uint16_t *mins, fm_dtype t, const void *src,
-                        int64_t n_blocks);
+status fm_blocks_unpack(int8_t *codes, uint16_t *scales, uint16_t *mins, fm_dtype t, const void *src, int64_t n_blocks);
 
 /* ---- bit packing -------------------------------------------------------------------------- */
 
@@ -238,7 +237,7 @@ typedef struct {
     nb_arena arena;
 } fm_h5;
 
-/* Starts a new file of a kind (at most 23 bytes: "checkpoint", "folded", "tokens") that takes path's place at commit. */
+/* Starts a file of a kind (at most 23 bytes: "checkpoint", "folded", "tokens") that takes path's place at commit. */
 status fm_h5_create(fm_h5 *f, const char *path, const char *kind);
 /* A whole dataset; name may hold '/'. data NULL is legal when it has no elements. */
 status fm_h5_write(fm_h5 *f, const char *name, fm_dtype t, int n_dim, const int64_t *dim, const void *data);
