@@ -87,7 +87,7 @@ void fq_sites_free(fq_sites *sites);
 
 /* The value as the site makes it: y = decode(encode(x)), y->codes set; x itself where the site's bits are 0 (site may be NULL) or the tape has quantize_off.
  *   backward: dx += dy, under the spec's ste; learned: du += s * sum dy * (level - r inside, level outside), r = x / s
- * fq_apply: an activation; fq_weight: a weight's latent parameter, encoded once per ps->version. */
+ * fq_apply: an activation; fq_weight: a weight's latent parameter, encoded once per ps->version; w NULL: a folded site, its codes without a gradient. */
 ag_tensor *fq_apply(ag_tape *t, fq_site *site, ag_tensor *x);
 ag_tensor *fq_weight(ag_tape *t, fq_site *site, ag_param *w);
 /* Codes of a weight site as they are now (encoding where stale), and packed ones; NULL: bits 0, or out of memory with a message. The runtime and the fold take them from here. */

@@ -1,0 +1,67 @@
+/* layers.h - modules: a struct of parameters and sites, an init that registers them, a forward on the tape.
+ *
+ * The structs are open: the runtime walks the same modules without a tape. A module owns nothing: parameters belong to the
+ * ag_params, sites to the fq_sites of the ly_build that made it.
+ */
+#ifndef NIBBLE_LAYERS_H
+#define NIBBLE_LAYERS_H
+#include "fakequant/fakequant.h"
+
+/* What every init needs: where to register, which recipe, how to start. */
+typedef struct {
+    ag_params *params;
+    fq_sites *sites;
+    const fq_recipe *recipe;
+    uint64_t seed;  /* of the start values */
+    bool codes_only; /* a folded model: weights that the recipe quantizes have no latent floats */
+} ly_build;
+
+/* y [.., out] = x [.., in] w[out, in]' + b. Parameters NAME.weight, NAME.bias; sites of the same names. */
+typedef struct {
+    int64_t in, out;
+    ag_param *w, *b;        /* w NULL: folded; b NULL: none */
+    fq_site *w_site, *b_site;
+} ly_linear;
+/* deviation: of the normal start values. alias: a second site name whose rules apply to the weight, or NULL. */
+status ly_linear_init(ly_linear *l, ly_build *build, const char *name, const char *alias, int64_t in, int64_t out, bool bias, double deviation);
+ag_tensor *ly_linear_forward(ag_tape *t, const ly_linear *l, ag_tensor *x);
+ag_tensor *ly_weight(ag_tape *t, const ly_linear *l); /* the weight through its site */
+ag_tensor *ly_bias(ag_tape *t, const ly_linear *l);   /* the bias through its site; NULL where there is none */
+
+/* RMSNorm (b NULL) or LayerNorm over the last dimension. Parameters NAME.weight, NAME.bias. */
+typedef struct {
+    ag_param *w, *b;
+    real eps;
+} ly_norm;
+status ly_norm_init(ly_norm *l, ly_build *build, const char *name, int64_t channels, bool layernorm, double eps);
+ag_tensor *ly_norm_forward(ag_tape *t, const ly_norm *l, ag_tensor *x);
+
+/* Causal attention with rotary positions and grouped heads: x [B,T,C] (normalized) -> [B,T,C].
+ * Sites: NAME.input (one encoding for q, k and v), NAME.{q,k,v}, NAME.probs, NAME.out.input. */
+typedef struct {
+    int64_t heads, kv_heads, head_size;
+    ly_linear wq, wk, wv, wo;
+    fq_site *input, *q, *k, *v, *probs, *out_input;
+    kn_rope_pairing pairing;
+    const real *cos, *sin; /* [ctx, head_size/2], the model's; NULL: no rotation */
+} ly_attention;
+typedef struct {
+    int64_t channels, heads, kv_heads, head_size;
+    bool qkv_bias, out_bias;
+    kn_rope_pairing pairing;
+    const real *cos, *sin;
+    double deviation, out_deviation;
+} ly_attention_config;
+status ly_attention_init(ly_attention *l, ly_build *build, const char *name, const ly_attention_config *c);
+/* lengths [B] or NULL: right padding */
+ag_tensor *ly_attention_forward(ag_tape *t, const ly_attention *l, ag_tensor *x, const int32_t *lengths);
+
+/* SwiGLU: down(silu(gate(x)) * up(x)). Sites NAME.input, NAME.act (silu's output), NAME.down.input. */
+typedef struct {
+    ly_linear gate, up, down;
+    fq_site *input, *act, *down_input;
+} ly_mlp;
+status ly_mlp_init(ly_mlp *l, ly_build *build, const char *name, int64_t channels, int64_t hidden, double deviation, double out_deviation);
+ag_tensor *ly_mlp_forward(ag_tape *t, const ly_mlp *l, ag_tensor *x);
+
+#endif

@@ -1,0 +1,114 @@
+/* models.h - whole networks and their binding to files: open any model, save any export.
+ *
+ * A model is its config, one list of parameters, one list of sites, a recipe and a tokenizer. A float model is the same with an
+ * empty recipe; a folded one has codes in its sites instead of latent floats.
+ */
+#ifndef NIBBLE_MODELS_H
+#define NIBBLE_MODELS_H
+#include "io/io.h"
+#include "layers/layers.h"
+
+/* LLaMA family: RMSNorm, rotary positions, grouped heads, SwiGLU (Touvron et al. 2023). */
+typedef struct {
+    char architecture[16]; /* "llama" */
+    int64_t dim, hidden, layers, heads, kv_heads, head_size, vocab, ctx;
+    double norm_eps, rope_theta;
+    kn_rope_pairing pairing;
+    bool tied;                 /* the head is the embedding */
+    bool qkv_bias, out_bias;
+    /* llama3's scaling of rotary frequencies; factor 0: none */
+    double rope_factor, rope_low, rope_high, rope_ctx;
+    int64_t bos, eos;          /* ids; -1: none */
+} md_config;
+status md_config_check(const md_config *c); /* NB_FORMAT and the field that makes no sense */
+status md_config_from_json(md_config *c, const nb_json *j); /* nibble's own form, as md_config_to_json writes it */
+void md_config_to_json(const md_config *c, nb_writer *w);   /* fields of the open object */
+status md_config_from_text(md_config *c, const char *text, size_t bytes, const char *name); /* a JSON text: --config of train */
+int64_t md_config_params(const md_config *c);
+
+typedef struct {
+    ly_norm attn_norm, mlp_norm;
+    ly_attention attn;
+    ly_mlp mlp;
+    fq_site *attn_residual, *mlp_residual;
+} md_block;
+
+typedef struct {
+    md_config config;
+    fq_recipe recipe;
+    ag_params params;
+    fq_sites sites;
+    fm_tokenizer tokenizer; /* kind NONE if there is none */
+    ag_param *embed;        /* [V, C]; NULL: folded */
+    fq_site *embed_site;
+    md_block *block;        /* [layers] */
+    ly_norm norm;
+    ly_linear head;         /* of an untied model */
+    fq_site *head_input;
+    real *cos, *sin;        /* [ctx, head_size/2] */
+    bool folded;
+} md_model;
+
+/* Builds the modules of a config with a recipe (copied) and normal start values (deviation 0.02, outputs into the residual stream / sqrt(2 layers)).
+ * codes_only: weights with a spec get no latent floats. A zeroed md_model is a valid empty one. */
+status md_build(md_model *m, const md_config *c, const fq_recipe *recipe, uint64_t seed, bool codes_only);
+void md_free(md_model *m);
+
+/* Sizes for tables: bytes of codes (packed to their bits), scales, zeros and float tensors as a folded file holds them; bits per parameter = 8 bytes / params. */
+typedef struct {
+    int64_t params;
+    int64_t code_bytes, scale_bytes, zero_bytes, float_bytes;
+} md_size;
+void md_measure(md_size *size, const md_model *m);
+
+/* ---- forward on the tape ------------------------------------------------------------------ */
+
+typedef struct {
+    int64_t B, T;
+    const int32_t *ids;      /* [B, T] */
+    const int32_t *lengths;  /* [B] or NULL: right padding from there on */
+    bool recompute;          /* blocks are gradient-checkpointed */
+    ag_tensor **hidden;      /* [layers] or NULL: takes each block's output */
+} md_input;
+typedef struct {
+    ag_tensor *x;    /* [B, T, C]: normalized and through head.input: ready for ag_head or ag_linear */
+    ag_tensor *w, *b; /* the head's weight through its site [V, C]; b NULL */
+} md_output;
+/* Fails on the tape (ag_status). ids outside the vocabulary: NB_USAGE. */
+md_output md_forward(ag_tape *t, md_model *m, const md_input *in);
+
+/* ---- files -------------------------------------------------------------------------------- */
+
+typedef struct {
+    const char *recipe;    /* name or file; NULL: float (a folded file keeps its own) */
+    const char *tokenizer; /* path, or NULL: what the file carries, else none */
+    bool train;            /* latent floats are wanted: a folded file must carry /param */
+} md_open_options;
+/* Opens a llama2.c file (v0, v1, v2), a safetensors file or Hugging Face folder, a nibble HDF5 file (checkpoint's or folded model), seen from its content. int8 files are
+ * decoded to floats. Names the file and the tensor in every refusal. */
+status md_open(md_model *m, const char *path, const md_open_options *o);
+
+/* Parameters (and site states) of m into / out of an open HDF5 file: /param/NAME, /site/NAME, attributes config, recipe; /tokenizer. as: FM_F32, FM_F16 or FM_BF16 storage. */
+status md_save_params(md_model *m, fm_h5 *f, fm_dtype as);
+status md_load_params(md_model *m, fm_h5 *f); /* every parameter must be there, of its shape */
+status md_save_header(const md_model *m, fm_h5 *f);               /* config, recipe, tokenizer */
+status md_load_header(md_config *c, fq_recipe *r, fm_tokenizer *tk, fm_h5 *f);
+
+/* Folded model, HDF5 kind "folded": /tensor/NAME/{codes,scales,zeros} with the spec as an attribute, other parameters as floats beside them; latent: also
+ * /param and site states, so that training can start from it. */
+status md_save_folded(md_model *m, const char *path, bool latent);
+/* Float model (no recipe, or latent values of one), HDF5 kind "model". */
+status md_save_model(md_model *m, const char *path, fm_dtype as);
+
+/* Exports. Which target holds which recipe exactly is the table md_targets; "no" is refused with the reason and a recipe that fits. report (or NULL) takes what the
+ * user should know ("codes exact; llama.cpp computes with Q8_0 activations"); */
+typedef struct {
+    const char *name;        /* "llama2c", "llama2c-f32", "gguf", "gguf-f32", "gguf-f16", "safetensors" */
+    const char *explanation; /* what is written, when it is exact */
+    status (*check)(const md_model *m, char *report, size_t bytes);
+    status (*write)(md_model *m, const char *path, char *report, size_t bytes);
+} md_target;
+const md_target *md_targets(int64_t *n);
+status md_export(md_model *m, const char *target, const char *path, char *report, size_t report_bytes);
+
+#endif
