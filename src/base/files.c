@@ -91,11 +91,10 @@ status nb_atomic_begin(nb_atomic *a, const char *target)
     bool exists = stat(target, &st) == 0;
     if (exists && !S_ISREG(st.st_mode))
         return nb_fail(NB_IO, "%s: is %s, wanted a file", target, S_ISDIR(st.st_mode) ? "a folder" : "a device");
-    size_t capacity;
     a->target = resolved(target);
     if (!a->target)
         return NB_NOMEM;
-    capacity = strlen(a->target) + sizeof ".tmp-XXXXXX";
+    size_t capacity = strlen(a->target) + sizeof ".tmp-XXXXXX";
     a->path = nb_alloc(capacity, 1);
     if (!a->path) {
         nb_atomic_abort(a);
@@ -150,13 +149,14 @@ static status flush_folder_of(const char *path)
 static status write_out(nb_atomic *a)
 {
     if (a->file) {
-        bool failed = ferror(a->file) != 0;
-        failed = fflush(a->file) != 0 || failed;
-        int why = errno;
-        failed = fclose(a->file) != 0 || failed;
+        int failed = ferror(a->file) ? EIO : 0;
+        if (fflush(a->file) != 0)
+            failed = errno;
+        if (fclose(a->file) != 0 && !failed)
+            failed = errno;
         a->file = NULL;
         if (failed)
-            return nb_fail(NB_IO, "%s: cannot write: %s", a->target, strerror(why));
+            return nb_fail(NB_IO, "%s: cannot write: %s", a->target, strerror(failed));
     }
     TRY(flush_path(a->path, O_RDWR));
     if (rename(a->path, a->target) != 0)
@@ -202,11 +202,14 @@ bool nb_path_is_folder(const char *path)
 
 static status make_one(const char *path)
 {
-    if (mkdir(path, 0777) == 0 || nb_path_is_folder(path))
+    if (mkdir(path, 0777) == 0)
         return NB_OK;
-    if (errno == EEXIST || nb_path_exists(path))
+    int why = errno;
+    if (nb_path_is_folder(path))
+        return NB_OK;
+    if (why == EEXIST)
         return nb_fail(NB_IO, "%s: is a file, wanted a folder", path);
-    return nb_fail(NB_IO, "%s: cannot make the folder: %s", path, strerror(errno));
+    return nb_fail(NB_IO, "%s: cannot make the folder: %s", path, strerror(why));
 }
 
 status nb_make_folder(const char *path)

@@ -42,7 +42,7 @@ static nb_chunk *chunk_for(nb_arena *a, size_t bytes)
 
 void *nb_arena_alloc(nb_arena *a, size_t bytes)
 {
-    if (bytes > SIZE_MAX / 2)
+    if (bytes > PTRDIFF_MAX - 2 * ALIGN)
         return NULL;
     bytes = bytes ? (bytes + ALIGN - 1) & ~(size_t)(ALIGN - 1) : ALIGN;
     nb_chunk *c = chunk_for(a, bytes);

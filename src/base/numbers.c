@@ -26,7 +26,7 @@ static int64_t read_digits(const char **text, int *places)
             point = true;
             continue;
         }
-        if (n > (INT64_MAX - 9) / 10)
+        if (n > (INT64_MAX - (*p - '0')) / 10)
             return -1;
         n = n * 10 + (*p - '0');
         *places += point;
