@@ -1,0 +1,94 @@
+/* distill.h - self-generated data, evaluation, and the trainer: LLM-QAT style students distilled from their own teacher.
+ */
+#ifndef NIBBLE_DISTILL_H
+#define NIBBLE_DISTILL_H
+#include "runtime/runtime.h"
+
+/* Opens a model for the command line: what md_open takes, or a run folder of kd_train (its best.h5 or last.h5). */
+status kd_open(md_model *m, const char *path, const char *which, const md_open_options *o);
+
+/* ---- data --------------------------------------------------------------------------------- */
+
+/* BOS: every row begins with BOS and is sampled from there. HYBRID: rows begin with a random token (all of the vocabulary once before any
+ * comes again), 3 to 5 tokens are greedy, the rest is sampled (LLM-QAT, Liu et al. 2023, generate_data.py). An end token (BOS where the model has no other) closes a
+ * document; the next one begins in the same row, so rows are full. */
+typedef enum { KD_START_BOS, KD_START_HYBRID } kd_start;
+typedef struct {
+    kd_start start;
+    rt_sampling sampling;
+    int64_t tokens; /* total, rounded up to whole batches of rows */
+    int64_t ctx;    /* tokens in a row; 0: 256, or the model's context where that is shorter */
+    int64_t slots;  /* rows made at once; 0: 64 */
+    uint64_t seed;
+    kn_precision precision;
+} kd_data_options;
+typedef struct {
+    int64_t tokens, documents, resumed_tokens;
+    double seconds;
+} kd_data_report;
+/* Writes the token file `path` (io.h: grows as path.part; the same call again goes on where it stopped; restart discards). Sequence i is always in the same slot of the
+ * same batch, and its random numbers depend on (seed, i, position) alone. */
+status kd_generate(md_model *teacher, const kd_data_options *o, const char *path, bool restart, const nb_progress *progress, kd_data_report *report);
+
+/* ---- evaluation --------------------------------------------------------------------------- */
+
+typedef struct {
+    int64_t ctx;      /* tokens in a window; 0: the token file's rows, else the model's context */
+    bool cut;         /* documents longer than ctx are cut there (texts split by line or blank); else they go on in further windows */
+    int64_t max_tokens; /* 0: all */
+    kn_precision precision; /* of the model under test; the teacher is fp32 always */
+    const nb_progress *progress;
+} kd_eval_options;
+/* Means over scored tokens: every token of a window but its first. ppl_low, ppl_high: 95 % interval from the windows' means (weighted by tokens).
+ * kl: KL(teacher || model), natural logarithm. */
+typedef struct {
+    int64_t tokens, windows, cut_tokens;
+    double nll, ppl, ppl_low, ppl_high;
+    bool has_teacher;
+    double kl, kl_median, kl_p99, same_top, teacher_nll;
+    double seconds;
+} kd_eval;
+status kd_evaluate(kd_eval *e, md_model *m, md_model *teacher, fm_tokens *data, const kd_eval_options *o);
+
+/* ---- training ----------------------------------------------------------------------------- */
+
+typedef enum { KD_RECOMPUTE_AUTO, KD_RECOMPUTE_ON, KD_RECOMPUTE_OFF } kd_recompute;
+/* Everything that decides the result; written into checkpoints as JSON and compared on resume. */
+typedef struct {
+    int64_t steps, batch, ctx, accumulate; /* batch: rows of ctx tokens per micro-batch */
+    double epochs;                         /* instead of steps where > 0 */
+    uint64_t seed;
+    double lr, scale_rate, beta1, beta2, eps, decay, clip; /* scale_rate: lr of learned (log) scales, absolute */
+    ag_schedule schedule;                  /* steps is filled in */
+    double ce, kl, reverse_kl, temperature, mse, cosine, hidden; /* weights of the losses; hidden: relative error of hidden states, every 5th block, falling to 0 by half time */
+    bool sgd;
+    int64_t quant_after, freeze_after;     /* steps; 0: from the start, never */
+    double average;                        /* decay of the average of latents over the schedule's decay; 0: none. The better one is kept */
+    fq_start start;
+    bool importance;                       /* weight the start's error by E[x_j^2] of the first batches */
+    kn_precision precision;
+    kd_recompute recompute;
+    int64_t eval_every, eval_tokens;       /* 0: ten times in a run; 25000 */
+} kd_train_options;
+/* Not part of the result. */
+typedef struct {
+    int64_t save_every, keep; /* 0: 5 times a run; 1 */
+    bool restart, dry_run;
+    double minutes;           /* stop (with the schedule unfinished) after this long; 0: never */
+    nb_progress progress;
+} kd_run_options;
+kd_train_options kd_train_defaults(bool distill, const fq_recipe *recipe, const md_config *config); /* of qat (distill) or of training from scratch */
+
+typedef struct {
+    int64_t step, steps, tokens;
+    double loss, kl, best_kl, best_nll;
+    double seconds, tokens_per_second;
+    bool finished, was_finished, resumed;
+    size_t tape_bytes, parameter_bytes, disk_bytes; /* dry run: predicted */
+} kd_train_report;
+/* Trains `student` (built with its recipe, holding its start values) on rows of `data` into `folder`: last.h5, best.h5, metrics.jsonl. teacher NULL: cross-entropy on the
+ * tokens. heldout NULL: the last 2 % of the documents, at most 25,000 tokens, are held out. A folder that holds a run with the same settings is resumed; other settings: NB_USAGE and
+ * the difference. Stopped by progress or a signal: saved, NB_INTERRUPTED. */
+status kd_train(const char *folder, md_model *student, md_model *teacher, fm_tokens *data, fm_tokens *heldout, const kd_train_options *o, const kd_run_options *run, kd_train_report *report);
+
+#endif

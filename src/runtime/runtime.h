@@ -1,0 +1,42 @@
+/* runtime.h - running a model, float or folded: prefill, decode, KV cache, sampling. Integers where its specs are integers.
+ *
+ * The runtime calls the same kernels as the tape. Where every linear has integer weights and inputs (an integer scheme) its results equal the
+ * fake-quant forward's bit for bit, whatever the batch, the number of threads, and whether tokens came together or one by one.
+ */
+#ifndef NIBBLE_RUNTIME_H
+#define NIBBLE_RUNTIME_H
+#include "models/models.h"
+
+typedef struct rt_session rt_session;
+typedef struct {
+    int64_t slots; /* sequences held at once; 0: 1 */
+    int64_t ctx;   /* tokens per sequence; 0: the model's; never more than the model's */
+    kn_precision precision; /* of float products */
+} rt_options;
+
+/* A session over a model that outlives it. Weights are encoded and packed on first use, again when ps->version moved. */
+status rt_open(rt_session **s, md_model *m, const rt_options *o);
+void rt_close(rt_session *s); /* NULL is fine */
+int64_t rt_length(const rt_session *s, int64_t slot); /* tokens its cache holds */
+int64_t rt_ctx(const rt_session *s);
+void rt_clear(rt_session *s, int64_t slot);           /* forgets a sequence */
+size_t rt_cache_bytes(const rt_session *s);           /* of all slots' keys and values */
+
+/* Appends n tokens: token[i] to sequence slot[i] at its next position; tokens of one slot stand together, in order. hidden [n, C] <- the
+ * last norm's output. slot NULL: all go to slot 0. NB_USAGE: a slot or token out of range, a sequence longer than ctx. */
+status rt_forward(rt_session *s, int64_t n, const int32_t *slot, const int32_t *token, real *hidden);
+/* logits [n, V] <- hidden [n, C] through head.input and the head. */
+status rt_head(rt_session *s, real *logits, const real *hidden, int64_t n);
+
+/* ---- sampling ----------------------------------------------------------------------------- */
+
+typedef struct {
+    double temperature; /* 0: the most likely token (the lowest id among equals) */
+    int64_t top_k;      /* 0: all */
+    double top_p;       /* 0 or 1: all; else the smallest set of tokens of at least this probability (Holtzman et al. 2020) */
+} rt_sampling;
+/* The id that the uniform number u in [0,1) picks from softmax(logits / T). scratch: V * (sizeof(real) + sizeof(int32_t)) bytes. */
+int32_t rt_sample(const real *logits, int64_t V, const rt_sampling *how, double u, void *scratch);
+size_t rt_sample_scratch(int64_t V);
+
+#endif
