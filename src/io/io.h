@@ -225,16 +225,13 @@ void fm_unpack_bits(uint8_t *codes, const uint8_t *src, int64_t n, int bits);
  * Equal content, written in equal order, gives equal bytes. Not for use by several threads at once. */
 enum { FM_H5_MAX_STRING = 60000 }; /* bytes of an attribute; longer texts are datasets of U8 */
 typedef struct {
-    char *path;
+    fm_arrays arrays; /* when reading: all datasets, sorted by name, without a leading '/'; those stored in one piece lie
+                         at data, those in chunks have data NULL and are got by fm_h5_read */
     char kind[24];
-    fm_array *dataset; /* when reading: all of them, sorted by name without a leading '/', data NULL */
-    int64_t n;
     int64_t id;       /* private, as all below: HDF5's number of the open file, 0 = none */
-    nb_mapped file;   /* reading */
+    void *medium;     /* what HDF5 reads from or writes to */
     nb_atomic target; /* writing */
-    status failed;    /* writing: the first failure sticks and makes the commit fail */
-    char *failure;    /* its message */
-    nb_arena arena;
+    status failed;    /* writing: the first failure, which makes the commit fail */
 } fm_h5;
 
 /* Starts a file of a kind (at most 23 bytes: "checkpoint", "folded", "tokens") that takes path's place at commit. */
@@ -360,14 +357,14 @@ fm_text fm_stream_put(fm_stream *s, const fm_tokenizer *tk, int32_t id);
 fm_text fm_stream_flush(fm_stream *s);
 
 /* Where documents end in a text. none: the whole text is one; line: each line that is not blank is one; blank: blank
- * lines separate them. A line is blank if it holds spaces, tabs and carriage returns only. The newline that ends a
- * document is not part of it; those inside are. A byte order mark at the start is skipped; none: nothing else changes. */
+ * lines separate them. A line is blank if it holds spaces, tabs and carriage returns only. The newline (\n or \r\n)
+ * after a line or after the last line of a document is not part of it. A byte order mark at the start is skipped. */
 typedef enum { FM_SPLIT_NONE, FM_SPLIT_LINE, FM_SPLIT_BLANK } fm_split;
 status fm_split_parse(fm_split *split, const char *name); /* "none", "line", "blank"; NB_USAGE */
 const char *fm_split_name(fm_split split);
 
-/* Documents of a text file one after the other. A file is mapped; a .gz (seen from its first bytes) is inflated as it is
- * read, and only the current document is in memory. */
+/* Documents of a text file one after the other. A file is mapped; a .gz (seen from its first bytes) is inflated as it
+ * is read, and only the current document is in memory. */
 typedef struct fm_documents fm_documents;
 status fm_documents_open(fm_documents **d, const char *path, fm_split split);
 /* The next document, valid until the next call; document->text is NULL after the last. NB_FORMAT: damaged or cut-off
@@ -398,7 +395,7 @@ typedef struct {
     fm_h5 file;             /* private, as all below */
     uint16_t *id16;
     uint32_t *id32;
-    int64_t *start, capacity, start_capacity;
+    int64_t *start;
 } fm_tokens;
 /* Opens a token file, or tokenizes a text: each document is BOS (if the tokenizer has one) and its ids. tk may be NULL
  * for a token file; otherwise its hash must be that of the file's tokenizer (NB_USAGE). A text needs tk (NB_USAGE);
@@ -412,22 +409,14 @@ status fm_tokens_documents(fm_tokens *t, int64_t *start, int64_t from, int64_t n
 void fm_tokens_close(fm_tokens *t);
 
 /* Writes a token file batch by batch. Until it is finished the batches stand in path + ".part", each with its CRC-32C,
- * so whatever kills the program, at most the batch being written is lost. Layout, little-endian:
- *   header:  "nbpart\r\n", u32 layout 1, u32 header bytes with its CRC, i64 vocab_size, i64 row_length, i64 seed, u32 bytes of
- *            settings, u32 bytes of tokenizer, settings, tokenizer, u32 CRC-32C of all this
- *   batch:   u32 n, u32 n_starts, n ids (u16 or u32, as in the token file), n_starts x u32, u32 CRC-32C of all this   */
-typedef struct {
+ * so whatever kills the program, at most the batch being written is lost. Its layout is told in tokens_part.h. */
+typedef struct fm_part fm_part;
+typedef struct { /* a zeroed struct is a valid closed one */
     int64_t n_batches, n_tokens; /* that are safe in the file */
-    fm_tokens_settings settings; /* private, as all below: copies */
-    char *path, *part, *settings_text;
-    uint8_t *tokenizer, *record;
-    size_t tokenizer_bytes, record_capacity;
-    uint64_t tokenizer_hash;
-    int64_t header_bytes, bytes;
-    int file;
+    fm_part *part;               /* private */
 } fm_tokens_writer;
-/* Starts path.part, or goes on with the one that is there, cut back to its last whole batch: n_batches tells where to go
- * on. If it was begun with other settings: NB_USAGE naming the first difference. restart: what is there is discarded.
+/* Starts path.part, or goes on with the one that is there, cut back to its last whole batch: n_batches tells where to
+ * go on. If it was begun with other settings: NB_USAGE naming the first difference. restart: what is there is discarded.
  * Another process writing it: NB_USAGE. */
 status fm_tokens_writer_open(fm_tokens_writer *w, const char *path, const fm_tokens_settings *settings, bool restart);
 /* Appends one batch: ids [n], and where documents begin in it, start [n_starts] ascending within 0..n-1. start NULL: at
