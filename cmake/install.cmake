@@ -1,0 +1,28 @@
+# make install: the program, the library, <nibble/...> headers, the CMake package, nibble.pc.
+include(CMakePackageConfigHelpers)
+set(package ${CMAKE_INSTALL_LIBDIR}/cmake/nibble)
+install(TARGETS libnibble EXPORT nibbleTargets)
+install(FILES ${NIBBLE_HEADERS} DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/nibble)
+if(TARGET nibble)
+  install(TARGETS nibble)
+endif()
+install(EXPORT nibbleTargets NAMESPACE nibble:: DESTINATION ${package})
+configure_package_config_file(cmake/nibbleConfig.cmake.in nibbleConfig.cmake INSTALL_DESTINATION ${package})
+write_basic_package_version_file(nibbleConfigVersion.cmake COMPATIBILITY SameMinorVersion)
+install(FILES ${CMAKE_CURRENT_BINARY_DIR}/nibbleConfig.cmake ${CMAKE_CURRENT_BINARY_DIR}/nibbleConfigVersion.cmake
+  cmake/dependencies.cmake DESTINATION ${package})
+
+# A shared library knows what it needs; who links a static one must be told.
+set(NIBBLE_PC_LIBS "-lm ${OpenMP_C_FLAGS}")
+if(DNNL_FOUND)
+  string(APPEND NIBBLE_PC_LIBS " -ldnnl")
+endif()
+if(BUILD_SHARED_LIBS)
+  set(NIBBLE_PC_REQUIRES "Requires.private")
+  set(NIBBLE_PC_LIBS "Libs: -L\${libdir} -lnibble\nLibs.private: ${NIBBLE_PC_LIBS}")
+else()
+  set(NIBBLE_PC_REQUIRES "Requires")
+  set(NIBBLE_PC_LIBS "Libs: -L\${libdir} -lnibble ${NIBBLE_PC_LIBS}")
+endif()
+configure_file(cmake/nibble.pc.in nibble.pc @ONLY)
+install(FILES ${CMAKE_CURRENT_BINARY_DIR}/nibble.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
