@@ -1,0 +1,152 @@
+/* op_activation.c - activation functions and softmax.
+ *   silu(x) = x s(x), s = 1 / (1 + e^-x)             d = s (1 + x (1 - s))
+ *   gelu(x) = x (1 + erf(x / sqrt 2)) / 2, or its tanh form (Hendrycks & Gimpel 2016)
+ *   relu(x) = max(x, 0)                              d = [x > 0]
+ *   swiglu(a, b) = silu(a) b (Shazeer 2020)          da = dy b silu'(a),  db = dy silu(a)
+ *   softmax over the last dimension: y = e^(x - max) / sum      dx = y (dy - sum_c dy y)
+ */
+#include "op.h"
+
+static void silu_forward(ag_tensor *out)
+{
+    const real *x = ag_in(out, 0);
+    if (x)
+        kn_silu(out->x, x, ag_count(out));
+}
+
+static void silu_backward(const ag_tensor *out)
+{
+    const real *x = ag_in(out, 0);
+    real *g = ag_grad(out->src[0]);
+    if (x && g)
+        kn_silu_backward(g, out->g, x, ag_count(out));
+}
+
+static const ag_op op_silu = {"silu", silu_forward, silu_backward, AG_KEEP(0)};
+
+ag_tensor *ag_silu(ag_tape *t, ag_tensor *x)
+{
+    return x ? ag_run(t, ag_node(t, &op_silu, 1, &x, x->n_dim, x->dim, 0)) : NULL;
+}
+
+static void gelu_forward(ag_tensor *out)
+{
+    const bool *tanh_form = out->save;
+    const real *x = ag_in(out, 0);
+    if (x)
+        kn_gelu(out->x, x, ag_count(out), *tanh_form);
+}
+
+static void gelu_backward(const ag_tensor *out)
+{
+    const bool *tanh_form = out->save;
+    const real *x = ag_in(out, 0);
+    real *g = ag_grad(out->src[0]);
+    if (x && g)
+        kn_gelu_backward(g, out->g, x, ag_count(out), *tanh_form);
+}
+
+static const ag_op op_gelu = {"gelu", gelu_forward, gelu_backward, AG_KEEP(0)};
+
+ag_tensor *ag_gelu(ag_tape *t, ag_tensor *x, bool tanh_form)
+{
+    ag_tensor *out = x ? ag_node(t, &op_gelu, 1, &x, x->n_dim, x->dim, sizeof tanh_form) : NULL;
+    if (!out)
+        return NULL;
+    *(bool *)out->save = tanh_form;
+    return ag_run(t, out);
+}
+
+static void relu_forward(ag_tensor *out)
+{
+    const real *x = ag_in(out, 0);
+    int64_t n = ag_count(out);
+    if (!x)
+        return;
+#pragma omp parallel for simd if (n > AG_PARALLEL)
+    for (int64_t i = 0; i < n; i++)
+        out->x[i] = x[i] > 0 ? x[i] : 0;
+}
+
+static void relu_backward(const ag_tensor *out)
+{
+    real *g = ag_grad(out->src[0]);
+    int64_t n = ag_count(out);
+    if (!g)
+        return;
+#pragma omp parallel for simd if (n > AG_PARALLEL)
+    for (int64_t i = 0; i < n; i++)
+        g[i] += out->x[i] > 0 ? out->g[i] : 0;
+}
+
+static const ag_op op_relu = {"relu", relu_forward, relu_backward, AG_KEEP_OUT};
+
+ag_tensor *ag_relu(ag_tape *t, ag_tensor *x)
+{
+    return x ? ag_run(t, ag_node(t, &op_relu, 1, &x, x->n_dim, x->dim, 0)) : NULL;
+}
+
+static void swiglu_forward(ag_tensor *out)
+{
+    const real *gate = ag_in(out, 0), *up = ag_in(out, 1);
+    if (gate && up)
+        kn_swiglu(out->x, gate, up, ag_count(out));
+}
+
+/* One tensor in both places: two calls, each with one output. */
+static void swiglu_backward(const ag_tensor *out)
+{
+    const real *gate = ag_in(out, 0), *up = ag_in(out, 1);
+    real *dgate = ag_grad(out->src[0]), *dup = ag_grad(out->src[1]);
+    int64_t n = ag_count(out);
+    if (!gate || !up)
+        return;
+    if (dgate && dgate == dup) {
+        kn_swiglu_backward(dgate, NULL, out->g, gate, up, n);
+        kn_swiglu_backward(NULL, dup, out->g, gate, up, n);
+    } else if (dgate || dup) {
+        kn_swiglu_backward(dgate, dup, out->g, gate, up, n);
+    }
+}
+
+static const ag_op op_swiglu = {"swiglu", swiglu_forward, swiglu_backward, AG_KEEP(0) | AG_KEEP(1)};
+
+ag_tensor *ag_swiglu(ag_tape *t, ag_tensor *gate, ag_tensor *up)
+{
+    if (!gate || !up)
+        return NULL;
+    if (!ag_same_shape(gate, up))
+        return ag_fail(t, NB_SHAPE, "swiglu: gate %s, up %s", ag_words_of(gate).text, ag_words_of(up).text);
+    return ag_run(t, ag_node(t, &op_swiglu, 2, (ag_tensor *[]){gate, up}, gate->n_dim, gate->dim, 0));
+}
+
+static void softmax_forward(ag_tensor *out)
+{
+    const real *x = ag_in(out, 0);
+    if (x)
+        kn_softmax(out->x, x, ag_rows(out), ag_cols(out));
+}
+
+static void softmax_backward(const ag_tensor *out)
+{
+    real *g = ag_grad(out->src[0]);
+    int64_t M = ag_rows(out), C = ag_cols(out);
+    if (!g)
+        return;
+#pragma omp parallel for if (M * C > AG_PARALLEL)
+    for (int64_t m = 0; m < M; m++) {
+        const real *y = out->x + m * C, *dy = out->g + m * C;
+        double dot = 0;
+        for (int64_t c = 0; c < C; c++)
+            dot += (double)y[c] * (double)dy[c];
+        for (int64_t c = 0; c < C; c++)
+            g[m * C + c] += y[c] * (dy[c] - (real)dot);
+    }
+}
+
+static const ag_op op_softmax = {"softmax", softmax_forward, softmax_backward, AG_KEEP_OUT};
+
+ag_tensor *ag_softmax(ag_tape *t, ag_tensor *x)
+{
+    return x ? ag_run(t, ag_node(t, &op_softmax, 1, &x, x->n_dim, x->dim, 0)) : NULL;
+}

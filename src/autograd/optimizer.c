@@ -1,0 +1,151 @@
+/* optimizer.c - AdamW and SGD with momentum, one pass over all parameters.
+ *   d = g min(1, clip / |g|), |g| over all gradients (learned scales apart, over all of theirs)
+ *   AdamW: x *= 1 - lr decay;  m = b1 m + (1-b1) d;  v = b2 v + (1-b2) d^2;
+ *          x -= lr / (1-b1^t) * m / (sqrt(v) / sqrt(1-b2^t) + eps)                  (Loshchilov & Hutter 2019)
+ *   SGD:   x *= 1 - lr decay;  m = b1 m + d;  x -= lr m
+ * All parameters are cut into blocks of a fixed size, which threads share out. Norms are added in block order and an
+ * element's update depends on nothing else, so the result does not depend on the number of threads.
+ */
+#include "op.h"
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { BLOCK = 16384 };
+
+typedef struct {
+    const ag_param *p;
+    int64_t from, n;
+    double squares;
+} work;
+
+/* Factors of one group of parameters. */
+typedef struct {
+    real lr, keep;        /* lr: with 1 / (1 - b1^t) for Adam; keep: 1 - lr decay */
+    real b1, a1, b2, a2;  /* a: 1 - b */
+    real root, eps, clip; /* root: 1 / sqrt(1 - b2^t) */
+} factors;
+
+ag_optimizer ag_adamw(double lr)
+{
+    return (ag_optimizer){.lr = lr, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .clip = 1};
+}
+
+static bool takes_part(const ag_param *p)
+{
+    return p->has_grad && p->g && !p->frozen;
+}
+
+static status moments_new(const ag_optimizer *o, ag_params *ps)
+{
+    for (int64_t i = 0; i < ps->n; i++) {
+        ag_param *p = ps->p[i];
+        real **moment[2] = {&p->m, o->sgd ? NULL : &p->v};
+        for (int k = 0; k < 2 && takes_part(p); k++) {
+            if (!moment[k] || *moment[k])
+                continue;
+            if (!(*moment[k] = nb_alloc_aligned((size_t)p->count, sizeof(real))))
+                return NB_NOMEM;
+            memset(*moment[k], 0, (size_t)p->count * sizeof(real));
+        }
+    }
+    return NB_OK;
+}
+
+static work *work_new(const ag_params *ps, int64_t *count)
+{
+    int64_t n = 0;
+    for (int64_t i = 0; i < ps->n; i++)
+        n += takes_part(ps->p[i]) ? (ps->p[i]->count + BLOCK - 1) / BLOCK : 0;
+    work *w = nb_alloc((size_t)n, sizeof *w);
+    *count = n;
+    n = 0;
+    for (int64_t i = 0; w && i < ps->n; i++)
+        for (int64_t from = 0; takes_part(ps->p[i]) && from < ps->p[i]->count; from += BLOCK) {
+            int64_t rest = ps->p[i]->count - from;
+            w[n++] = (work){ps->p[i], from, rest < BLOCK ? rest : BLOCK, 0};
+        }
+    return w;
+}
+
+/* Norms: [0] of all but learned scales, [1] of those. */
+static void norms(double norm[2], work *w, int64_t n)
+{
+    norm[0] = norm[1] = 0;
+#pragma omp parallel for schedule(static) if (n > 1)
+    for (int64_t i = 0; i < n; i++)
+        w[i].squares = kn_sum_squares(w[i].p->g + w[i].from, w[i].n);
+    for (int64_t i = 0; i < n; i++)
+        norm[w[i].p->group == AG_SCALE] += w[i].squares;
+    norm[0] = sqrt(norm[0]);
+    norm[1] = sqrt(norm[1]);
+}
+
+static void factors_of(factors f[AG_GROUP_COUNT], const ag_optimizer *o, int64_t step, const double norm[2])
+{
+    for (int k = 0; k < AG_GROUP_COUNT; k++) {
+        double own = norm[k == AG_SCALE], lr = o->lr * (o->rate[k] != 0 ? o->rate[k] : 1);
+        double correct1 = o->sgd ? 1 : 1 - pow(o->beta1, (double)step), correct2 = 1 - pow(o->beta2, (double)step);
+        f[k] = (factors){.lr = (real)(lr / correct1),
+                         .keep = (real)(1 - (k == AG_WEIGHT ? lr * o->decay : 0)),
+                         .b1 = (real)o->beta1,
+                         .a1 = (real)(1 - o->beta1),
+                         .b2 = (real)o->beta2,
+                         .a2 = (real)(1 - o->beta2),
+                         .root = (real)(1 / sqrt(correct2)),
+                         .eps = (real)(k == AG_SCALE ? 1e-12 : o->eps),
+                         .clip = (real)(o->clip > 0 && own > o->clip ? o->clip / own : 1)};
+    }
+}
+
+static void adamw(real *restrict x, real *restrict m, real *restrict v, const real *restrict g, int64_t n, factors f)
+{
+    for (int64_t i = 0; i < n; i++) {
+        real d = g[i] * f.clip;
+        m[i] = f.b1 * m[i] + f.a1 * d;
+        v[i] = f.b2 * v[i] + f.a2 * d * d;
+        x[i] = f.keep * x[i] - f.lr * m[i] / ((real)sqrt(v[i]) * f.root + f.eps);
+    }
+}
+
+static void sgd(real *restrict x, real *restrict m, const real *restrict g, int64_t n, factors f)
+{
+    for (int64_t i = 0; i < n; i++) {
+        m[i] = f.b1 * m[i] + g[i] * f.clip;
+        x[i] = f.keep * x[i] - f.lr * m[i];
+    }
+}
+
+status ag_optimizer_step(const ag_optimizer *o, ag_params *ps, int64_t step, double *norm)
+{
+    factors f[AG_GROUP_COUNT];
+    double both[2];
+    int64_t n;
+    if (step < 1)
+        return nb_fail(NB_USAGE, "optimizer: step %lld, the first is 1", (long long)step);
+    work *w = work_new(ps, &n);
+    if (!w)
+        return NB_NOMEM;
+    norms(both, w, n);
+    if (norm)
+        *norm = both[0];
+    status s = isfinite(both[0]) && isfinite(both[1])
+                   ? moments_new(o, ps)
+                   : nb_fail(NB_FORMAT, "optimizer: step %lld, the gradient is not finite", (long long)step);
+    if (s == NB_OK) {
+        factors_of(f, o, step, both);
+#pragma omp parallel for schedule(static) if (n > 1)
+        for (int64_t i = 0; i < n; i++) {
+            const ag_param *p = w[i].p;
+            int64_t from = w[i].from;
+            if (o->sgd)
+                sgd(p->x + from, p->m + from, p->g + from, w[i].n, f[p->group]);
+            else
+                adamw(p->x + from, p->m + from, p->v + from, p->g + from, w[i].n, f[p->group]);
+        }
+        ps->version++;
+        ag_params_clear_grad(ps);
+    }
+    free(w);
+    return s;
+}
