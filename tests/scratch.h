@@ -1,0 +1,96 @@
+/* scratch.h - for tests: a folder that goes away, and allocations that fail on demand.
+ * Failing needs the link options -Wl,--wrap=nb_alloc and so on for nb_alloc, nb_alloc_zeroed, nb_resize, nb_string.
+ */
+#ifndef NIBBLE_TESTS_SCRATCH_H
+#define NIBBLE_TESTS_SCRATCH_H
+#include "base/base.h"
+#include <dirent.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static char scratch_folder[512];
+
+static inline void scratch_begin(void)
+{
+    const char *base = getenv("TMPDIR");
+    (void)snprintf(scratch_folder, sizeof scratch_folder, "%s/nibble-test-XXXXXX", base && *base ? base : "/tmp");
+    if (!mkdtemp(scratch_folder))
+        abort();
+}
+
+static inline void scratch_end(void)
+{
+    DIR *d = opendir(scratch_folder);
+    char path[1024];
+    for (struct dirent *e; d && (e = readdir(d));) {
+        (void)snprintf(path, sizeof path, "%s/%s", scratch_folder, e->d_name);
+        (void)unlink(path); /* fails for . and .. */
+    }
+    if (d)
+        (void)closedir(d);
+    (void)rmdir(scratch_folder);
+}
+
+/* The path of a name in the folder; four may be in use at a time. */
+static inline const char *scratch_path(const char *name)
+{
+    static char path[4][1024];
+    static int next;
+    next = (next + 1) % 4;
+    (void)snprintf(path[next], sizeof path[next], "%s/%s", scratch_folder, name);
+    return path[next];
+}
+
+static inline const char *scratch_write(const char *name, const void *data, size_t bytes)
+{
+    const char *path = scratch_path(name);
+    FILE *f = fopen(path, "wb");
+    if (!f || fwrite(data, 1, bytes, f) != bytes || fclose(f) != 0)
+        abort();
+    return path;
+}
+
+/* Counts down at each allocation; the one that reaches 0 fails, and all after it. Below 0: none does. */
+static int64_t allocations_left = -1;
+
+static inline bool allocation_fails(void)
+{
+    if (allocations_left > 0)
+        allocations_left--;
+    if (allocations_left != 0)
+        return false;
+    (void)nb_fail(NB_NOMEM, "out of memory (by the test)");
+    return true;
+}
+
+void *__real_nb_alloc(size_t count, size_t size);
+void *__real_nb_alloc_zeroed(size_t count, size_t size);
+void *__real_nb_resize(void *p, size_t count, size_t size);
+char *__real_nb_string(const char *s);
+void *__wrap_nb_alloc(size_t count, size_t size);
+void *__wrap_nb_alloc_zeroed(size_t count, size_t size);
+void *__wrap_nb_resize(void *p, size_t count, size_t size);
+char *__wrap_nb_string(const char *s);
+
+void *__wrap_nb_alloc(size_t count, size_t size)
+{
+    return allocation_fails() ? NULL : __real_nb_alloc(count, size);
+}
+
+void *__wrap_nb_alloc_zeroed(size_t count, size_t size)
+{
+    return allocation_fails() ? NULL : __real_nb_alloc_zeroed(count, size);
+}
+
+void *__wrap_nb_resize(void *p, size_t count, size_t size)
+{
+    return allocation_fails() ? NULL : __real_nb_resize(p, count, size);
+}
+
+char *__wrap_nb_string(const char *s)
+{
+    return allocation_fails() ? NULL : __real_nb_string(s);
+}
+
+#endif
