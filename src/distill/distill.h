@@ -74,7 +74,6 @@ typedef struct {
 typedef struct {
     int64_t save_every, keep; /* 0: 5 times a run; 1 */
     bool restart, dry_run;
-    double minutes;           /* stop (with the schedule unfinished) after this long; 0: never */
     nb_progress progress;
 } kd_run_options;
 kd_train_options kd_train_defaults(bool distill, const fq_recipe *recipe, const md_config *config); /* of qat (distill) or of training from scratch */

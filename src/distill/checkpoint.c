@@ -1,0 +1,203 @@
+/* checkpoint.c - the files of a run folder: last.h5 (all of the state), best.h5 (the parameters), metrics.jsonl.
+ *
+ * last.h5, kind "checkpoint": config, recipe, tokenizer, /param/NAME and /site/NAME as md_save_params writes them, /adam/{m,v}/NAME, /average/NAME,
+ * attributes step, settings, key, best_kl, best_nll, averaged. Random numbers are counter based: the step is their state.
+ */
+#include "distill/trainer.h"
+#include <errno.h>
+#include <math.h>
+#include <omp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* What the bits depend on beside the settings (law 6). */
+static void key_text(char *text, size_t bytes)
+{
+    char libraries[128];
+    kn_libraries(libraries, sizeof libraries);
+    snprintf(text, bytes, "threads %d, isa %s, %s", omp_get_max_threads(), kn_isa_name(), libraries);
+}
+
+static status save_moments(kd_trainer *t, fm_h5 *f)
+{
+    const ag_params *ps = &t->student->params;
+    for (int64_t i = 0; i < ps->n; i++) {
+        const ag_param *p = ps->p[i];
+        char name[160];
+        const real *const array[] = {p->m, p->v, t->average ? t->average[i] : NULL};
+        static const char *const folder[] = {"adam/m", "adam/v", "average"};
+        for (int a = 0; a < 3; a++) {
+            snprintf(name, sizeof name, "%s/%s", folder[a], p->name);
+            if (array[a])
+                TRY(fm_h5_write(f, name, FM_F32, p->n_dim, p->dim, array[a]));
+        }
+    }
+    return NB_OK;
+}
+
+static status write_state(kd_trainer *t, fm_h5 *f, bool all)
+{
+    char key[256];
+    key_text(key, sizeof key);
+    TRY(md_save_header(t->student, f));
+    TRY(md_save_params(t->student, f, FM_F32));
+    TRY(fm_h5_put_int(f, "", "step", t->step));
+    TRY(fm_h5_put_string(f, "", "settings", t->settings));
+    TRY(fm_h5_put_string(f, "", "key", key));
+    TRY(fm_h5_put_number(f, "", "best_kl", t->best_kl));
+    TRY(fm_h5_put_number(f, "", "best_nll", t->best_nll));
+    TRY(fm_h5_put_int(f, "", "averaged", t->averaged));
+    return all ? save_moments(t, f) : NB_OK;
+}
+
+static status save_as(kd_trainer *t, const char *name, bool all)
+{
+    fm_h5 f = {0};
+    char *path = nb_path_join(t->folder, name);
+    status s = path ? fm_h5_create(&f, path, "checkpoint") : NB_NOMEM;
+    if (s == NB_OK)
+        s = write_state(t, &f, all);
+    if (s == NB_OK)
+        s = fm_h5_commit(&f);
+    fm_h5_close(&f);
+    free(path);
+    return s;
+}
+
+status kd_best_save(kd_trainer *t)
+{
+    return save_as(t, "best.h5", false);
+}
+
+/* With keep > 1 the checkpoint about to be replaced stays as step-N.h5 (a second name of the same file), and the one that is
+ * keep places older goes. */
+static void keep_older(kd_trainer *t)
+{
+    char name[64];
+    int64_t every = t->run->save_every, keep = t->run->keep;
+    if (keep < 2)
+        return;
+    char *last = nb_path_join(t->folder, "last.h5");
+    snprintf(name, sizeof name, "step-%lld.h5", (long long)t->step);
+    char *now = nb_path_join(t->folder, name);
+    snprintf(name, sizeof name, "step-%lld.h5", (long long)(t->step - keep * every));
+    char *old = nb_path_join(t->folder, name);
+    if (last && now && old) {
+        unlink(now);
+        if (link(last, now) == 0)
+            unlink(old);
+    }
+    free(last);
+    free(now);
+    free(old);
+}
+
+status kd_checkpoint_save(kd_trainer *t)
+{
+    TRY(save_as(t, "last.h5", true));
+    keep_older(t);
+    return NB_OK;
+}
+
+static status load_array(fm_h5 *f, const char *folder, const ag_param *p, real **array)
+{
+    char name[160];
+    snprintf(name, sizeof name, "%s/%s", folder, p->name);
+    if (!fm_h5_find(f, name))
+        return NB_OK;
+    if (!*array && !(*array = nb_alloc_aligned((size_t)p->count, sizeof(real))))
+        return NB_NOMEM;
+    return fm_h5_read_all(f, name, FM_F32, *array, p->n_dim, p->dim);
+}
+
+static status load_state(kd_trainer *t, fm_h5 *f)
+{
+    ag_params *ps = &t->student->params;
+    const char *settings;
+    TRY(fm_h5_get_string(f, "", "settings", &settings));
+    TRY(kd_settings_compare(t->folder, settings, t->settings));
+    TRY(md_load_params(t->student, f));
+    TRY(fm_h5_get_int(f, "", "step", &t->step));
+    TRY(fm_h5_get_number(f, "", "best_kl", &t->best_kl));
+    TRY(fm_h5_get_number(f, "", "best_nll", &t->best_nll));
+    TRY(fm_h5_get_int(f, "", "averaged", &t->averaged));
+    if (t->step < 0 || t->step > t->o.steps)
+        return nb_fail(NB_FORMAT, "%s/last.h5: step %lld of %lld", t->folder, (long long)t->step, (long long)t->o.steps);
+    if (t->averaged > 0 && !t->average && !(t->average = nb_alloc_zeroed((size_t)ps->n, sizeof *t->average)))
+        return NB_NOMEM;
+    for (int64_t i = 0; i < ps->n; i++) {
+        TRY(load_array(f, "adam/m", ps->p[i], &ps->p[i]->m));
+        TRY(load_array(f, "adam/v", ps->p[i], &ps->p[i]->v));
+        if (t->average) {
+            TRY(load_array(f, "average", ps->p[i], &t->average[i]));
+            if (!t->average[i])
+                return nb_fail(NB_FORMAT, "%s/last.h5: /average/%s is missing", t->folder, ps->p[i]->name);
+        }
+    }
+    ps->version++;
+    return NB_OK;
+}
+
+status kd_checkpoint_load(kd_trainer *t, bool *found)
+{
+    fm_h5 f = {0};
+    char *path = nb_path_join(t->folder, "last.h5");
+    status s = path ? NB_OK : NB_NOMEM;
+    *found = path && nb_path_exists(path);
+    if (*found) {
+        s = fm_h5_open(&f, path, "checkpoint");
+        if (s == NB_OK)
+            s = load_state(t, &f);
+        fm_h5_close(&f);
+    }
+    free(path);
+    return s;
+}
+
+/* Lines whose step is beyond the checkpoint's are cut off: they will be written again. */
+status kd_metrics_cut(const kd_trainer *t)
+{
+    char *path = nb_path_join(t->folder, "metrics.jsonl");
+    nb_mapped m = {0};
+    size_t end = 0;
+    if (!path)
+        return NB_NOMEM;
+    if (!nb_path_exists(path)) {
+        free(path);
+        return NB_OK;
+    }
+    status s = nb_map(&m, path);
+    for (size_t at = 0; s == NB_OK && at < m.bytes;) {
+        const uint8_t *newline = memchr(m.data + at, '\n', m.bytes - at);
+        if (!newline)
+            break;
+        size_t length = (size_t)(newline - m.data) - at;
+        nb_json *j = nb_json_parse((const char *)m.data + at, length);
+        bool keep = j && nb_json_int(nb_json_get(j, "step"), INT64_MAX) <= t->step;
+        nb_json_free(j);
+        if (!keep)
+            break;
+        at += length + 1;
+        end = at;
+    }
+    nb_unmap(&m);
+    if (s == NB_OK && truncate(path, (off_t)end))
+        s = nb_fail(NB_IO, "%s: %s", path, strerror(errno));
+    free(path);
+    return s;
+}
+
+status kd_metrics_append(const kd_trainer *t, char *line)
+{
+    char *path = nb_path_join(t->folder, "metrics.jsonl");
+    FILE *file = path ? fopen(path, "a") : NULL;
+    status s = line && path ? NB_OK : NB_NOMEM;
+    if (s == NB_OK && (!file || fprintf(file, "%s\n", line) < 0 || fflush(file)))
+        s = nb_fail(NB_IO, "%s: %s", path, strerror(errno));
+    if (file && fclose(file) && s == NB_OK)
+        s = nb_fail(NB_IO, "%s: %s", path, strerror(errno));
+    free(path);
+    free(line);
+    return s;
+}

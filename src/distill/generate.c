@@ -1,0 +1,171 @@
+/* generate.c - the teacher writes its own training data, many rows at once (LLM-QAT, Liu et al. 2023, section 3.1). */
+#include "distill/distill.h"
+#include <stdlib.h>
+#include <string.h>
+
+typedef struct {
+    md_model *teacher;
+    const kd_data_options *o;
+    int64_t ctx, slots, V;
+    rt_session *session;
+    real *hidden, *logits;
+    char *scratch; /* [slots] of rt_sample_scratch */
+    int32_t *rows; /* [slots, ctx] */
+    int32_t *slot, *token;
+    int64_t *permutation, permutation_of; /* of the vocabulary, for rows permutation_of * V .. */
+} generator;
+
+static int64_t end_of_document(const md_model *m, int32_t token)
+{
+    return token == m->config.bos || token == m->config.eos;
+}
+
+static void generator_free(generator *g)
+{
+    rt_close(g->session);
+    free(g->hidden);
+    free(g->logits);
+    free(g->scratch);
+    free(g->rows);
+    free(g->slot);
+    free(g->token);
+    free(g->permutation);
+}
+
+static status generator_open(generator *g)
+{
+    rt_options o = {.slots = g->slots, .ctx = g->ctx, .precision = g->o->precision};
+    size_t n = (size_t)g->slots;
+    TRY(rt_open(&g->session, g->teacher, &o));
+    g->hidden = nb_alloc_aligned(n * (size_t)g->teacher->config.dim, sizeof(real));
+    g->logits = nb_alloc_aligned(n * (size_t)g->V, sizeof(real));
+    g->scratch = nb_alloc(n, rt_sample_scratch(g->V));
+    g->rows = nb_alloc(n * (size_t)g->ctx, sizeof *g->rows);
+    g->slot = nb_alloc(n, sizeof *g->slot);
+    g->token = nb_alloc(n, sizeof *g->token);
+    g->permutation = nb_alloc((size_t)g->V, sizeof *g->permutation);
+    g->permutation_of = -1;
+    return g->hidden && g->logits && g->scratch && g->rows && g->slot && g->token && g->permutation ? NB_OK : NB_NOMEM;
+}
+
+/* The first token of row i: BOS, or one of the vocabulary, each once before any comes again. */
+static int32_t first_token(generator *g, int64_t i)
+{
+    if (g->o->start == KD_START_BOS)
+        return (int32_t)g->teacher->config.bos;
+    if (g->permutation_of != i / g->V) {
+        g->permutation_of = i / g->V;
+        nb_random_permutation(g->permutation, g->V, g->o->seed, (1ull << 62) + (uint64_t)g->permutation_of);
+    }
+    return (int32_t)g->permutation[i % g->V];
+}
+
+/* Positions up to which row i is greedy: hybrid rows take 3 to 5 likely tokens after the first. */
+static int64_t greedy_until(const generator *g, int64_t i)
+{
+    return g->o->start == KD_START_BOS ? 0 : 3 + (int64_t)(nb_random(g->o->seed, (1ull << 61), (uint64_t)i) % 3);
+}
+
+static int32_t next_token(const generator *g, int64_t i, int64_t r, int64_t t)
+{
+    const int32_t *row = g->rows + r * g->ctx;
+    const md_config *c = &g->teacher->config;
+    if (c->eos >= 0 && c->bos >= 0 && c->eos != c->bos && row[t] == c->eos)
+        return (int32_t)c->bos;
+    rt_sampling how = g->o->sampling;
+    if (t < greedy_until(g, i))
+        how.temperature = 0;
+    return rt_sample(g->logits + r * g->V, g->V, &how, nb_random_unit(g->o->seed, (uint64_t)i, (uint64_t)t),
+                     g->scratch + (size_t)r * rt_sample_scratch(g->V));
+}
+
+/* Rows [first, first + n) of the whole file, token by token in step. */
+static status make_batch(generator *g, int64_t first, int64_t n)
+{
+    for (int64_t r = 0; r < n; r++) {
+        g->rows[r * g->ctx] = first_token(g, first + r);
+        g->slot[r] = (int32_t)r;
+        rt_clear(g->session, r);
+    }
+    for (int64_t t = 0; t + 1 < g->ctx; t++) {
+        for (int64_t r = 0; r < n; r++)
+            g->token[r] = g->rows[r * g->ctx + t];
+        TRY(rt_forward(g->session, n, g->slot, g->token, g->hidden));
+        TRY(rt_head(g->session, g->logits, g->hidden, n));
+#pragma omp parallel for schedule(static)
+        for (int64_t r = 0; r < n; r++)
+            g->rows[r * g->ctx + t + 1] = next_token(g, first + r, r, t);
+    }
+    return NB_OK;
+}
+
+static char *settings_text(const generator *g)
+{
+    const kd_data_options *o = g->o;
+    nb_writer w = {0};
+    nb_json_open(&w, NULL, '{');
+    nb_json_put_string(&w, "start", o->start == KD_START_BOS ? "bos" : "hybrid");
+    nb_json_put_number(&w, "temperature", o->sampling.temperature);
+    nb_json_put_int(&w, "top_k", o->sampling.top_k);
+    nb_json_put_number(&w, "top_p", o->sampling.top_p);
+    nb_json_put_int(&w, "ctx", g->ctx);
+    nb_json_put_int(&w, "slots", g->slots);
+    nb_json_put_int(&w, "tokens", o->tokens);
+    nb_json_put_string(&w, "precision", o->precision == KN_BF16 ? "bf16" : "fp32");
+    uint64_t h = NB_HASH_START;
+    for (int64_t i = 0; i < g->teacher->params.n; i++)
+        h = nb_hash(h, g->teacher->params.p[i]->x, (size_t)g->teacher->params.p[i]->count * sizeof(real));
+    char hash[17];
+    snprintf(hash, sizeof hash, "%016llx", (unsigned long long)h);
+    nb_json_put_string(&w, "teacher", hash);
+    nb_json_close(&w, '}');
+    return nb_json_text(&w);
+}
+
+static status run(generator *g, fm_tokens_writer *w, const nb_progress *progress, kd_data_report *report)
+{
+    const int64_t rows = (g->o->tokens + g->ctx - 1) / g->ctx, total = rows * g->ctx;
+    report->resumed_tokens = w->n_tokens;
+    for (int64_t first = w->n_batches * g->slots; first < rows; first += g->slots) {
+        int64_t n = rows - first < g->slots ? rows - first : g->slots;
+        if (!nb_progress_report(progress, w->n_tokens, total, "generating"))
+            return nb_fail(NB_INTERRUPTED, "stopped at %lld of %lld tokens; the same command goes on from there", (long long)w->n_tokens, (long long)total);
+        TRY(make_batch(g, first, n));
+        TRY(fm_tokens_writer_append(w, g->rows, n * g->ctx, NULL, 0));
+        for (int64_t i = 0; i < n * g->ctx; i++)
+            report->documents += i % g->ctx == 0 || end_of_document(g->teacher, g->rows[i]);
+    }
+    report->tokens = w->n_tokens;
+    nb_progress_report(progress, total, total, "generating");
+    return fm_tokens_writer_finish(w);
+}
+
+status kd_generate(md_model *teacher, const kd_data_options *o, const char *path, bool restart, const nb_progress *progress, kd_data_report *report)
+{
+    int64_t limit = teacher->config.ctx;
+    generator g = {.teacher = teacher, .o = o, .ctx = o->ctx ? o->ctx : limit < 256 ? limit : 256, .slots = o->slots ? o->slots : 64, .V = teacher->config.vocab};
+    kd_data_report unused;
+    report = report ? report : &unused;
+    *report = (kd_data_report){0};
+    if (o->tokens < 1 || g.ctx < 2 || g.ctx > limit)
+        return nb_fail(NB_USAGE, "%lld tokens in rows of %lld: a row has 2 to %lld tokens (the model's context)", (long long)o->tokens, (long long)g.ctx, (long long)limit);
+    if (o->start == KD_START_BOS && (teacher->config.bos < 0 || teacher->config.bos >= g.V))
+        return nb_fail(NB_USAGE, "the model has no BOS to start from: use the hybrid start");
+    double start = nb_seconds();
+    fm_tokens_writer w = {0};
+    char *text = NULL;
+    status s = generator_open(&g);
+    if (s == NB_OK && !(text = settings_text(&g)))
+        s = NB_NOMEM;
+    if (s == NB_OK) {
+        fm_tokens_settings settings = {g.V, g.ctx, (int64_t)o->seed, text, teacher->tokenizer.kind ? &teacher->tokenizer : NULL};
+        s = fm_tokens_writer_open(&w, path, &settings, restart);
+    }
+    if (s == NB_OK)
+        s = run(&g, &w, progress, report);
+    fm_tokens_writer_close(&w);
+    generator_free(&g);
+    free(text);
+    report->seconds = nb_seconds() - start;
+    return s;
+}

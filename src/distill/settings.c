@@ -1,0 +1,100 @@
+/* settings.c - everything that decides the result of a run, as JSON: written into checkpoints, compared on resume. */
+#include "distill/trainer.h"
+#include <stdlib.h>
+#include <string.h>
+
+/* One list: name in the file, kind, field. */
+#define SETTINGS(X)                                      \
+    X(int, "steps", steps)                               \
+    X(int, "batch", batch)                               \
+    X(int, "ctx", ctx)                                   \
+    X(int, "accumulate", accumulate)                     \
+    X(int, "seed", seed)                                 \
+    X(number, "lr", lr)                                  \
+    X(number, "scale_rate", scale_rate)                  \
+    X(number, "beta1", beta1)                            \
+    X(number, "beta2", beta2)                            \
+    X(number, "eps", eps)                                \
+    X(number, "decay", decay)                            \
+    X(number, "clip", clip)                              \
+    X(int, "schedule", schedule.kind)                    \
+    X(int, "warmup", schedule.warmup)                    \
+    X(number, "decay_share", schedule.decay_share)       \
+    X(number, "floor", schedule.floor)                   \
+    X(number, "ce", ce)                                  \
+    X(number, "kl", kl)                                  \
+    X(number, "reverse_kl", reverse_kl)                  \
+    X(number, "temperature", temperature)                \
+    X(number, "mse", mse)                                \
+    X(number, "cosine", cosine)                          \
+    X(number, "hidden", hidden)                          \
+    X(bool, "sgd", sgd)                                  \
+    X(int, "quant_after", quant_after)                   \
+    X(int, "freeze_after", freeze_after)                 \
+    X(number, "average", average)                        \
+    X(int, "start", start)                               \
+    X(bool, "importance", importance)                    \
+    X(int, "precision", precision)                       \
+    X(int, "recompute", recompute)                       \
+    X(int, "eval_every", eval_every)                     \
+    X(int, "eval_tokens", eval_tokens)
+
+static uint64_t fingerprint(const md_model *m)
+{
+    uint64_t h = NB_HASH_START;
+    for (int64_t i = 0; m && i < m->params.n; i++)
+        h = nb_hash(h, m->params.p[i]->x, (size_t)m->params.p[i]->count * sizeof(real));
+    return h;
+}
+
+static void put_hash(nb_writer *w, const char *key, uint64_t h)
+{
+    char text[17];
+    snprintf(text, sizeof text, "%016llx", (unsigned long long)h);
+    nb_json_put_string(w, key, text);
+}
+
+char *kd_settings_text(const kd_trainer *t)
+{
+    nb_writer w = {0};
+    nb_json_open(&w, NULL, '{');
+#define put_int(name, field) nb_json_put_int(&w, name, (int64_t)t->o.field);
+#define put_number(name, field) nb_json_put_number(&w, name, t->o.field);
+#define put_bool(name, field) nb_json_put_bool(&w, name, t->o.field);
+#define X(kind, name, field) put_##kind(name, field)
+    SETTINGS(X)
+#undef X
+    nb_json_put_int(&w, "train_windows", t->train.n);
+    nb_json_put_int(&w, "heldout_windows", t->held.n);
+    put_hash(&w, "data", nb_hash(nb_hash(NB_HASH_START, t->data->settings, strlen(t->data->settings)), &t->data->n, sizeof t->data->n));
+    put_hash(&w, "teacher", fingerprint(t->teacher));
+    char *recipe = fq_recipe_text(&t->student->recipe);
+    put_hash(&w, "recipe", recipe ? nb_hash(NB_HASH_START, recipe, strlen(recipe)) : 0);
+    free(recipe);
+    nb_json_close(&w, '}');
+    return nb_json_text(&w);
+}
+
+static void describe(char *text, size_t bytes, const nb_json *j)
+{
+    if (nb_json_is_number(j))
+        snprintf(text, bytes, "%g", nb_json_number(j, 0));
+    else
+        snprintf(text, bytes, "%s", nb_json_string(j) ? nb_json_string(j) : nb_json_is_null(j) ? "nothing" : nb_json_bool(j, false) ? "true" : "false");
+}
+
+status kd_settings_compare(const char *folder, const char *old_text, const char *new_text)
+{
+    nb_json *a = nb_json_parse(old_text, strlen(old_text)), *b = nb_json_parse(new_text, strlen(new_text));
+    status s = a && b ? NB_OK : NB_FORMAT;
+    for (const nb_json *i = b ? nb_json_first(b) : NULL; i && s == NB_OK; i = nb_json_next(i)) {
+        char was[64], is[64];
+        describe(was, sizeof was, nb_json_get(a, nb_json_key(i)));
+        describe(is, sizeof is, i);
+        if (strcmp(was, is))
+            s = nb_fail(NB_USAGE, "%s holds a run with %s %s, this one has %s: say the same again to resume it, or --restart to discard it", folder, nb_json_key(i), was, is);
+    }
+    nb_json_free(a);
+    nb_json_free(b);
+    return s;
+}

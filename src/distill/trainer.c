@@ -1,0 +1,583 @@
+/* trainer.c - the loop: teacher forward, student forward and backward, optimizer, evaluation, checkpoints.
+ *   L = kl KL(teacher || student) + ce CE + ... (ag_head)  +  hidden sum_l mean (h_l - h_l^T)^2 / mean (h_l^T)^2
+ */
+#include "distill/trainer.h"
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { HIDDEN_EVERY = 5, CALIBRATION_BATCHES = 8 };
+
+static bool distils(const kd_train_options *o)
+{
+    return o->kl > 0 || o->reverse_kl > 0 || o->mse > 0 || o->cosine > 0 || o->hidden > 0;
+}
+
+/* ---- batches ------------------------------------------------------------------------------ */
+
+/* The next micro-batch: windows in an order drawn anew for every epoch; targets are the next tokens, -1 behind the last. */
+static status next_batch(kd_trainer *t, int64_t micro)
+{
+    const int64_t B = t->o.batch, T = t->o.ctx, n = t->train.n;
+    for (int64_t b = 0; b < B; b++) {
+        int64_t at = ((t->step * t->o.accumulate) + micro) * B + b;
+        if (t->order_epoch != at / n) {
+            t->order_epoch = at / n;
+            nb_random_permutation(t->order, n, t->o.seed, (uint64_t)t->order_epoch);
+        }
+        t->index[b] = t->order[at % n];
+    }
+    TRY(kd_windows_read(&t->train, t->data, t->index, B, T, t->ids, t->length));
+    for (int64_t b = 0; b < B; b++)
+        for (int64_t i = 0; i < T; i++)
+            t->target[b * T + i] = i + 1 < t->length[b] ? t->ids[b * T + i + 1] : -1;
+    return NB_OK;
+}
+
+static const int32_t *lengths_of(const kd_trainer *t)
+{
+    for (int64_t b = 0; b < t->o.batch; b++)
+        if (t->length[b] < t->o.ctx)
+            return t->length;
+    return NULL;
+}
+
+/* ---- teacher ------------------------------------------------------------------------------ */
+
+static status teacher_logits(void *ctx, real *dst, int64_t row, int64_t n)
+{
+    kd_trainer *t = ctx;
+    return rt_head(t->session, dst, t->teacher_rows + row * t->teacher->config.dim, n);
+}
+
+/* Last hidden states of the batch; through a tape where those of single blocks are wanted too. */
+static status teacher_forward(kd_trainer *t, bool blocks, ag_tensor **hidden)
+{
+    const int64_t B = t->o.batch, T = t->o.ctx;
+    if (!blocks) {
+        for (int64_t b = 0; b < B; b++)
+            rt_clear(t->session, b);
+        t->teacher_rows = t->teacher_hidden;
+        return rt_forward(t->session, B * T, t->slot, t->ids, t->teacher_hidden);
+    }
+    ag_reset(&t->teacher_tape);
+    t->teacher_tape.no_grad = true;
+    t->teacher_tape.precision = t->o.precision;
+    md_input in = {.B = B, .T = T, .ids = t->ids, .lengths = lengths_of(t), .hidden = hidden};
+    md_output out = md_forward(&t->teacher_tape, t->teacher, &in);
+    t->teacher_rows = out.x ? ag_value(out.x) : NULL;
+    return ag_status(&t->teacher_tape);
+}
+
+/* ---- one step ----------------------------------------------------------------------------- */
+
+static bool recomputes(const kd_trainer *t)
+{
+    if (t->o.recompute != KD_RECOMPUTE_AUTO)
+        return t->o.recompute == KD_RECOMPUTE_ON;
+    /* kept per token and block: about 8 vectors of dim and 4 of hidden, against parameters with gradient and two moments */
+    const md_config *c = &t->student->config;
+    double kept = (double)(t->o.batch * t->o.ctx * c->layers) * (double)(8 * c->dim + 4 * c->hidden) * sizeof(real);
+    return kept > 4.0 * (double)ag_params_count(&t->student->params) * sizeof(real) && kept > 1e9;
+}
+
+static ag_tensor *add_hidden_loss(kd_trainer *t, ag_tensor *loss, ag_tensor *const *ours, ag_tensor *const *theirs, double weight)
+{
+    for (int64_t l = HIDDEN_EVERY - 1; l < t->student->config.layers; l += HIDDEN_EVERY) {
+        ag_tensor *e = ag_relative_mse(&t->tape, ours[l], theirs[l] ? ag_value(theirs[l]) : NULL);
+        loss = ag_add(&t->tape, loss, ag_scale(&t->tape, e, (real)weight));
+    }
+    return loss;
+}
+
+static status micro_step(kd_trainer *t, ag_head_report *report, double *total)
+{
+    const md_config *c = &t->student->config;
+    double fade = 1 - 2 * (double)t->step / (double)t->o.steps, hidden = t->o.hidden * (fade > 0 ? fade : 0);
+    ag_tensor *ours[256] = {0}, *theirs[256] = {0};
+    bool teach = t->teacher && distils(&t->o), blocks = teach && hidden > 0 && c->layers >= HIDDEN_EVERY && c->layers <= 256;
+    if (teach)
+        TRY(teacher_forward(t, blocks, theirs));
+    ag_reset(&t->tape);
+    t->tape.quantize_off = t->step < t->o.quant_after;
+    t->tape.precision = t->o.precision;
+    md_input in = {.B = t->o.batch, .T = t->o.ctx, .ids = t->ids, .lengths = lengths_of(t), .recompute = recomputes(t), .hidden = blocks ? ours : NULL};
+    ag_head_loss how = {.ce = (real)t->o.ce, .kl = (real)t->o.kl, .reverse_kl = (real)t->o.reverse_kl, .mse = (real)t->o.mse, .cosine = (real)t->o.cosine,
+                        .temperature = (real)t->o.temperature, .teacher = teach ? teacher_logits : NULL, .ctx = t};
+    md_output out = md_forward(&t->tape, t->student, &in);
+    ag_tensor *loss = ag_head(&t->tape, out.x, out.w, out.b, t->target, &how, report);
+    if (blocks && loss)
+        loss = add_hidden_loss(t, loss, ours, theirs, hidden);
+    loss = ag_scale(&t->tape, loss, (real)(1.0 / (double)t->o.accumulate));
+    TRY(ag_status(&t->tape));
+    *total += (double)*ag_value(loss);
+    return ag_backward(&t->tape, loss);
+}
+
+static ag_optimizer optimizer_of(const kd_trainer *t)
+{
+    const kd_train_options *o = &t->o;
+    ag_optimizer a = ag_adamw(o->lr * ag_schedule_at(&o->schedule, t->step + 1));
+    a.sgd = o->sgd;
+    a.beta1 = o->beta1;
+    a.beta2 = o->beta2;
+    a.eps = o->eps;
+    a.decay = o->decay;
+    a.clip = o->clip;
+    a.rate[AG_SCALE] = o->lr > 0 ? o->scale_rate / o->lr : 0;
+    return a;
+}
+
+static status train_step(kd_trainer *t)
+{
+    ag_head_report report = {0};
+    ag_optimizer a = optimizer_of(t);
+    bool observe = fq_sites_need_calibration(&t->student->sites, NULL, 0) || !t->student->sites.frozen;
+    t->loss = 0;
+    t->tape.tap = observe ? (ag_tap){fq_observe, &t->student->sites} : (ag_tap){0};
+    for (int64_t i = 0; i < t->o.accumulate; i++) {
+        TRY(next_batch(t, i));
+        TRY(micro_step(t, &report, &t->loss));
+    }
+    if (report.rows)
+        t->kl = report.kl / (double)report.rows;
+    if (!isfinite(t->loss))
+        return nb_fail(NB_FORMAT, "step %lld: the loss is not finite; a lower --lr may help", (long long)t->step + 1);
+    TRY(fq_observe_end(&t->student->sites));
+    TRY(ag_optimizer_step(&a, &t->student->params, t->step + 1, &t->norm));
+    t->step++;
+    if (t->o.freeze_after && t->step >= t->o.freeze_after)
+        t->student->sites.frozen = true;
+    return NB_OK;
+}
+
+/* ---- the average of the latents over the decay -------------------------------------------- */
+
+static bool averages_now(const kd_trainer *t)
+{
+    double share = t->o.schedule.kind == AG_CONSTANT ? 1 : t->o.schedule.kind == AG_WSD ? t->o.schedule.decay_share : 0.4;
+    return t->o.average > 0 && (double)t->step > (1 - share) * (double)t->o.steps;
+}
+
+static status update_average(kd_trainer *t)
+{
+    const ag_params *ps = &t->student->params;
+    bool first = !t->average;
+    if (first && !(t->average = nb_alloc_zeroed((size_t)ps->n, sizeof *t->average)))
+        return NB_NOMEM;
+    t->averaged++;
+    for (int64_t i = 0; i < ps->n; i++) {
+        ag_param *p = ps->p[i];
+        if (!t->average[i] && !(t->average[i] = nb_alloc_aligned((size_t)p->count, sizeof(real))))
+            return NB_NOMEM;
+        if (first)
+            memcpy(t->average[i], p->x, (size_t)p->count * sizeof(real));
+        /* young averages forget faster: the weight of step n is at least 1/n */
+        double keep = fmin(t->o.average, 1 - 1 / (double)t->averaged);
+        real *a = t->average[i], k = (real)keep;
+        for (int64_t j = 0; j < p->count; j++)
+            a[j] = k * a[j] + (1 - k) * p->x[j];
+    }
+    return NB_OK;
+}
+
+static void swap_average(kd_trainer *t)
+{
+    ag_params *ps = &t->student->params;
+    for (int64_t i = 0; i < ps->n; i++) {
+        real *x = ps->p[i]->x;
+        ps->p[i]->x = t->average[i];
+        t->average[i] = x;
+    }
+    ps->version++;
+}
+
+/* ---- evaluation and files ----------------------------------------------------------------- */
+
+static status evaluate(kd_trainer *t, const char *what)
+{
+    kd_eval e;
+    kd_eval_options o = {.max_tokens = t->o.eval_tokens, .precision = t->o.precision};
+    TRY(kd_evaluate_windows(&e, t->student, t->teacher, t->heldout, &t->held, t->o.ctx, &o));
+    bool better = t->teacher ? e.kl < t->best_kl : e.nll < t->best_nll;
+    if (better) {
+        t->best_kl = t->teacher ? e.kl : t->best_kl;
+        t->best_nll = e.nll;
+        TRY(kd_best_save(t));
+    }
+    nb_writer w = {0};
+    nb_json_open(&w, NULL, '{');
+    nb_json_put_int(&w, "step", t->step);
+    nb_json_put_string(&w, "heldout", what);
+    nb_json_put_number(&w, "nll", e.nll);
+    if (e.has_teacher) {
+        nb_json_put_number(&w, "heldout_kl", e.kl);
+        nb_json_put_number(&w, "same_top", e.same_top);
+    }
+    nb_json_put_bool(&w, "best", better);
+    nb_json_close(&w, '}');
+    return kd_metrics_append(t, nb_json_text(&w));
+}
+
+static status write_metrics(kd_trainer *t, double rate)
+{
+    nb_writer w = {0};
+    nb_json_open(&w, NULL, '{');
+    nb_json_put_int(&w, "step", t->step);
+    nb_json_put_number(&w, "loss", t->loss);
+    if (t->teacher)
+        nb_json_put_number(&w, "kl", t->kl);
+    nb_json_put_number(&w, "norm", t->norm);
+    nb_json_put_number(&w, "lr", t->o.lr * ag_schedule_at(&t->o.schedule, t->step));
+    nb_json_put_number(&w, "tok_s", rate);
+    nb_json_close(&w, '}');
+    return kd_metrics_append(t, nb_json_text(&w));
+}
+
+/* ---- start: ranges of weights and activations --------------------------------------------- */
+
+typedef struct {
+    const fq_sites *sites;
+    double **sum; /* [sites] of E[x_j^2] sums by channel, NULL where not seen */
+    real **mean;
+    int64_t *rows;
+} importance;
+
+static void gather(void *ctx, const char *site, const ag_tensor *in, const ag_tensor *out)
+{
+    importance *s = ctx;
+    (void)out;
+    for (int64_t i = 0; i < s->sites->n; i++) {
+        if (s->sites->s[i]->is_weight || strcmp(s->sites->s[i]->name, site) != 0)
+            continue;
+        int64_t M = ag_rows(in), C = ag_cols(in);
+        const real *x = ag_value(in);
+        if (!s->sum[i])
+            s->sum[i] = nb_alloc_zeroed((size_t)C, sizeof **s->sum);
+        for (int64_t m = 0; s->sum[i] && m < M; m++)
+            for (int64_t c = 0; c < C; c++)
+                s->sum[i][c] += (double)x[m * C + c] * (double)x[m * C + c];
+        s->rows[i] += M;
+        return;
+    }
+}
+
+/* The site of a weight's input: "layers.3.attn.wq.weight" reads "layers.3.attn.input", wo "attn.out.input", mlp.down "mlp.down.input". */
+static void input_site(char *name, size_t bytes, const char *weight)
+{
+    snprintf(name, bytes, "%s", weight);
+    static const struct {
+        const char *tail, *input;
+    } map[] = {{".wq.weight", ".input"}, {".wk.weight", ".input"}, {".wv.weight", ".input"}, {".wo.weight", ".out.input"},
+               {".gate.weight", ".input"}, {".up.weight", ".input"}, {".down.weight", ".down.input"}, {"head.weight", "head.input"}, {"embed.weight", "head.input"}};
+    for (size_t i = 0; i < sizeof map / sizeof *map; i++) {
+        size_t n = strlen(weight), k = strlen(map[i].tail);
+        if (n >= k && !strcmp(weight + n - k, map[i].tail)) {
+            snprintf(name + n - k, bytes - (n - k), "%s", map[i].input);
+            return;
+        }
+    }
+}
+
+static const real *importance_of(void *ctx, const fq_site *weight)
+{
+    importance *s = ctx;
+    char name[160];
+    input_site(name, sizeof name, weight->name);
+    for (int64_t i = 0; i < s->sites->n; i++)
+        if (!strcmp(s->sites->s[i]->name, name) && s->sum[i] && s->sites->s[i]->cols == weight->cols) {
+            for (int64_t c = 0; c < weight->cols; c++)
+                s->mean[i][c] = (real)(s->sum[i][c] / (double)s->rows[i]);
+            return s->mean[i];
+        }
+    return NULL;
+}
+
+/* Float forwards of the first batches with a tap. */
+static status watch(kd_trainer *t, ag_tap tap)
+{
+    int64_t step = t->step;
+    for (int64_t i = 0; i < CALIBRATION_BATCHES; i++) {
+        t->step = i;
+        status s = next_batch(t, 0);
+        ag_reset(&t->tape);
+        t->tape.no_grad = t->tape.quantize_off = true;
+        t->tape.precision = KN_FP32;
+        t->tape.tap = tap;
+        md_input in = {.B = t->o.batch, .T = t->o.ctx, .ids = t->ids, .lengths = lengths_of(t)};
+        if (s == NB_OK) {
+            md_forward(&t->tape, t->student, &in);
+            s = ag_status(&t->tape);
+        }
+        t->tape.no_grad = t->tape.quantize_off = false;
+        t->tape.tap = (ag_tap){0};
+        t->step = step;
+        TRY(s);
+    }
+    return NB_OK;
+}
+
+static status start_weights(kd_trainer *t)
+{
+    fq_sites *sites = &t->student->sites;
+    importance s = {sites, nb_alloc_zeroed((size_t)sites->n, sizeof *s.sum), nb_alloc_zeroed((size_t)sites->n, sizeof *s.mean), nb_alloc_zeroed((size_t)sites->n, sizeof *s.rows)};
+    status st = s.sum && s.mean && s.rows ? NB_OK : NB_NOMEM;
+    bool weighted = t->o.importance && t->o.start == FQ_START_MSE;
+    if (st == NB_OK && weighted)
+        st = watch(t, (ag_tap){gather, &s});
+    for (int64_t i = 0; i < sites->n && st == NB_OK; i++)
+        if (s.sum[i] && !(s.mean[i] = nb_alloc((size_t)sites->s[i]->cols, sizeof **s.mean)))
+            st = NB_NOMEM;
+    if (st == NB_OK)
+        st = fq_start_weights(sites, t->o.start, weighted ? importance_of : NULL, &s);
+    for (int64_t i = 0; i < sites->n; i++) {
+        if (s.sum)
+            free(s.sum[i]);
+        if (s.mean)
+            free(s.mean[i]);
+    }
+    free(s.sum);
+    free(s.mean);
+    free(s.rows);
+    return st;
+}
+
+static status start(kd_trainer *t)
+{
+    TRY(start_weights(t));
+    if (fq_sites_need_calibration(&t->student->sites, NULL, 0)) {
+        TRY(watch(t, (ag_tap){fq_observe, &t->student->sites}));
+        TRY(fq_observe_end(&t->student->sites));
+    }
+    t->student->params.version++;
+    return NB_OK;
+}
+
+/* ---- opening and running ------------------------------------------------------------------ */
+
+/* The last 2 % of the windows' tokens, at most 25,000 and at least one window, are held out. */
+static status hold_out(kd_trainer *t)
+{
+    int64_t total = 0, held = 0, n = 0;
+    if (t->heldout != t->data)
+        return kd_windows_new(&t->held, t->heldout, t->o.ctx, false);
+    for (int64_t i = 0; i < t->train.n; i++)
+        total += t->train.length[i];
+    int64_t limit = total / 50 < 25000 ? total / 50 : 25000;
+    while (n + 1 < t->train.n && (n == 0 || held + t->train.length[t->train.n - 1 - n] <= limit))
+        held += t->train.length[t->train.n - 1 - n++];
+    t->train.n -= n;
+    t->held.n = n;
+    t->held.start = nb_alloc((size_t)n, sizeof *t->held.start);
+    t->held.length = nb_alloc((size_t)n, sizeof *t->held.length);
+    if (!t->held.start || !t->held.length)
+        return NB_NOMEM;
+    memcpy(t->held.start, t->train.start + t->train.n, (size_t)n * sizeof *t->held.start);
+    memcpy(t->held.length, t->train.length + t->train.n, (size_t)n * sizeof *t->held.length);
+    return NB_OK;
+}
+
+static status resolve(kd_trainer *t)
+{
+    kd_train_options *o = &t->o;
+    int64_t limit = t->student->config.ctx;
+    if (t->teacher && t->teacher->config.ctx < limit)
+        limit = t->teacher->config.ctx;
+    if (o->ctx <= 0)
+        o->ctx = t->data->row_length > 0 && t->data->row_length < limit ? t->data->row_length : limit < 256 ? limit : 256;
+    if (o->ctx > limit || o->ctx < 2)
+        return nb_fail(NB_USAGE, "rows of %lld tokens: the model's context is %lld", (long long)o->ctx, (long long)limit);
+    if (t->data->vocab_size > t->student->config.vocab || t->heldout->vocab_size > t->student->config.vocab)
+        return nb_fail(NB_USAGE, "the data's vocabulary has %lld tokens, the model's %lld", (long long)t->data->vocab_size, (long long)t->student->config.vocab);
+    if (t->teacher && t->teacher->config.vocab != t->student->config.vocab)
+        return nb_fail(NB_USAGE, "the teacher's vocabulary has %lld tokens, the student's %lld", (long long)t->teacher->config.vocab, (long long)t->student->config.vocab);
+    if (!t->teacher && distils(o))
+        return nb_fail(NB_USAGE, "a distillation loss needs a teacher");
+    TRY(kd_windows_new(&t->train, t->data, o->ctx, false));
+    TRY(hold_out(t));
+    if (t->train.n < 1)
+        return nb_fail(NB_USAGE, "%s is too short to train on: %lld windows of %lld tokens", t->data->path, (long long)t->train.n, (long long)o->ctx);
+    if (o->epochs > 0)
+        o->steps = (int64_t)ceil(o->epochs * (double)t->train.n / (double)(o->batch * o->accumulate));
+    o->schedule.steps = o->steps;
+    if (o->schedule.warmup < 0)
+        o->schedule.warmup = (int64_t)(0.03 * (double)o->steps) + 1;
+    if (o->eval_every <= 0)
+        o->eval_every = o->steps / 10 > 0 ? o->steps / 10 : 1;
+    t->settings = kd_settings_text(t);
+    return t->settings ? NB_OK : NB_NOMEM;
+}
+
+static status buffers(kd_trainer *t)
+{
+    size_t B = (size_t)t->o.batch, T = (size_t)t->o.ctx;
+    rt_options o = {.slots = t->o.batch, .ctx = t->o.ctx, .precision = t->o.precision};
+    t->ids = nb_alloc(B * T, sizeof *t->ids);
+    t->target = nb_alloc(B * T, sizeof *t->target);
+    t->slot = nb_alloc(B * T, sizeof *t->slot);
+    t->length = nb_alloc(B, sizeof *t->length);
+    t->index = nb_alloc(B, sizeof *t->index);
+    t->order = nb_alloc((size_t)t->train.n, sizeof *t->order);
+    if (!t->ids || !t->target || !t->slot || !t->length || !t->index || !t->order)
+        return NB_NOMEM;
+    for (size_t i = 0; i < B * T; i++)
+        t->slot[i] = (int32_t)(i / T);
+    t->order_epoch = -1;
+    if (!t->teacher)
+        return NB_OK;
+    t->teacher_hidden = nb_alloc_aligned(B * T * (size_t)t->teacher->config.dim, sizeof(real));
+    return t->teacher_hidden ? rt_open(&t->session, t->teacher, &o) : NB_NOMEM;
+}
+
+static void trainer_free(kd_trainer *t)
+{
+    for (int64_t i = 0; t->average && i < t->student->params.n; i++)
+        free(t->average[i]);
+    free(t->average);
+    kd_windows_free(&t->train);
+    kd_windows_free(&t->held);
+    ag_tape_free(&t->tape);
+    ag_tape_free(&t->teacher_tape);
+    rt_close(t->session);
+    free(t->teacher_hidden);
+    free(t->ids);
+    free(t->target);
+    free(t->length);
+    free(t->slot);
+    free(t->index);
+    free(t->order);
+    free(t->settings);
+    free(t->folder);
+}
+
+static status predict(kd_trainer *t, kd_train_report *r)
+{
+    enum { TIMED = 3 };
+    double begin = 0;
+    for (int64_t i = 0; i < TIMED; i++) {
+        if (i == 1)
+            begin = nb_seconds();
+        TRY(train_step(t));
+    }
+    double each = (nb_seconds() - begin) / (TIMED - 1), params = 0;
+    for (int64_t i = 0; i < t->student->params.n; i++)
+        params += (double)t->student->params.p[i]->count;
+    r->seconds = each * (double)t->o.steps;
+    r->tokens_per_second = (double)(t->o.batch * t->o.ctx * t->o.accumulate) / each;
+    r->tape_bytes = ag_tape_peak(&t->tape);
+    r->parameter_bytes = (size_t)(params * 4 * sizeof(real));
+    r->disk_bytes = (size_t)(params * sizeof(real)) * (size_t)(1 + 3 * (t->run->keep > 1 ? t->run->keep : 1));
+    return NB_OK;
+}
+
+static status finish(kd_trainer *t)
+{
+    TRY(evaluate(t, "last"));
+    if (t->average) {
+        swap_average(t);
+        status s = evaluate(t, "average");
+        swap_average(t);
+        TRY(s);
+    }
+    return kd_checkpoint_save(t);
+}
+
+static status loop(kd_trainer *t, kd_train_report *r)
+{
+    const int64_t per_step = t->o.batch * t->o.ctx * t->o.accumulate, first = t->step;
+    int64_t save_every = t->run->save_every > 0 ? t->run->save_every : t->o.steps / 5 > 0 ? t->o.steps / 5 : 1;
+    double begin = nb_seconds();
+    char text[160];
+    snprintf(text, sizeof text, "start");
+    while (t->step < t->o.steps) {
+        if (!nb_progress_report(&t->run->progress, t->step, t->o.steps, text)) {
+            TRY(kd_checkpoint_save(t));
+            return nb_fail(NB_INTERRUPTED, "stopped and saved after step %lld of %lld; the same command goes on from there", (long long)t->step, (long long)t->o.steps);
+        }
+        TRY(train_step(t));
+        if (averages_now(t))
+            TRY(update_average(t));
+        r->seconds = nb_seconds() - begin;
+        r->tokens_per_second = (double)(per_step * (t->step - first)) / r->seconds;
+        r->tokens = per_step * t->step;
+        TRY(write_metrics(t, r->tokens_per_second));
+        if (t->step % t->o.eval_every == 0 && t->step < t->o.steps)
+            TRY(evaluate(t, "during"));
+        if (t->step % save_every == 0 && t->step < t->o.steps)
+            TRY(kd_checkpoint_save(t));
+        snprintf(text, sizeof text, "loss %.4f%s lr %.2e %.0f tok/s best %.4f", t->loss, "", t->o.lr * ag_schedule_at(&t->o.schedule, t->step), r->tokens_per_second, t->teacher ? t->best_kl : t->best_nll);
+    }
+    nb_progress_report(&t->run->progress, t->o.steps, t->o.steps, text);
+    return finish(t);
+}
+
+static status run(kd_trainer *t, kd_train_report *r)
+{
+    bool found = false;
+    TRY(resolve(t));
+    TRY(buffers(t));
+    if (t->run->dry_run) {
+        TRY(start(t));
+        return predict(t, r);
+    }
+    TRY(nb_make_folder(t->folder));
+    if (!t->run->restart)
+        TRY(kd_checkpoint_load(t, &found));
+    r->resumed = found;
+    if (found && t->step == t->o.steps) {
+        r->was_finished = r->finished = true;
+        return NB_OK;
+    }
+    TRY(kd_metrics_cut(t));
+    if (!found)
+        TRY(start(t));
+    if (t->o.freeze_after && t->step >= t->o.freeze_after)
+        t->student->sites.frozen = true;
+    TRY(loop(t, r));
+    r->finished = true;
+    return NB_OK;
+}
+
+status kd_train(const char *folder, md_model *student, md_model *teacher, fm_tokens *data, fm_tokens *heldout, const kd_train_options *o, const kd_run_options *how, kd_train_report *report)
+{
+    kd_train_report unused;
+    kd_trainer t = {.folder = nb_string(folder), .student = student, .teacher = teacher, .data = data, .heldout = heldout ? heldout : data, .o = *o, .run = how, .best_kl = INFINITY, .best_nll = INFINITY};
+    report = report ? report : &unused;
+    *report = (kd_train_report){0};
+    status s = t.folder ? run(&t, report) : NB_NOMEM;
+    report->step = t.step;
+    report->steps = t.o.steps;
+    report->loss = t.loss;
+    report->kl = t.kl;
+    report->best_kl = t.best_kl;
+    report->best_nll = t.best_nll;
+    trainer_free(&t);
+    return s;
+}
+
+kd_train_options kd_train_defaults(bool distill, const fq_recipe *recipe, const md_config *c)
+{
+    (void)recipe;
+    bool small = c->dim < 256;
+    kd_train_options o = {.steps = 600, .batch = small ? 16 : 4, .accumulate = 1, .seed = 1, .lr = distill ? (small ? 1e-3 : 2e-4) : (small ? 2e-3 : 6e-4),
+                          .scale_rate = 1e-3, .beta1 = 0.9, .beta2 = distill ? 0.999 : 0.95, .eps = 1e-8, .decay = distill ? 0 : 0.1, .clip = 1,
+                          .schedule = {.kind = AG_WSD, .warmup = -1, .decay_share = 0.4}, .ce = distill ? 0 : 1, .kl = distill ? 1 : 0, .temperature = 1,
+                          .start = FQ_START_MSE, .importance = true, .precision = KN_FP32, .eval_tokens = 25000};
+    return o;
+}
+
+status kd_open(md_model *m, const char *path, const char *which, const md_open_options *o)
+{
+    if (!nb_path_is_folder(path))
+        return md_open(m, path, o);
+    char name[32];
+    snprintf(name, sizeof name, "%s.h5", which && which[0] ? which : "best");
+    char *file = nb_path_join(path, name), *last = nb_path_join(path, "last.h5");
+    status s = file && last ? NB_OK : NB_NOMEM;
+    bool is_run = s == NB_OK && (nb_path_exists(file) || nb_path_exists(last));
+    if (s == NB_OK)
+        s = md_open(m, is_run ? file : path, o);
+    free(file);
+    free(last);
+    return s;
+}

@@ -1,0 +1,39 @@
+/* trainer.h - the state of a training run; private to distill: trainer.c (loop), checkpoint.c (files), settings.c. */
+#ifndef NIBBLE_DISTILL_TRAINER_H
+#define NIBBLE_DISTILL_TRAINER_H
+#include "distill/windows.h"
+
+typedef struct {
+    char *folder;
+    md_model *student, *teacher; /* teacher NULL: cross-entropy alone */
+    fm_tokens *data, *heldout;   /* heldout == data: windows cut off its end */
+    kd_train_options o;          /* resolved: steps, ctx, eval_every, ... filled in */
+    const kd_run_options *run;
+    char *settings;              /* o as JSON, with the data's and the teacher's fingerprints */
+    kd_windows train, held;
+    int64_t step;                /* steps done */
+    double best_kl, best_nll;    /* of best.h5; infinite before the first */
+    double loss, kl, norm;       /* of the last step, for metrics */
+    real **average;              /* [params.n] latents' running average, or NULL before the decay begins */
+    int64_t averaged;            /* steps in it */
+    /* buffers of one micro-batch */
+    ag_tape tape, teacher_tape;
+    rt_session *session; /* the teacher's */
+    real *teacher_hidden;        /* [B*T, C] */
+    const real *teacher_rows;    /* the same, or the teacher tape's */
+    int32_t *ids, *target, *length, *slot;
+    int64_t *index, *order, order_epoch;
+} kd_trainer;
+
+/* o as a JSON object; caller frees. */
+char *kd_settings_text(const kd_trainer *t);
+/* NB_USAGE naming the first setting that differs between two such objects, else NB_OK. */
+status kd_settings_compare(const char *folder, const char *old_text, const char *new_text);
+
+status kd_checkpoint_save(kd_trainer *t);  /* last.h5, the older ones kept as step-N.h5 */
+status kd_best_save(kd_trainer *t);        /* best.h5 */
+status kd_checkpoint_load(kd_trainer *t, bool *found); /* last.h5 of the folder, if it is there and has the same settings */
+status kd_metrics_cut(const kd_trainer *t); /* metrics.jsonl back to t->step */
+status kd_metrics_append(const kd_trainer *t, char *json_line); /* frees the line */
+
+#endif
