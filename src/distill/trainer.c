@@ -1,155 +1,8 @@
-/* trainer.c - the loop: teacher forward, student forward and backward, optimizer, evaluation, checkpoints.
- *   L = kl KL(teacher || student) + ce CE + ... (ag_head)  +  hidden sum_l mean (h_l - h_l^T)^2 / mean (h_l^T)^2
- */
+/* trainer.c - a run: data cut and held out, the loop of steps, evaluation, checkpoints, resuming. */
 #include "distill/trainer.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-
-enum { HIDDEN_EVERY = 5, CALIBRATION_BATCHES = 8 };
-
-static bool distils(const kd_train_options *o)
-{
-    return o->kl > 0 || o->reverse_kl > 0 || o->mse > 0 || o->cosine > 0 || o->hidden > 0;
-}
-
-/* ---- batches ------------------------------------------------------------------------------ */
-
-/* The next micro-batch: windows in an order drawn anew for every epoch; targets are the next tokens, -1 behind the last. */
-static status next_batch(kd_trainer *t, int64_t micro)
-{
-    const int64_t B = t->o.batch, T = t->o.ctx, n = t->train.n;
-    for (int64_t b = 0; b < B; b++) {
-        int64_t at = ((t->step * t->o.accumulate) + micro) * B + b;
-        if (t->order_epoch != at / n) {
-            t->order_epoch = at / n;
-            nb_random_permutation(t->order, n, t->o.seed, (uint64_t)t->order_epoch);
-        }
-        t->index[b] = t->order[at % n];
-    }
-    TRY(kd_windows_read(&t->train, t->data, t->index, B, T, t->ids, t->length));
-    for (int64_t b = 0; b < B; b++)
-        for (int64_t i = 0; i < T; i++)
-            t->target[b * T + i] = i + 1 < t->length[b] ? t->ids[b * T + i + 1] : -1;
-    return NB_OK;
-}
-
-static const int32_t *lengths_of(const kd_trainer *t)
-{
-    for (int64_t b = 0; b < t->o.batch; b++)
-        if (t->length[b] < t->o.ctx)
-            return t->length;
-    return NULL;
-}
-
-/* ---- teacher ------------------------------------------------------------------------------ */
-
-static status teacher_logits(void *ctx, real *dst, int64_t row, int64_t n)
-{
-    kd_trainer *t = ctx;
-    return rt_head(t->session, dst, t->teacher_rows + row * t->teacher->config.dim, n);
-}
-
-/* Last hidden states of the batch; through a tape where those of single blocks are wanted too. */
-static status teacher_forward(kd_trainer *t, bool blocks, ag_tensor **hidden)
-{
-    const int64_t B = t->o.batch, T = t->o.ctx;
-    if (!blocks) {
-        for (int64_t b = 0; b < B; b++)
-            rt_clear(t->session, b);
-        t->teacher_rows = t->teacher_hidden;
-        return rt_forward(t->session, B * T, t->slot, t->ids, t->teacher_hidden);
-    }
-    ag_reset(&t->teacher_tape);
-    t->teacher_tape.no_grad = true;
-    t->teacher_tape.precision = t->o.precision;
-    md_input in = {.B = B, .T = T, .ids = t->ids, .lengths = lengths_of(t), .hidden = hidden};
-    md_output out = md_forward(&t->teacher_tape, t->teacher, &in);
-    t->teacher_rows = out.x ? ag_value(out.x) : NULL;
-    return ag_status(&t->teacher_tape);
-}
-
-/* ---- one step ----------------------------------------------------------------------------- */
-
-static bool recomputes(const kd_trainer *t)
-{
-    if (t->o.recompute != KD_RECOMPUTE_AUTO)
-        return t->o.recompute == KD_RECOMPUTE_ON;
-    /* kept per token and block: about 8 vectors of dim and 4 of hidden, against parameters with gradient and two moments */
-    const md_config *c = &t->student->config;
-    double kept = (double)(t->o.batch * t->o.ctx * c->layers) * (double)(8 * c->dim + 4 * c->hidden) * sizeof(real);
-    return kept > 4.0 * (double)ag_params_count(&t->student->params) * sizeof(real) && kept > 1e9;
-}
-
-static ag_tensor *add_hidden_loss(kd_trainer *t, ag_tensor *loss, ag_tensor *const *ours, ag_tensor *const *theirs, double weight)
-{
-    for (int64_t l = HIDDEN_EVERY - 1; l < t->student->config.layers; l += HIDDEN_EVERY) {
-        ag_tensor *e = ag_relative_mse(&t->tape, ours[l], theirs[l] ? ag_value(theirs[l]) : NULL);
-        loss = ag_add(&t->tape, loss, ag_scale(&t->tape, e, (real)weight));
-    }
-    return loss;
-}
-
-static status micro_step(kd_trainer *t, ag_head_report *report, double *total)
-{
-    const md_config *c = &t->student->config;
-    double fade = 1 - 2 * (double)t->step / (double)t->o.steps, hidden = t->o.hidden * (fade > 0 ? fade : 0);
-    ag_tensor *ours[256] = {0}, *theirs[256] = {0};
-    bool teach = t->teacher && distils(&t->o), blocks = teach && hidden > 0 && c->layers >= HIDDEN_EVERY && c->layers <= 256;
-    if (teach)
-        TRY(teacher_forward(t, blocks, theirs));
-    ag_reset(&t->tape);
-    t->tape.quantize_off = t->step < t->o.quant_after;
-    t->tape.precision = t->o.precision;
-    md_input in = {.B = t->o.batch, .T = t->o.ctx, .ids = t->ids, .lengths = lengths_of(t), .recompute = recomputes(t), .hidden = blocks ? ours : NULL};
-    ag_head_loss how = {.ce = (real)t->o.ce, .kl = (real)t->o.kl, .reverse_kl = (real)t->o.reverse_kl, .mse = (real)t->o.mse, .cosine = (real)t->o.cosine,
-                        .temperature = (real)t->o.temperature, .teacher = teach ? teacher_logits : NULL, .ctx = t};
-    md_output out = md_forward(&t->tape, t->student, &in);
-    ag_tensor *loss = ag_head(&t->tape, out.x, out.w, out.b, t->target, &how, report);
-    if (blocks && loss)
-        loss = add_hidden_loss(t, loss, ours, theirs, hidden);
-    loss = ag_scale(&t->tape, loss, (real)(1.0 / (double)t->o.accumulate));
-    TRY(ag_status(&t->tape));
-    *total += (double)*ag_value(loss);
-    return ag_backward(&t->tape, loss);
-}
-
-static ag_optimizer optimizer_of(const kd_trainer *t)
-{
-    const kd_train_options *o = &t->o;
-    ag_optimizer a = ag_adamw(o->lr * ag_schedule_at(&o->schedule, t->step + 1));
-    a.sgd = o->sgd;
-    a.beta1 = o->beta1;
-    a.beta2 = o->beta2;
-    a.eps = o->eps;
-    a.decay = o->decay;
-    a.clip = o->clip;
-    a.rate[AG_SCALE] = o->lr > 0 ? o->scale_rate / o->lr : 0;
-    return a;
-}
-
-static status train_step(kd_trainer *t)
-{
-    ag_head_report report = {0};
-    ag_optimizer a = optimizer_of(t);
-    bool observe = fq_sites_need_calibration(&t->student->sites, NULL, 0) || !t->student->sites.frozen;
-    t->loss = 0;
-    t->tape.tap = observe ? (ag_tap){fq_observe, &t->student->sites} : (ag_tap){0};
-    for (int64_t i = 0; i < t->o.accumulate; i++) {
-        TRY(next_batch(t, i));
-        TRY(micro_step(t, &report, &t->loss));
-    }
-    if (report.rows)
-        t->kl = report.kl / (double)report.rows;
-    if (!isfinite(t->loss))
-        return nb_fail(NB_FORMAT, "step %lld: the loss is not finite; a lower --lr may help", (long long)t->step + 1);
-    TRY(fq_observe_end(&t->student->sites));
-    TRY(ag_optimizer_step(&a, &t->student->params, t->step + 1, &t->norm));
-    t->step++;
-    if (t->o.freeze_after && t->step >= t->o.freeze_after)
-        t->student->sites.frozen = true;
-    return NB_OK;
-}
 
 /* ---- the average of the latents over the decay -------------------------------------------- */
 
@@ -234,125 +87,6 @@ static status write_metrics(kd_trainer *t, double rate)
     return kd_metrics_append(t, nb_json_text(&w));
 }
 
-/* ---- start: ranges of weights and activations --------------------------------------------- */
-
-typedef struct {
-    const fq_sites *sites;
-    double **sum; /* [sites] of E[x_j^2] sums by channel, NULL where not seen */
-    real **mean;
-    int64_t *rows;
-} importance;
-
-static void gather(void *ctx, const char *site, const ag_tensor *in, const ag_tensor *out)
-{
-    importance *s = ctx;
-    (void)out;
-    for (int64_t i = 0; i < s->sites->n; i++) {
-        if (s->sites->s[i]->is_weight || strcmp(s->sites->s[i]->name, site) != 0)
-            continue;
-        int64_t M = ag_rows(in), C = ag_cols(in);
-        const real *x = ag_value(in);
-        if (!s->sum[i])
-            s->sum[i] = nb_alloc_zeroed((size_t)C, sizeof **s->sum);
-        for (int64_t m = 0; s->sum[i] && m < M; m++)
-            for (int64_t c = 0; c < C; c++)
-                s->sum[i][c] += (double)x[m * C + c] * (double)x[m * C + c];
-        s->rows[i] += M;
-        return;
-    }
-}
-
-/* The site of a weight's input: "layers.3.attn.wq.weight" reads "layers.3.attn.input", wo "attn.out.input", mlp.down "mlp.down.input". */
-static void input_site(char *name, size_t bytes, const char *weight)
-{
-    snprintf(name, bytes, "%s", weight);
-    static const struct {
-        const char *tail, *input;
-    } map[] = {{".wq.weight", ".input"}, {".wk.weight", ".input"}, {".wv.weight", ".input"}, {".wo.weight", ".out.input"},
-               {".gate.weight", ".input"}, {".up.weight", ".input"}, {".down.weight", ".down.input"}, {"head.weight", "head.input"}, {"embed.weight", "head.input"}};
-    for (size_t i = 0; i < sizeof map / sizeof *map; i++) {
-        size_t n = strlen(weight), k = strlen(map[i].tail);
-        if (n >= k && !strcmp(weight + n - k, map[i].tail)) {
-            snprintf(name + n - k, bytes - (n - k), "%s", map[i].input);
-            return;
-        }
-    }
-}
-
-static const real *importance_of(void *ctx, const fq_site *weight)
-{
-    importance *s = ctx;
-    char name[160];
-    input_site(name, sizeof name, weight->name);
-    for (int64_t i = 0; i < s->sites->n; i++)
-        if (!strcmp(s->sites->s[i]->name, name) && s->sum[i] && s->sites->s[i]->cols == weight->cols) {
-            for (int64_t c = 0; c < weight->cols; c++)
-                s->mean[i][c] = (real)(s->sum[i][c] / (double)s->rows[i]);
-            return s->mean[i];
-        }
-    return NULL;
-}
-
-/* Float forwards of the first batches with a tap. */
-static status watch(kd_trainer *t, ag_tap tap)
-{
-    int64_t step = t->step;
-    for (int64_t i = 0; i < CALIBRATION_BATCHES; i++) {
-        t->step = i;
-        status s = next_batch(t, 0);
-        ag_reset(&t->tape);
-        t->tape.no_grad = t->tape.quantize_off = true;
-        t->tape.precision = KN_FP32;
-        t->tape.tap = tap;
-        md_input in = {.B = t->o.batch, .T = t->o.ctx, .ids = t->ids, .lengths = lengths_of(t)};
-        if (s == NB_OK) {
-            md_forward(&t->tape, t->student, &in);
-            s = ag_status(&t->tape);
-        }
-        t->tape.no_grad = t->tape.quantize_off = false;
-        t->tape.tap = (ag_tap){0};
-        t->step = step;
-        TRY(s);
-    }
-    return NB_OK;
-}
-
-static status start_weights(kd_trainer *t)
-{
-    fq_sites *sites = &t->student->sites;
-    importance s = {sites, nb_alloc_zeroed((size_t)sites->n, sizeof *s.sum), nb_alloc_zeroed((size_t)sites->n, sizeof *s.mean), nb_alloc_zeroed((size_t)sites->n, sizeof *s.rows)};
-    status st = s.sum && s.mean && s.rows ? NB_OK : NB_NOMEM;
-    bool weighted = t->o.importance && t->o.start == FQ_START_MSE;
-    if (st == NB_OK && weighted)
-        st = watch(t, (ag_tap){gather, &s});
-    for (int64_t i = 0; i < sites->n && st == NB_OK; i++)
-        if (s.sum[i] && !(s.mean[i] = nb_alloc((size_t)sites->s[i]->cols, sizeof **s.mean)))
-            st = NB_NOMEM;
-    if (st == NB_OK)
-        st = fq_start_weights(sites, t->o.start, weighted ? importance_of : NULL, &s);
-    for (int64_t i = 0; i < sites->n; i++) {
-        if (s.sum)
-            free(s.sum[i]);
-        if (s.mean)
-            free(s.mean[i]);
-    }
-    free(s.sum);
-    free(s.mean);
-    free(s.rows);
-    return st;
-}
-
-static status start(kd_trainer *t)
-{
-    TRY(start_weights(t));
-    if (fq_sites_need_calibration(&t->student->sites, NULL, 0)) {
-        TRY(watch(t, (ag_tap){fq_observe, &t->student->sites}));
-        TRY(fq_observe_end(&t->student->sites));
-    }
-    t->student->params.version++;
-    return NB_OK;
-}
-
 /* ---- opening and running ------------------------------------------------------------------ */
 
 /* The last 2 % of the windows' tokens, at most 25,000 and at least one window, are held out. */
@@ -391,7 +125,7 @@ static status resolve(kd_trainer *t)
         return nb_fail(NB_USAGE, "the data's vocabulary has %lld tokens, the model's %lld", (long long)t->data->vocab_size, (long long)t->student->config.vocab);
     if (t->teacher && t->teacher->config.vocab != t->student->config.vocab)
         return nb_fail(NB_USAGE, "the teacher's vocabulary has %lld tokens, the student's %lld", (long long)t->teacher->config.vocab, (long long)t->student->config.vocab);
-    if (!t->teacher && distils(o))
+    if (!t->teacher && kd_distils(o))
         return nb_fail(NB_USAGE, "a distillation loss needs a teacher");
     TRY(kd_windows_new(&t->train, t->data, o->ctx, false));
     TRY(hold_out(t));
@@ -457,7 +191,7 @@ static status predict(kd_trainer *t, kd_train_report *r)
     for (int64_t i = 0; i < TIMED; i++) {
         if (i == 1)
             begin = nb_seconds();
-        TRY(train_step(t));
+        TRY(kd_step(t));
     }
     double each = (nb_seconds() - begin) / (TIMED - 1), params = 0;
     for (int64_t i = 0; i < t->student->params.n; i++)
@@ -494,7 +228,7 @@ static status loop(kd_trainer *t, kd_train_report *r)
             TRY(kd_checkpoint_save(t));
             return nb_fail(NB_INTERRUPTED, "stopped and saved after step %lld of %lld; the same command goes on from there", (long long)t->step, (long long)t->o.steps);
         }
-        TRY(train_step(t));
+        TRY(kd_step(t));
         if (averages_now(t))
             TRY(update_average(t));
         r->seconds = nb_seconds() - begin;
@@ -517,7 +251,7 @@ static status run(kd_trainer *t, kd_train_report *r)
     TRY(resolve(t));
     TRY(buffers(t));
     if (t->run->dry_run) {
-        TRY(start(t));
+        TRY(kd_start_ranges(t));
         return predict(t, r);
     }
     TRY(nb_make_folder(t->folder));
@@ -530,7 +264,7 @@ static status run(kd_trainer *t, kd_train_report *r)
     }
     TRY(kd_metrics_cut(t));
     if (!found)
-        TRY(start(t));
+        TRY(kd_start_ranges(t));
     if (t->o.freeze_after && t->step >= t->o.freeze_after)
         t->student->sites.frozen = true;
     TRY(loop(t, r));

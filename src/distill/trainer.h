@@ -1,4 +1,5 @@
-/* trainer.h - the state of a training run; private to distill: trainer.c (loop), checkpoint.c (files), settings.c. */
+/* trainer.h - the state of a training run; private to distill: trainer.c (loop), train_step.c, train_start.c,
+ * checkpoint.c (files), settings.c. */
 #ifndef NIBBLE_DISTILL_TRAINER_H
 #define NIBBLE_DISTILL_TRAINER_H
 #include "distill/windows.h"
@@ -24,6 +25,12 @@ typedef struct {
     int32_t *ids, *target, *length, *slot;
     int64_t *index, *order, order_epoch;
 } kd_trainer;
+
+bool kd_distils(const kd_train_options *o);              /* some loss needs a teacher */
+status kd_next_batch(kd_trainer *t, int64_t micro);      /* fills ids, target, length for step t->step */
+const int32_t *kd_lengths(const kd_trainer *t);          /* of the batch; NULL where no row is padded */
+status kd_step(kd_trainer *t);                           /* one optimizer step; raises t->step */
+status kd_start_ranges(kd_trainer *t);
 
 /* o as a JSON object; caller frees. */
 char *kd_settings_text(const kd_trainer *t);
