@@ -68,7 +68,7 @@ static inline real kn_inverse(real scale)
 }
 
 /* Scale and zero for values within [min, max] (the range is first made to hold 0):
- *   no zero: scale = store(max(|min|,|max|) / hi_level), hi_level = mul*hi + add   (SIGN: use the mean instead)
+ *   no zero: scale = store(max(|min|,|max|) / top), top = hi, HALF_STEP 2 hi + 2 (2 bits: 4), SIGN 1 (pass +-mean |x|)
  *   zero:    scale = store((max - min) / (hi - lo)), zero = clamp(rne(lo - min * inv), lo, hi)
  * constant, zero and one-sided tensors are safe: a range of 0 gives scale 0. */
 void kn_range_of(const kn_grid *g, real min, real max, real *scale, int32_t *zero);
@@ -109,8 +109,9 @@ static inline int64_t kn_scale_index(const kn_codes *c, int64_t row, int64_t col
 void kn_encode(kn_codes *c, const real *x);
 /* Codes of x with the scales and zeros that c already holds (static, learned, folded again). */
 void kn_encode_with(kn_codes *c, const real *x);
-/* The same for rows [row, row + n) only; x points at row `row`. */
-void kn_encode_rows(kn_codes *c, const real *x, int64_t row, int64_t n, bool with_own_scales);
+/* The same two for rows [row, row + n) only; x points at row `row`. kn_encode_rows: grain ROW, HEAD or GROUP. */
+void kn_encode_rows(kn_codes *c, const real *x, int64_t row, int64_t n);
+void kn_encode_rows_with(kn_codes *c, const real *x, int64_t row, int64_t n);
 /* x [n, cols] <- values of rows [row, row+n). */
 void kn_decode(real *x, const kn_codes *c, int64_t row, int64_t n);
 /* One code's value, the definition: for tests and readers. */

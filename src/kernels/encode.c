@@ -1,0 +1,206 @@
+/* encode.c - codes of whole matrices and back: spans that share a scale, their ranges, the clients' rules.
+ *   ggml Q8_0 activations: id = 127 / amax, q = rne(x id), scale = fp16(amax / 127)
+ *   ggml Q4_0: d = (signed value of largest magnitude) / -8, q = min(15, trunc(x / d + 8.5)) - 8, scale = fp16(d)
+ *   llama2.c: scale = amax / 127, q = round half away(x / scale)
+ * (ggml-quants.c quantize_row_q8_0, quantize_row_q4_0_ref; runq.c quantize) */
+#include "kernels/encode.h"
+#include "kernels/kernels_isa.h"
+
+#include <assert.h>
+#include <tgmath.h>
+
+/* Where the span that begins at col of this row ends. */
+static int64_t span_end(const kn_codes *c, int64_t row, int64_t col)
+{
+    const int64_t group = c->grid.group;
+    switch (c->grid.grain) {
+    case KN_TENSOR:
+    case KN_ROW:
+        return c->cols;
+    case KN_BLOCK:
+        return kn_min(c->cols, col + group - (row * c->cols + col) % group);
+    default:
+        return kn_min(c->cols, (col / group + 1) * group);
+    }
+}
+
+static void encode_away(int8_t *q, const real *x, int64_t n, real scale, const kn_rounding *r)
+{
+    for (int64_t i = 0; i < n; i++) {
+        const real t = r->inv != 0 ? round(x[i] / scale) : 0;
+        q[i] = (int8_t)(t > r->lo ? t < r->hi ? t : r->hi : r->lo);
+    }
+}
+
+/* Codes of x, the span at (row, col), with the scale that c holds for it. */
+static void encode_span(kn_codes *c, const kn_table *t, const real *x, int64_t row, int64_t col, int64_t n)
+{
+    const int64_t i = kn_scale_index(c, row, col), at = row * c->ld + col;
+    const kn_rounding r = kn_rounding_of(&c->grid, c->scale[i], c->zero ? c->zero[i] : 0);
+    if (c->q16)
+        t->encode16(c->q16 + at, x, n, &r);
+    else if (c->grid.rule == KN_RULE_LLAMA2C)
+        encode_away(c->q + at, x, n, c->scale[i], &r);
+    else
+        t->encode8(c->q + at, x, n, &r);
+}
+
+static void encode_row(kn_codes *c, const kn_table *t, const real *x, int64_t row)
+{
+    for (int64_t col = 0; col < c->cols;) {
+        const int64_t end = span_end(c, row, col);
+        encode_span(c, t, x + col, row, col, end - col);
+        col = end;
+    }
+}
+
+void kn_range_span(const kn_grid *g, const real *x, int64_t n, real *scale, int32_t *zero)
+{
+    const kn_table *t = kn_isa();
+    real min, max;
+    if (g->levels == KN_LEVELS_SIGN) {
+        max = n ? t->sum_abs(x, n) / (real)n : 0;
+        min = -max;
+    } else if (g->has_zero) {
+        t->min_max(&min, &max, x, n);
+    } else {
+        max = t->absmax(x, n);
+        min = -max;
+    }
+    kn_range_of(g, min, max, scale, zero);
+}
+
+static int8_t code_q4_0(real x, real id)
+{
+    const real t = x * id + (real)8.5;
+    return (int8_t)((t > 0 ? t < 15 ? (int)t : 15 : 0) - 8);
+}
+
+/* The signed value of largest magnitude, the first of equals. */
+static real signed_max(const real *x, int64_t n)
+{
+    real most = 0;
+    for (int64_t i = 0; i < n; i++)
+        if (fabs(x[i]) > fabs(most))
+            most = x[i];
+    return most;
+}
+
+void kn_encode_q4_0(int8_t *q, const real *x, int64_t n, const kn_grid *g, real *scale)
+{
+    const real d = signed_max(x, n) / -8, id = d != 0 ? 1 / d : 0;
+    for (int64_t i = 0; i < n; i++)
+        q[i] = code_q4_0(x[i], id);
+    *scale = kn_store(g, d);
+}
+
+/* Range and codes of the span at (row, col), grains where a span lies in one row. */
+static void encode_own(kn_codes *c, const kn_table *t, const real *x, int64_t row, int64_t col, int64_t n)
+{
+    const int64_t i = kn_scale_index(c, row, col), at = row * c->ld + col;
+    if (c->grid.rule == KN_RULE_GGML_Q4_0) {
+        kn_encode_q4_0(c->q + at, x, n, &c->grid, &c->scale[i]);
+    } else if (c->grid.rule == KN_RULE_GGML_Q8_0) {
+        const real amax = t->absmax(x, n);
+        kn_rounding r = kn_rounding_of(&c->grid, 1, 0);
+        r.inv = amax != 0 ? 127 / amax : 0;
+        c->scale[i] = kn_store(&c->grid, amax / 127);
+        t->encode8(c->q + at, x, n, &r);
+    } else {
+        kn_range_span(&c->grid, x, n, &c->scale[i], c->zero ? &c->zero[i] : NULL);
+        encode_span(c, t, x, row, col, n);
+    }
+}
+
+void kn_encode_rows(kn_codes *c, const real *x, int64_t row, int64_t n)
+{
+    const kn_table *t = kn_isa();
+    assert(c->grid.grain != KN_TENSOR && c->grid.grain != KN_BLOCK);
+#pragma omp parallel for if (n * c->cols > KN_PARALLEL) schedule(static)
+    for (int64_t m = 0; m < n; m++)
+        for (int64_t col = 0; col < c->cols;) {
+            const int64_t end = span_end(c, row + m, col);
+            encode_own(c, t, x + m * c->cols + col, row + m, col, end - col);
+            col = end;
+        }
+}
+
+void kn_encode_rows_with(kn_codes *c, const real *x, int64_t row, int64_t n)
+{
+    const kn_table *t = kn_isa();
+#pragma omp parallel for if (n * c->cols > KN_PARALLEL) schedule(static)
+    for (int64_t m = 0; m < n; m++)
+        encode_row(c, t, x + m * c->cols, row + m);
+}
+
+/* One range for all: that of the rows' ranges (SIGN: the mean over rows of sums, added in order). */
+static void range_whole(kn_codes *c, const real *x)
+{
+    const int64_t n = c->rows * c->cols;
+    if (c->grid.levels == KN_LEVELS_SIGN) {
+        double sum = 0;
+        for (int64_t m = 0; m < c->rows; m++)
+            sum += (double)kn_isa()->sum_abs(x + m * c->cols, c->cols);
+        const real mean = n ? (real)(sum / (double)n) : 0;
+        kn_range_of(&c->grid, -mean, mean, c->scale, c->zero);
+        return;
+    }
+    real min = 0, max = 0;
+#pragma omp parallel for if (n > KN_PARALLEL) schedule(static) reduction(min : min) reduction(max : max)
+    for (int64_t m = 0; m < c->rows; m++) {
+        real low, top;
+        kn_isa()->min_max(&low, &top, x + m * c->cols, c->cols);
+        min = low < min ? low : min;
+        max = top > max ? top : max;
+    }
+    kn_range_of(&c->grid, min, max, c->scale, c->zero);
+}
+
+void kn_encode(kn_codes *c, const real *x)
+{
+    switch (c->grid.grain) {
+    case KN_TENSOR:
+        range_whole(c, x);
+        break;
+    case KN_BLOCK: {
+        const int64_t n = c->rows * c->cols, group = c->grid.group;
+#pragma omp parallel for if (n > KN_PARALLEL) schedule(static)
+        for (int64_t i = 0; i < c->n_scales; i++)
+            kn_range_span(&c->grid, x + i * group, kn_min(group, n - i * group), &c->scale[i],
+                          c->zero ? &c->zero[i] : NULL);
+        break;
+    }
+    default:
+        kn_encode_rows(c, x, 0, c->rows);
+        return;
+    }
+    kn_encode_rows_with(c, x, 0, c->rows);
+}
+
+void kn_encode_with(kn_codes *c, const real *x)
+{
+    kn_encode_rows_with(c, x, 0, c->rows);
+}
+
+static void decode_row(real *x, const kn_codes *c, const kn_table *t, int64_t row)
+{
+    const real mul = (real)kn_mul(&c->grid);
+    for (int64_t col = 0; col < c->cols;) {
+        const int64_t end = span_end(c, row, col), i = kn_scale_index(c, row, col), at = row * c->ld + col;
+        const real offset = kn_offset(&c->grid, c->zero ? c->zero[i] : 0);
+        if (c->q16)
+            t->decode16(x + col, c->q16 + at, end - col, c->scale[i], mul, offset);
+        else
+            t->decode8(x + col, c->q + at, end - col, c->scale[i], mul, offset);
+        col = end;
+    }
+}
+
+void kn_decode(real *x, const kn_codes *c, int64_t row, int64_t n)
+{
+    const kn_table *t = kn_isa();
+    assert(row >= 0 && row + n <= c->rows);
+#pragma omp parallel for if (n * c->cols > KN_PARALLEL) schedule(static)
+    for (int64_t m = 0; m < n; m++)
+        decode_row(x + m * c->cols, c, t, row + m);
+}

@@ -1,0 +1,37 @@
+/* gemm_openblas.c - the door to OpenBLAS: general float products, row-major. */
+#include "kernels/products.h"
+
+#include <cblas.h>
+
+#ifdef NB_DOUBLE
+#define GEMM cblas_dgemm
+#else
+#define GEMM cblas_sgemm
+#endif
+
+void kn_blas_product(kn_form form, real *c, const real *a, const real *b, int64_t M, int64_t N, int64_t K, bool add)
+{
+    if (M == 0 || N == 0)
+        return;
+    const CBLAS_TRANSPOSE ta = form == KN_TN ? CblasTrans : CblasNoTrans, tb = form == KN_NT ? CblasTrans : CblasNoTrans;
+    const blasint lda = (blasint)(form == KN_TN ? M : K), ldb = (blasint)(form == KN_NT ? K : N);
+    GEMM(CblasRowMajor, ta, tb, (blasint)M, (blasint)N, (blasint)K, 1, a, lda ? lda : 1, b, ldb ? ldb : 1,
+         (real)(add ? 1 : 0), c, (blasint)N);
+}
+
+void kn_blas_tile(real *c, int64_t ldc, const real *a, int64_t lda, const real *b, int64_t ldb, int64_t M, int64_t N,
+                  int64_t K, bool add)
+{
+    GEMM(CblasRowMajor, CblasNoTrans, CblasTrans, (blasint)M, (blasint)N, (blasint)K, 1, a, (blasint)lda, b,
+         (blasint)ldb, (real)(add ? 1 : 0), c, (blasint)ldc);
+}
+
+const char *kn_blas_name(char *text, size_t bytes)
+{
+    const char *config = openblas_get_config(); /* "OpenBLAS 0.3.21 NO_LAPACKE DYNAMIC_ARCH ... MAX_THREADS=64" */
+    const char *end = config;
+    for (int words = 0; *end && words < 2; end++)
+        words += *end == ' ';
+    snprintf(text, bytes, "%.*s%s", (int)(end - config), config, openblas_get_corename());
+    return text;
+}

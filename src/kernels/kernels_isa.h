@@ -1,0 +1,145 @@
+/* kernels_isa.h - the table of single-threaded loops that exists once per instruction set (private to kernels/).
+ *
+ * The loops are written once, in the *_body.h files, on a vector of 16 reals. isa_scalar.c, isa_avx2.c and
+ * isa_avx512.c define that vector and include the bodies, so every table computes the same bits.
+ */
+#ifndef NIBBLE_KERNELS_ISA_H
+#define NIBBLE_KERNELS_ISA_H
+#include "kernels/kernels.h"
+
+/* How a span of numbers that share a scale is rounded to codes:
+ *   q = clamp(rne((x * inv) * step - shift) + zero, lo, hi), NaN -> lo;   sign: x * inv >= 0 ? 1 : -1 */
+typedef struct {
+    real inv, step, shift, zero, lo, hi;
+    bool sign;
+} kn_rounding;
+
+/* Rows [0, M) x panels [panel, panel + panels) of an integer product; see kn_linear_int. Pointers are at row 0 and,
+ * for y and b, at column 0 of the whole product. */
+typedef struct {
+    real *y;
+    const int8_t *a;
+    int64_t lda, M, panel, panels;
+    const real *a_scale; /* of row m, group g: a_scale[m * scale_row + g * scale_group] */
+    int64_t scale_row, scale_group;
+    const int32_t *a_zero; /* of row m: a_zero[m * zero_row]; NULL: 0 */
+    int64_t zero_row;
+    const kn_packed *w;
+    const real *b; /* NULL: nothing added */
+} kn_linear_job;
+
+/* Queries [0, n) of one head at positions first.. against one cache; see kn_attend. */
+typedef struct {
+    real *o;
+    int64_t ldo;
+    real *lse; /* [n * ld_lse] or NULL */
+    int64_t ld_lse;
+    const kn_cache *cache;
+    int64_t first, n;
+    const real *q; /* floats, row i at q + i*ldq, or NULL */
+    int64_t ldq;
+    const int8_t *codes; /* or codes, row i at codes + i*ld_codes, with scales q_scale[i*ld_scale] */
+    int64_t ld_codes;
+    const real *q_scale;
+    int64_t ld_scale;
+    bool quantize_probs;
+    real *scratch;
+} kn_attend_job;
+
+enum {
+    KN_KEYS = 64,              /* keys of one block of a cache */
+    KN_QUERIES = 12,           /* queries that share a pass over the keys */
+    KN_PARALLEL = 1 << 14,     /* elements below which a loop is not worth waking threads for */
+    KN_CHUNK = 4096            /* elements of one unit of work of an elementwise loop */
+};
+
+/* X(result, name, arguments): every function of a table. */
+#define KN_FUNCTIONS(X)                                                                                                \
+    X(void, exponential, (real * y, const real *x, int64_t n))                                                         \
+    X(void, silu, (real * y, const real *x, int64_t n))                                                                \
+    X(void, silu_backward, (real * dx, const real *dy, const real *x, int64_t n))                                      \
+    X(void, gelu_tanh, (real * y, const real *x, int64_t n))                                                           \
+    X(void, gelu_tanh_backward, (real * dx, const real *dy, const real *x, int64_t n))                                 \
+    X(void, swiglu, (real * y, const real *gate, const real *up, int64_t n))                                           \
+    X(void, swiglu_backward, (real * dgate, real * dup, const real *dy, const real *gate, const real *up, int64_t n))  \
+    X(void, add_to, (real * y, const real *x, int64_t n))                                                              \
+    X(void, sum2, (real * y, const real *a, const real *b, int64_t n))                                                 \
+    X(void, axpy, (real * y, const real *x, real a, int64_t n))                                                        \
+    X(real, sum_squares, (const real *x, int64_t n))                                                                   \
+    X(real, sum_abs, (const real *x, int64_t n))                                                                       \
+    X(real, absmax, (const real *x, int64_t n))                                                                        \
+    X(void, min_max, (real * min, real * max, const real *x, int64_t n))                                               \
+    X(void, softmax, (real * y, const real *x, int64_t M, int64_t C))                                                  \
+    X(void, logsumexp, (double *lse, const real *x, int64_t M, int64_t C))                                             \
+    X(void, rmsnorm, (real * y, real * r, const real *x, const real *w, int64_t M, int64_t C, real eps))               \
+    X(void, rmsnorm_dx,                                                                                                \
+      (real * dx, const real *dy, const real *x, const real *w, const real *r, int64_t M, int64_t C))                  \
+    X(void, rmsnorm_dw, (real * dw, const real *dy, const real *x, const real *r, int64_t M, int64_t C, int64_t n))    \
+    X(void, layernorm,                                                                                                 \
+      (real * y, real * mean, real * r, const real *x, const real *w, const real *b, int64_t M, int64_t C, real eps))  \
+    X(void, layernorm_dx,                                                                                              \
+      (real * dx, const real *dy, const real *x, const real *w, const real *mean, const real *r, int64_t M,            \
+       int64_t C))                                                                                                     \
+    X(void, layernorm_dw,                                                                                              \
+      (real * dw, real * db, const real *dy, const real *x, const real *mean, const real *r, int64_t M, int64_t C,     \
+       int64_t n))                                                                                                     \
+    X(void, rope,                                                                                                      \
+      (real * y, const real *x, const real *cos, const real *sin, int64_t H, int64_t D, bool half, bool inverse))      \
+    X(void, encode8, (int8_t *q, const real *x, int64_t n, const kn_rounding *r))                                      \
+    X(void, encode16, (int16_t *q, const real *x, int64_t n, const kn_rounding *r))                                    \
+    X(void, decode8, (real * x, const int8_t *q, int64_t n, real scale, real mul, real offset))                        \
+    X(void, decode16, (real * x, const int16_t *q, int64_t n, real scale, real mul, real offset))                      \
+    X(real, rounding_error, (const real *x, const real *h, int64_t n, const kn_rounding *r, real scale, real mul,      \
+                             real offset))                                                                             \
+    X(void, tile, (real * c, int64_t ldc, const real *a, int64_t am, int64_t ak, const real *b, int64_t ldb,           \
+                   int64_t M, int64_t N, int64_t K, bool add))                                                         \
+    X(void, dots, (real * y, int64_t ldy, const real *x, int64_t ldx, const real *w, int64_t ldw, int64_t M,           \
+                   int64_t N, int64_t K))                                                                              \
+    X(void, transpose, (real * y, int64_t ldy, const real *x, int64_t ldx, int64_t M, int64_t N))                      \
+    X(void, linear, (const kn_linear_job *job))                                                                        \
+    X(void, attend, (const kn_attend_job *job))                                                                        \
+    X(void, attend_backward_row,                                                                                       \
+      (real * p, real * ds, int64_t n, int64_t keys, real lse, real delta, real scale))
+
+typedef struct {
+    const char *name;
+#define X(result, name, arguments) result(*name) arguments;
+    KN_FUNCTIONS(X)
+#undef X
+} kn_table;
+
+/* X(name, runtime test), from plainest to fastest. The double build has the definition only. */
+#if defined(__x86_64__) && !defined(NB_DOUBLE)
+#define KN_TABLES(X)                                                                                                   \
+    X(scalar, true)                                                                                                    \
+    X(avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))                                           \
+    X(avx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&                               \
+                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&                          \
+                  __builtin_cpu_supports("avx512vnni"))
+#else
+#define KN_TABLES(X) X(scalar, true)
+#endif
+#define X(name, test) extern const kn_table kn_table_##name;
+KN_TABLES(X)
+#undef X
+
+const kn_table *kn_isa(void);                       /* the table in use */
+const kn_table *kn_isa_named(const char *name);     /* NULL where unknown or not for this CPU */
+
+/* How the span with this scale and zero is rounded. */
+kn_rounding kn_rounding_of(const kn_grid *g, real scale, int32_t zero);
+/* Value of code q: (mul*q + offset) * scale. */
+static inline real kn_offset(const kn_grid *g, int32_t zero)
+{
+    return (real)(kn_add(g) - zero);
+}
+
+static inline int64_t kn_min(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+static inline int64_t kn_max(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
+#endif

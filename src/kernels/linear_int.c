@@ -1,0 +1,206 @@
+/* linear_int.c - exact integer products: packed weights, who computes what, and products with decoded weights.
+ * Layout and epilogue: kernels.h. Threads share out rows where there are many, panels of outputs where there are few. */
+#include "kernels/kernels_isa.h"
+#include "kernels/products.h"
+
+#include <assert.h>
+#include <limits.h>
+#include <omp.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    ROW_BLOCK = 48,            /* rows of one unit of work */
+    FEW_ROWS = 96,             /* below: panels are shared out */
+    WORK = 1 << 20,            /* multiplications below which one thread does it */
+    DECODED_ROWS = 64,         /* tile of decoded weights: 64 x 256 floats */
+    DECODED_COLUMNS = 256
+};
+
+static bool one_scale_a_row(const kn_grid *g)
+{
+    return g->grain == KN_TENSOR || g->grain == KN_ROW;
+}
+
+bool kn_can_multiply(const kn_grid *a, const kn_grid *w, int64_t k)
+{
+    const bool a_fits = a->bits >= 1 && a->bits <= 8 && a->levels != KN_LEVELS_HALF_STEP;
+    const bool w_fits = w->bits >= 1 && w->bits <= 8 && !w->has_zero && kn_largest(w) <= 128 &&
+                        (one_scale_a_row(w) || (w->grain == KN_GROUP && w->group % 4 == 0));
+    if (!a_fits || !w_fits)
+        return false;
+    if (!one_scale_a_row(a) &&
+        !(a->grain == KN_GROUP && w->grain == KN_GROUP && a->group == w->group && !a->has_zero))
+        return false;
+    return k <= INT_MAX / kn_largest(a) / kn_largest(w);
+}
+
+static size_t rounded(size_t bytes)
+{
+    return (bytes + 63) / 64 * 64;
+}
+
+static status reserve(kn_packed *p)
+{
+    const size_t n = (size_t)p->panels * 16 * (size_t)p->groups;
+    const size_t codes = rounded((size_t)p->panels * (size_t)p->k4 * 64);
+    const size_t sums = rounded(n * sizeof(int32_t)), bytes = codes + sums + rounded(n * sizeof(real));
+    if (bytes > p->capacity) {
+        free(p->memory);
+        p->memory = nb_alloc_aligned(bytes, 1);
+        p->capacity = p->memory ? bytes : 0;
+        if (!p->memory)
+            return NB_NOMEM;
+    }
+    p->w = p->memory;
+    p->sum = (int32_t *)(void *)(p->w + codes);
+    p->scale = (real *)(void *)(p->w + codes + sums);
+    return NB_OK;
+}
+
+/* One panel: 16 rows of codes, interleaved by fours along k, their sums and scales by group. */
+static void pack_panel(const kn_packed *p, const kn_codes *w, int64_t panel)
+{
+    const int mul = kn_mul(&w->grid), add = kn_add(&w->grid);
+    int8_t *to = p->w + panel * p->k4 * 64;
+    const int64_t stride = p->panels * 16;
+    for (int64_t i = 0; i < 16; i++) {
+        const int64_t row = panel * 16 + i;
+        for (int64_t g = 0; g < p->groups; g++) {
+            p->sum[g * stride + row] = 0;
+            p->scale[g * stride + row] = row < w->rows ? w->scale[kn_scale_index(w, row, g * p->group)] : 0;
+        }
+        if (row >= w->rows) {
+            for (int64_t k4 = 0; k4 < p->k4; k4++)
+                memset(to + (k4 * 16 + i) * 4, 0, 4);
+            continue;
+        }
+        const int8_t *q = w->q + row * w->ld;
+        for (int64_t k = 0; k < p->k4 * 4; k++) {
+            const int8_t v = (int8_t)(k < w->cols ? mul * q[k] + add : 0);
+            to[(k / 4 * 16 + i) * 4 + k % 4] = v;
+            p->sum[k / p->group * stride + row] += v;
+        }
+    }
+}
+
+status kn_pack(kn_packed *p, const kn_codes *w)
+{
+    const bool grouped = w->grid.grain == KN_GROUP;
+    if (!w->q || w->zero || w->cols < 1 || w->rows < 1 || (grouped && w->grid.group % 4))
+        return nb_fail(NB_SHAPE, "codes of %lld x %lld, %d bits: no integer product takes them", (long long)w->rows,
+                       (long long)w->cols, w->grid.bits);
+    p->n = w->rows;
+    p->k = w->cols;
+    p->panels = (w->rows + 15) / 16;
+    p->k4 = (w->cols + 3) / 4;
+    p->groups = grouped ? w->spans : 1;
+    p->group = grouped ? w->grid.group : p->k4 * 4;
+    TRY(reserve(p));
+#pragma omp parallel for if (w->rows * w->cols > KN_PARALLEL) schedule(static)
+    for (int64_t panel = 0; panel < p->panels; panel++)
+        pack_panel(p, w, panel);
+    return NB_OK;
+}
+
+void kn_packed_free(kn_packed *p)
+{
+    free(p->memory);
+    *p = (kn_packed){0};
+}
+
+void kn_linear_int(real *y, const kn_codes *a, int64_t row, int64_t M, const kn_packed *w, const real *b)
+{
+    const kn_table *t = kn_isa();
+    const bool whole = a->grid.grain == KN_TENSOR, grouped = a->grid.grain == KN_GROUP;
+    const int64_t spans = whole ? 0 : a->spans;
+    assert(a->cols == w->k && row >= 0 && row + M <= a->rows && a->q);
+    const kn_linear_job job = {.y = y,
+                               .a = a->q + row * a->ld,
+                               .lda = a->ld,
+                               .M = M,
+                               .panels = w->panels,
+                               .a_scale = a->scale + row * spans,
+                               .scale_row = spans,
+                               .scale_group = grouped,
+                               .a_zero = a->zero ? a->zero + row * spans : NULL,
+                               .zero_row = spans,
+                               .w = w,
+                               .b = b};
+    if (M * w->n * w->k <= WORK || omp_in_parallel()) {
+        t->linear(&job);
+        return;
+    }
+    if (M < FEW_ROWS) {
+        const int64_t threads = omp_get_max_threads(), fours = (w->panels + 3) / 4;
+#pragma omp parallel for schedule(static)
+        for (int64_t i = 0; i < threads; i++) {
+            kn_linear_job part = job;
+            part.panel = kn_min(fours * i / threads * 4, w->panels);
+            part.panels = kn_min(fours * (i + 1) / threads * 4, w->panels) - part.panel;
+            t->linear(&part);
+        }
+        return;
+    }
+#pragma omp parallel for schedule(static)
+    for (int64_t m = 0; m < M; m += ROW_BLOCK) {
+        kn_linear_job part = job;
+        part.M = kn_min(ROW_BLOCK, M - m);
+        part.y += m * w->n;
+        part.a += m * job.lda;
+        part.a_scale += m * job.scale_row;
+        part.a_zero = job.a_zero ? job.a_zero + m * job.zero_row : NULL;
+        t->linear(&part);
+    }
+}
+
+/* Columns [k, k + n) of a row of weights as floats. */
+static void decode_part(real *x, const kn_codes *c, const kn_table *t, int64_t row, int64_t k, int64_t n)
+{
+    const real mul = (real)kn_mul(&c->grid);
+    const int64_t group = c->grid.group;
+    for (int64_t at = k; at < k + n;) {
+        const int64_t i = kn_scale_index(c, row, at);
+        int64_t end = k + n;
+        if (c->grid.grain == KN_BLOCK)
+            end = kn_min(end, at + group - (row * c->cols + at) % group);
+        else if (!one_scale_a_row(&c->grid))
+            end = kn_min(end, (at / group + 1) * group);
+        const real offset = kn_offset(&c->grid, c->zero ? c->zero[i] : 0);
+        if (c->q16)
+            t->decode16(x + at - k, c->q16 + row * c->ld + at, end - at, c->scale[i], mul, offset);
+        else
+            t->decode8(x + at - k, c->q + row * c->ld + at, end - at, c->scale[i], mul, offset);
+        at = end;
+    }
+}
+
+/* Outputs [n0, n0 + n), n <= DECODED_ROWS, of all M rows. Few rows: dot products; many: the library. */
+static void decode_tile(real *y, const real *x, int64_t M, const kn_codes *w, const real *b, int64_t n0, int64_t n)
+{
+    const kn_table *t = kn_isa();
+    real tile[DECODED_ROWS * DECODED_COLUMNS], part[8 * DECODED_ROWS];
+    for (int64_t k = 0; k < w->cols; k += DECODED_COLUMNS) {
+        const int64_t columns = kn_min(DECODED_COLUMNS, w->cols - k);
+        for (int64_t i = 0; i < n; i++)
+            decode_part(tile + i * columns, w, t, n0 + i, k, columns);
+        if (M > 8) {
+            kn_blas_tile(y + n0, w->rows, x + k, w->cols, tile, columns, M, n, columns, k > 0);
+            continue;
+        }
+        t->dots(part, n, x + k, w->cols, tile, columns, M, n, columns);
+        for (int64_t m = 0; m < M; m++)
+            for (int64_t i = 0; i < n; i++)
+                y[m * w->rows + n0 + i] = k ? y[m * w->rows + n0 + i] + part[m * n + i] : part[m * n + i];
+    }
+    for (int64_t m = 0; b && m < M; m++)
+        t->add_to(y + m * w->rows + n0, b + n0, n);
+}
+
+void kn_linear_decode(kn_precision p, real *y, const real *x, int64_t M, const kn_codes *w, const real *b)
+{
+    (void)p; /* decoded tiles are multiplied in fp32 */
+#pragma omp parallel for if (M * w->rows * w->cols > KN_PARALLEL) schedule(static)
+    for (int64_t n = 0; n < w->rows; n += DECODED_ROWS)
+        decode_tile(y, x, M, w, b, n, kn_min(DECODED_ROWS, w->rows - n));
+}

@@ -1,0 +1,19 @@
+/* products.h - the two library doors and what calls them (private to kernels/). */
+#ifndef NIBBLE_KERNELS_PRODUCTS_H
+#define NIBBLE_KERNELS_PRODUCTS_H
+#include "kernels/kernels.h"
+
+typedef enum { KN_NT, KN_NN, KN_TN } kn_form;
+
+/* c[M,N] = op(a) op(b) + (add ? c : 0), natural leading dimensions, all threads. */
+void kn_blas_product(kn_form form, real *c, const real *a, const real *b, int64_t M, int64_t N, int64_t K, bool add);
+/* c[M,N] (ldc) = a[M,K] (lda) b[N,K]' (ldb) + (add ? c : 0); one thread when called inside a parallel region. */
+void kn_blas_tile(real *c, int64_t ldc, const real *a, int64_t lda, const real *b, int64_t ldb, int64_t M, int64_t N,
+                  int64_t K, bool add);
+const char *kn_blas_name(char *text, size_t bytes);
+
+/* The bf16 product; false where it could not be done (not built in, no memory, CPU without it): then use the other. */
+bool kn_bf16_product(kn_form form, real *c, const real *a, const real *b, int64_t M, int64_t N, int64_t K, bool add);
+bool kn_bf16_fast(void);
+const char *kn_bf16_name(char *text, size_t bytes); /* "oneDNN 2.6.3" or "none" */
+#endif

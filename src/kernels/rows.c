@@ -1,0 +1,219 @@
+/* rows.c - threads around the row kernels: rows, or chunks of elements, are shared out. Formulas: kernels.h. */
+#include "kernels/kernels_isa.h"
+
+#include <tgmath.h>
+
+enum { ROWS = 16 }; /* rows of one unit of work */
+
+typedef void one_input(real *y, const real *x, int64_t n);
+typedef void two_inputs(real *y, const real *a, const real *b, int64_t n);
+
+static void map(one_input *f, real *y, const real *x, int64_t n)
+{
+#pragma omp parallel for if (n > KN_PARALLEL) schedule(static)
+    for (int64_t i = 0; i < n; i += KN_CHUNK)
+        f(y + i, x + i, kn_min(KN_CHUNK, n - i));
+}
+
+static void map2(two_inputs *f, real *y, const real *a, const real *b, int64_t n)
+{
+#pragma omp parallel for if (n > KN_PARALLEL) schedule(static)
+    for (int64_t i = 0; i < n; i += KN_CHUNK)
+        f(y + i, a + i, b + i, kn_min(KN_CHUNK, n - i));
+}
+
+void kn_exp(real *y, const real *x, int64_t n)
+{
+    map(kn_isa()->exponential, y, x, n);
+}
+
+void kn_silu(real *y, const real *x, int64_t n)
+{
+    map(kn_isa()->silu, y, x, n);
+}
+
+void kn_silu_backward(real *dx, const real *dy, const real *x, int64_t n)
+{
+    map2(kn_isa()->silu_backward, dx, dy, x, n);
+}
+
+/* x Phi(x), Phi the normal distribution; its derivative is Phi + x phi. libm's erf: the same in every table. */
+static void gelu_erf(real *y, const real *x, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        y[i] = x[i] * (real)0.5 * (1 + erf(x[i] * (real)0.70710678118654752));
+}
+
+static void gelu_erf_backward(real *dx, const real *dy, const real *x, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        const real cumulative = (real)0.5 * (1 + erf(x[i] * (real)0.70710678118654752));
+        const real density = (real)0.39894228040143268 * exp((real)-0.5 * x[i] * x[i]);
+        dx[i] += dy[i] * (cumulative + x[i] * density);
+    }
+}
+
+void kn_gelu(real *y, const real *x, int64_t n, bool tanh_form)
+{
+    map(tanh_form ? kn_isa()->gelu_tanh : gelu_erf, y, x, n);
+}
+
+void kn_gelu_backward(real *dx, const real *dy, const real *x, int64_t n, bool tanh_form)
+{
+    map2(tanh_form ? kn_isa()->gelu_tanh_backward : gelu_erf_backward, dx, dy, x, n);
+}
+
+void kn_swiglu(real *y, const real *gate, const real *up, int64_t n)
+{
+    map2(kn_isa()->swiglu, y, gate, up, n);
+}
+
+void kn_swiglu_backward(real *dgate, real *dup, const real *dy, const real *gate, const real *up, int64_t n)
+{
+    const kn_table *t = kn_isa();
+#pragma omp parallel for if (n > KN_PARALLEL) schedule(static)
+    for (int64_t i = 0; i < n; i += KN_CHUNK)
+        t->swiglu_backward(dgate ? dgate + i : NULL, dup ? dup + i : NULL, dy + i, gate + i, up + i,
+                           kn_min(KN_CHUNK, n - i));
+}
+
+void kn_add_to(real *y, const real *x, int64_t n)
+{
+    map(kn_isa()->add_to, y, x, n);
+}
+
+void kn_sum2(real *y, const real *a, const real *b, int64_t n)
+{
+    map2(kn_isa()->sum2, y, a, b, n);
+}
+
+void kn_axpy(real *y, real a, const real *x, int64_t n)
+{
+    const kn_table *t = kn_isa();
+#pragma omp parallel for if (n > KN_PARALLEL) schedule(static)
+    for (int64_t i = 0; i < n; i += KN_CHUNK)
+        t->axpy(y + i, x + i, a, kn_min(KN_CHUNK, n - i));
+}
+
+real kn_absmax(const real *x, int64_t n)
+{
+    const kn_table *t = kn_isa();
+    real most = 0;
+#pragma omp parallel for if (n > KN_PARALLEL) schedule(static) reduction(max : most)
+    for (int64_t i = 0; i < n; i += KN_CHUNK) {
+        const real part = t->absmax(x + i, kn_min(KN_CHUNK, n - i));
+        most = part > most ? part : most;
+    }
+    return most;
+}
+
+/* Chunks are summed by themselves and added in double, in order; 256 at a time, so that they fit the stack. */
+double kn_sum_squares(const real *x, int64_t n)
+{
+    enum { BATCH = 256 };
+    const kn_table *t = kn_isa();
+    double total = 0, part[BATCH];
+    for (int64_t at = 0; at < n; at += (int64_t)BATCH * KN_CHUNK) {
+        const int64_t left = kn_min((int64_t)BATCH * KN_CHUNK, n - at), chunks = (left + KN_CHUNK - 1) / KN_CHUNK;
+#pragma omp parallel for if (left > KN_PARALLEL) schedule(static)
+        for (int64_t i = 0; i < chunks; i++)
+            part[i] = (double)t->sum_squares(x + at + i * KN_CHUNK, kn_min(KN_CHUNK, left - i * KN_CHUNK));
+        for (int64_t i = 0; i < chunks; i++)
+            total += part[i];
+    }
+    return total;
+}
+
+void kn_softmax(real *y, const real *x, int64_t M, int64_t C)
+{
+    const kn_table *t = kn_isa();
+#pragma omp parallel for if (M * C > KN_PARALLEL) schedule(static)
+    for (int64_t m = 0; m < M; m++)
+        t->softmax(y + m * C, x + m * C, 1, C);
+}
+
+void kn_logsumexp(double *lse, const real *x, int64_t M, int64_t C)
+{
+    const kn_table *t = kn_isa();
+#pragma omp parallel for if (M * C > KN_PARALLEL) schedule(static)
+    for (int64_t m = 0; m < M; m++)
+        t->logsumexp(lse + m, x + m * C, 1, C);
+}
+
+void kn_rmsnorm(real *y, real *r, const real *x, const real *w, int64_t M, int64_t C, real eps)
+{
+    const kn_table *t = kn_isa();
+#pragma omp parallel for if (M * C > KN_PARALLEL) schedule(static)
+    for (int64_t m = 0; m < M; m += ROWS)
+        t->rmsnorm(y + m * C, r ? r + m : NULL, x + m * C, w, kn_min(ROWS, M - m), C, eps);
+}
+
+void kn_rmsnorm_backward(real *dx, real *dw, const real *dy, const real *x, const real *w, const real *r, int64_t M,
+                         int64_t C)
+{
+    const kn_table *t = kn_isa();
+#pragma omp parallel if (M * C > KN_PARALLEL)
+    {
+        if (dx) {
+#pragma omp for schedule(static) nowait
+            for (int64_t m = 0; m < M; m += ROWS)
+                t->rmsnorm_dx(dx + m * C, dy + m * C, x + m * C, w, r + m, kn_min(ROWS, M - m), C);
+        }
+        if (dw) {
+#pragma omp for schedule(static)
+            for (int64_t c = 0; c < C; c += 16)
+                t->rmsnorm_dw(dw + c, dy + c, x + c, r, M, C, kn_min(16, C - c));
+        }
+    }
+}
+
+void kn_layernorm(real *y, real *mean, real *r, const real *x, const real *w, const real *b, int64_t M, int64_t C,
+                  real eps)
+{
+    const kn_table *t = kn_isa();
+#pragma omp parallel for if (M * C > KN_PARALLEL) schedule(static)
+    for (int64_t m = 0; m < M; m += ROWS)
+        t->layernorm(y + m * C, mean ? mean + m : NULL, r ? r + m : NULL, x + m * C, w, b, kn_min(ROWS, M - m), C, eps);
+}
+
+void kn_layernorm_backward(real *dx, real *dw, real *db, const real *dy, const real *x, const real *w, const real *mean,
+                           const real *r, int64_t M, int64_t C)
+{
+    const kn_table *t = kn_isa();
+#pragma omp parallel if (M * C > KN_PARALLEL)
+    {
+        if (dx) {
+#pragma omp for schedule(static) nowait
+            for (int64_t m = 0; m < M; m += ROWS)
+                t->layernorm_dx(dx + m * C, dy + m * C, x + m * C, w, mean + m, r + m, kn_min(ROWS, M - m), C);
+        }
+        if (dw || db) {
+#pragma omp for schedule(static)
+            for (int64_t c = 0; c < C; c += 16)
+                t->layernorm_dw(dw ? dw + c : NULL, db ? db + c : NULL, dy + c, x + c, mean, r, M, C,
+                                kn_min(16, C - c));
+        }
+    }
+}
+
+void kn_rope_table(real *cos_table, real *sin_table, int64_t T, int64_t D, double theta, const real *factor)
+{
+    for (int64_t i = 0; i < D / 2; i++) {
+        const double frequency = pow(theta, -2.0 * (double)i / (double)D) / (factor ? (double)factor[i] : 1.0);
+        for (int64_t t = 0; t < T; t++) {
+            cos_table[t * (D / 2) + i] = (real)cos((double)t * frequency);
+            sin_table[t * (D / 2) + i] = (real)sin((double)t * frequency);
+        }
+    }
+}
+
+void kn_rope(real *y, const real *x, const real *cos_table, const real *sin_table, const int32_t *pos, int64_t M,
+             int64_t H, int64_t D, int64_t T, kn_rope_pairing pairing, bool inverse)
+{
+    const kn_table *t = kn_isa();
+#pragma omp parallel for if (M * H * D > KN_PARALLEL) schedule(static)
+    for (int64_t m = 0; m < M; m++) {
+        const int64_t at = (pos ? pos[m] : m % T) * (D / 2);
+        t->rope(y + m * H * D, x + m * H * D, cos_table + at, sin_table + at, H, D, pairing == KN_ROPE_HALF, inverse);
+    }
+}
