@@ -489,7 +489,7 @@ status fm_door_get(int64_t id, const char *object, const char *key, fm_dtype t, 
     hid_t wanted = t == FM_STRING ? text_type((size_t)n + 1) : type_new(t);
     status s = NB_OK;
     if (a < 0)
-        s = nb_fail(NB_FORMAT, "%s%shas no attribute %s", object, *object ? " " : "", key);
+        s = nb_fail(NB_FORMAT, "has no attribute %s", key);
     else if (!fits || found != n)
         s = nb_fail(NB_FORMAT, "the attribute %s holds %lld elements, wanted %lld of type %s", key, (long long)found,
                     (long long)n, fm_dtype_name(t));

@@ -217,9 +217,13 @@ static status seal(fm_h5 *f)
 
 status fm_h5_commit(fm_h5 *f)
 {
+    const fm_medium *m = f->medium;
     status s = f->failed;
-    if (s != NB_OK || f->id == 0)
-        s = nb_fail(s == NB_OK ? NB_USAGE : s, "%s: not replaced, because an earlier write failed", f->arrays.path);
+    if (s != NB_OK)
+        s = nb_fail(s, "%s: not replaced, because an earlier write failed%s%s", f->arrays.path, m->error ? ": " : "",
+                    m->error ? strerror(m->error) : "");
+    else if (!m || !f->target.path)
+        s = nb_fail(NB_USAGE, "nothing was created that could be committed");
     else if ((s = seal(f)) != NB_OK)
         s = nb_fail_in(s, "%s", f->arrays.path);
     fm_h5_close(f);
@@ -238,7 +242,8 @@ static status check_user_block(fm_h5 *f, const nb_mapped *file, const char *kind
         return nb_fail(NB_FORMAT, "damaged: its first block has the wrong checksum");
     if (b.layout != LAYOUT)
         return nb_fail(NB_UNSUPPORTED, "layout %u of nibble's files, this program reads %d", b.layout, LAYOUT);
-    if (b.zero != 0 || b.kind[KIND_BYTES - 1] != 0)
+    static const uint8_t zeros[sizeof b.zeros];
+    if (b.zero != 0 || b.kind[KIND_BYTES - 1] != 0 || memcmp(b.zeros, zeros, sizeof zeros) != 0)
         return nb_fail(NB_FORMAT, "its first block is not as it should be");
     if (kind && strcmp(kind, b.kind) != 0)
         return nb_fail(NB_FORMAT, "is a %s file, wanted a %s file", b.kind, kind);
