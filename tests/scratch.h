@@ -32,14 +32,19 @@ static inline void scratch_end(void)
     (void)rmdir(scratch_folder);
 }
 
-/* The path of a name in the folder; four may be in use at a time. */
+/* The path of a name in the folder; it stays valid. At most 16 names in a test. */
 static inline const char *scratch_path(const char *name)
 {
-    static char path[4][1024];
-    static int next;
-    next = (next + 1) % 4;
-    (void)snprintf(path[next], sizeof path[next], "%s/%s", scratch_folder, name);
-    return path[next];
+    static char known[16][1024];
+    char path[1024];
+    (void)snprintf(path, sizeof path, "%s/%s", scratch_folder, name);
+    for (int i = 0; i < 16; i++) {
+        if (!known[i][0])
+            memcpy(known[i], path, sizeof path);
+        if (strcmp(known[i], path) == 0)
+            return known[i];
+    }
+    abort();
 }
 
 static inline const char *scratch_write(const char *name, const void *data, size_t bytes)
