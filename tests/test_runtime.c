@@ -1,0 +1,195 @@
+/* test_runtime.c - the runtime against the tape, bit for bit in integer schemes; batches, slots and threads change nothing; sampling. */
+#include "runtime/runtime.h"
+#include <check.h>
+#include <math.h>
+#include <omp.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { T = 37, B = 2 };
+
+static const md_config shapes[] = {
+    {.architecture = "llama", .dim = 24, .hidden = 52, .layers = 2, .heads = 3, .kv_heads = 1, .head_size = 8, .vocab = 61, .ctx = 70,
+     .norm_eps = 1e-5, .rope_theta = 10000, .tied = true, .bos = 1, .eos = 2},
+    {.architecture = "llama", .dim = 32, .hidden = 44, .layers = 1, .heads = 4, .kv_heads = 2, .head_size = 12, .vocab = 33, .ctx = 64,
+     .norm_eps = 1e-6, .rope_theta = 500, .pairing = KN_ROPE_HALF, .qkv_bias = true, .bos = 1, .eos = -1},
+    {.architecture = "llama", .dim = 64, .hidden = 172, .layers = 2, .heads = 8, .kv_heads = 4, .head_size = 8, .vocab = 512, .ctx = 128,
+     .norm_eps = 1e-5, .rope_theta = 10000, .tied = true, .bos = 1, .eos = 2},
+};
+static const struct {
+    const char *recipe;
+    bool exact; /* an integer scheme: no library product in the forward */
+} recipes[] = {{"w4a8kv16", true}, {"w4a8kv8", true}, {"w4a8kv4", true}, {"w8a8kv8", true}, {"w4all", true}, {"q8_0", true}, {"q4_0", true}, {"q4_0_all", true},
+               {"w4a16g32", false}, {"w3a16", false}, {"w2a16", false}, {"llmqat-4-8-4", false}, {"float", false}};
+enum { N_SHAPES = sizeof shapes / sizeof *shapes, N_RECIPES = sizeof recipes / sizeof *recipes };
+
+static void build(md_model *m, const char *recipe, int shape, uint64_t seed)
+{
+    fq_recipe r;
+    ck_assert_msg(fq_recipe_open(&r, recipe) == NB_OK, "%s", nb_fail_message());
+    ck_assert_msg(md_build(m, &shapes[shape], &r, seed, false) == NB_OK, "%s", nb_fail_message());
+    fq_recipe_free(&r);
+    for (int64_t i = 0; i < m->params.n; i++) { /* weights large enough for attention and gates to matter */
+        ag_param *p = m->params.p[i];
+        for (int64_t j = 0; j < p->count; j++)
+            p->x[j] = p->group == AG_WEIGHT ? p->x[j] * 10 : p->group == AG_BIAS ? (real)nb_random_normal(seed, 99, (uint64_t)j) : p->x[j];
+    }
+    m->params.version++;
+    ck_assert_msg(fq_start_weights(&m->sites, FQ_START_ABSMAX, NULL, NULL) == NB_OK, "%s", nb_fail_message());
+}
+
+static void draw(int32_t *ids, int64_t n, int64_t V, uint64_t seed)
+{
+    for (int64_t i = 0; i < n; i++)
+        ids[i] = (int32_t)(nb_random(seed, 5, (uint64_t)i) % (uint64_t)V);
+}
+
+/* logits [B*T, V] of the fake-quant forward */
+static real *tape_logits(md_model *m, const int32_t *ids)
+{
+    ag_tape t = {.no_grad = true};
+    md_input in = {.B = B, .T = T, .ids = ids};
+    md_output out = md_forward(&t, m, &in);
+    ag_tensor *z = ag_linear(&t, out.x, out.w, out.b);
+    ck_assert_msg(ag_status(&t) == NB_OK, "%s", nb_fail_message());
+    real *copy = malloc((size_t)ag_count(z) * sizeof *copy);
+    memcpy(copy, ag_value(z), (size_t)ag_count(z) * sizeof *copy);
+    ag_tape_free(&t);
+    return copy;
+}
+
+/* The same from the runtime, `chunk` tokens of each sequence at a time, both sequences together. */
+static real *runtime_logits(md_model *m, const int32_t *ids, int64_t chunk)
+{
+    rt_session *s;
+    rt_options o = {.slots = 3};
+    int64_t C = m->config.dim, V = m->config.vocab;
+    real *hidden = malloc((size_t)(B * T * C) * sizeof *hidden), *z = malloc((size_t)(B * T * V) * sizeof *z), *rows = malloc((size_t)(B * T * V) * sizeof *rows);
+    int32_t slot[B * T], token[B * T];
+    ck_assert_msg(rt_open(&s, m, &o) == NB_OK, "%s", nb_fail_message());
+    for (int64_t at = 0; at < T; at += chunk) {
+        int64_t n = T - at < chunk ? T - at : chunk;
+        for (int64_t b = 0; b < B; b++)
+            for (int64_t i = 0; i < n; i++) {
+                slot[b * n + i] = (int32_t)(2 - b); /* not in the order of the batch */
+                token[b * n + i] = ids[b * T + at + i];
+            }
+        ck_assert_msg(rt_forward(s, B * n, slot, token, hidden) == NB_OK, "%s", nb_fail_message());
+        ck_assert_msg(rt_head(s, rows, hidden, B * n) == NB_OK, "%s", nb_fail_message());
+        for (int64_t b = 0; b < B; b++)
+            memcpy(z + (b * T + at) * V, rows + b * n * V, (size_t)(n * V) * sizeof *z);
+    }
+    rt_close(s);
+    free(hidden);
+    free(rows);
+    return z;
+}
+
+static void compare(const real *a, const real *b, int64_t n, bool exact, const char *what, const char *recipe)
+{
+    double worst = 0, size = 0;
+    for (int64_t i = 0; i < n; i++) {
+        worst = fmax(worst, fabs((double)a[i] - (double)b[i]));
+        size = fmax(size, fabs((double)a[i]));
+    }
+    ck_assert_msg(isfinite(size) && size > 0, "%s: %s: logits are %g", recipe, what, size);
+    ck_assert_msg(exact ? worst == 0 : worst < 1e-4 * size, "%s: %s: differ by %g of %g", recipe, what, worst, size);
+}
+
+START_TEST(runtime_equals_fake_quant_forward)
+{
+    int shape = _i % N_SHAPES, r = _i / N_SHAPES;
+    bool exact = recipes[r].exact;
+    md_model m;
+    int32_t ids[B * T];
+    build(&m, recipes[r].recipe, shape, (uint64_t)_i + 1);
+    draw(ids, B * T, m.config.vocab, 3);
+    int64_t n = B * T * m.config.vocab;
+    omp_set_num_threads(2);
+    real *tape = tape_logits(&m, ids), *whole = runtime_logits(&m, ids, T), *single = runtime_logits(&m, ids, 1), *seven = runtime_logits(&m, ids, 7);
+    omp_set_num_threads(1);
+    real *alone = runtime_logits(&m, ids, 5), *tape_alone = tape_logits(&m, ids);
+    omp_set_num_threads(2);
+    /* activations whose rounding flips on a last bit of a float product cascade: only integer schemes are compared closely */
+    bool coded_inputs = !exact && strncmp(recipes[r].recipe, "llmqat", 6) == 0;
+    if (!coded_inputs) {
+        compare(tape, whole, n, exact, "prefill against the tape", recipes[r].recipe);
+        compare(whole, single, n, exact, "token by token against prefill", recipes[r].recipe);
+        compare(whole, seven, n, exact, "seven at a time against prefill", recipes[r].recipe);
+        compare(whole, alone, n, exact, "one thread against two", recipes[r].recipe);
+        compare(tape, tape_alone, n, exact, "the tape on one thread", recipes[r].recipe);
+    }
+    free(tape);
+    free(whole);
+    free(single);
+    free(seven);
+    free(alone);
+    free(tape_alone);
+    md_free(&m);
+}
+END_TEST
+
+START_TEST(bad_requests_are_refused)
+{
+    md_model m;
+    rt_session *s;
+    rt_options o = {.slots = 2, .ctx = 8};
+    real hidden[16 * 24];
+    build(&m, "float", 0, 1);
+    ck_assert(rt_open(&s, &m, &o) == NB_OK);
+    ck_assert_int_eq(rt_ctx(s), 8);
+    ck_assert(rt_forward(s, 1, (int32_t[]){2}, (int32_t[]){0}, hidden) == NB_USAGE);
+    ck_assert(rt_forward(s, 1, NULL, (int32_t[]){61}, hidden) == NB_USAGE);
+    ck_assert(rt_forward(s, 1, NULL, (int32_t[]){-1}, hidden) == NB_USAGE);
+    ck_assert(rt_forward(s, 3, (int32_t[]){0, 1, 0}, (int32_t[]){1, 2, 3}, hidden) == NB_USAGE);
+    ck_assert(rt_forward(s, 9, NULL, (int32_t[]){1, 2, 3, 4, 5, 6, 7, 8, 9}, hidden) == NB_USAGE);
+    ck_assert_int_eq(rt_length(s, 0), 0);
+    ck_assert(rt_forward(s, 8, NULL, (int32_t[]){1, 2, 3, 4, 5, 6, 7, 8}, hidden) == NB_OK);
+    ck_assert(rt_forward(s, 1, NULL, (int32_t[]){1}, hidden) == NB_USAGE);
+    rt_clear(s, 0);
+    ck_assert(rt_forward(s, 1, NULL, (int32_t[]){1}, hidden) == NB_OK);
+    rt_close(s);
+    md_free(&m);
+}
+END_TEST
+
+START_TEST(sampling_follows_its_distribution)
+{
+    const real z[] = {0, (real)0.69314718, (real)1.0986123, -50, (real)1.3862944}; /* odds 1 : 2 : 3 : 0 : 4 */
+    enum { V = 5, N = 100000 };
+    static const struct {
+        rt_sampling how;
+        double p[V];
+    } cases[] = {{{.temperature = 1}, {.1, .2, .3, 0, .4}},
+                 {{.temperature = 1, .top_k = 2}, {0, 0, 3. / 7, 0, 4. / 7}},
+                 {{.temperature = 1, .top_p = 0.65}, {0, 0, 3. / 7, 0, 4. / 7}},
+                 {{.temperature = 1, .top_p = 0.75}, {0, 2. / 9, 3. / 9, 0, 4. / 9}},
+                 {{.temperature = 0.5}, {1. / 30, 4. / 30, 9. / 30, 0, 16. / 30}},
+                 {{.temperature = 0}, {0, 0, 0, 0, 1}}};
+    void *scratch = malloc(rt_sample_scratch(V));
+    for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
+        double seen[V] = {0};
+        for (int i = 0; i < N; i++)
+            seen[rt_sample(z, V, &cases[c].how, (i + 0.5) / N, scratch)] += 1.0 / N;
+        for (int v = 0; v < V; v++)
+            ck_assert_msg(fabs(seen[v] - cases[c].p[v]) < 1e-4, "case %zu: token %d: %g, not %g", c, v, seen[v], cases[c].p[v]);
+    }
+    free(scratch);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("runtime");
+    TCase *tc = tcase_create("runtime");
+    tcase_set_timeout(tc, 120);
+    tcase_add_loop_test(tc, runtime_equals_fake_quant_forward, 0, N_SHAPES * N_RECIPES);
+    tcase_add_test(tc, bad_requests_are_refused);
+    tcase_add_test(tc, sampling_follows_its_distribution);
+    suite_add_tcase(suite, tc);
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_ENV);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed != 0;
+}
