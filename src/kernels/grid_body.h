@@ -53,3 +53,15 @@ static real rounding_error(const real *x, const real *h, int64_t n, const kn_rou
     }
     return v_sum(sum);
 }
+
+/* bfloat16, nearest even, NaN kept; plain C, which the compiler turns into vectors */
+static void to_bf16(uint16_t *y, const real *x, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        const float f = (float)x[i];
+        uint32_t b;
+        memcpy(&b, &f, 4);
+        const uint32_t rounded = b + 0x7FFF + (b >> 16 & 1);
+        y[i] = (uint16_t)(((b & 0x7FFFFFFF) > 0x7F800000 ? b | 0x400000 : rounded) >> 16);
+    }
+}

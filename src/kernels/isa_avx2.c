@@ -159,7 +159,6 @@ static inline w16 w_load(const int32_t *p)
     {                                                                                                                  \
         return (w16){intrinsic(x.a, y.a), intrinsic(x.b, y.b)};                                                        \
     }
-BOTH_INTEGERS(w_add, _mm256_add_epi32)
 BOTH_INTEGERS(w_sub, _mm256_sub_epi32)
 BOTH_INTEGERS(w_mul, _mm256_mullo_epi32)
 static inline w16 w_from_v(v16 x)
@@ -264,5 +263,6 @@ static inline v16 v_pow2(v16 n) /* of integral lanes -126..127 */
 #include "kernels/exp_body.h"
 #define TABLE kn_table_avx2
 #define TABLE_NAME "avx2"
+#define TABLE_BF16 false
 #include "kernels/table_body.h"
 #endif

@@ -135,10 +135,6 @@ static inline w16 w_load(const int32_t *p)
 {
     return _mm512_loadu_si512(p);
 }
-static inline w16 w_add(w16 x, w16 y)
-{
-    return _mm512_add_epi32(x, y);
-}
 static inline w16 w_sub(w16 x, w16 y)
 {
     return _mm512_sub_epi32(x, y);
@@ -217,5 +213,6 @@ static inline v16 v_pow2(v16 n) /* of integral lanes -126..127 */
 #include "kernels/exp_body.h"
 #define TABLE kn_table_avx512
 #define TABLE_NAME "avx512"
+#define TABLE_BF16 true
 #include "kernels/table_body.h"
 #endif

@@ -96,7 +96,6 @@ static inline void v_transpose(v16 r[16])
 INTEGERS(w_zero, (void), 0)
 INTEGERS(w_set1, (int32_t a), a)
 INTEGERS(w_load, (const int32_t *p), p[i])
-INTEGERS(w_add, (w16 a, w16 b), (uint32_t)a.l[i] + (uint32_t)b.l[i])
 INTEGERS(w_sub, (w16 a, w16 b), (uint32_t)a.l[i] - (uint32_t)b.l[i])
 INTEGERS(w_mul, (w16 a, w16 b), (uint32_t)a.l[i] * (uint32_t)b.l[i])
 INTEGERS(w_from_v, (v16 a), a.l[i] >= -2147483648.0 && a.l[i] < 2147483648.0 ? (int32_t)rint(a.l[i]) : INT32_MIN)
@@ -167,4 +166,5 @@ static inline v16 v_pow2(v16 n) /* of integral lanes -126..127 */
 
 #define TABLE kn_table_scalar
 #define TABLE_NAME "scalar"
+#define TABLE_BF16 false
 #include "kernels/table_body.h"

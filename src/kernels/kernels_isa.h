@@ -96,6 +96,7 @@ enum {
     X(void, dots, (real * y, int64_t ldy, const real *x, int64_t ldx, const real *w, int64_t ldw, int64_t M,           \
                    int64_t N, int64_t K))                                                                              \
     X(void, transpose, (real * y, int64_t ldy, const real *x, int64_t ldx, int64_t M, int64_t N))                      \
+    X(void, to_bf16, (uint16_t *y, const real *x, int64_t n))                                                          \
     X(void, linear, (const kn_linear_job *job))                                                                        \
     X(void, attend, (const kn_attend_job *job))                                                                        \
     X(void, attend_backward_row,                                                                                       \
@@ -103,6 +104,7 @@ enum {
 
 typedef struct {
     const char *name;
+    bool bf16; /* library products may use bfloat16 beside it */
 #define X(result, name, arguments) result(*name) arguments;
     KN_FUNCTIONS(X)
 #undef X

@@ -22,6 +22,7 @@ static inline void v_put(real *p, v16 x, int64_t left)
 
 const kn_table TABLE = {
     .name = TABLE_NAME,
+    .bf16 = TABLE_BF16,
 #define X(result, function, arguments) .function = function,
     KN_FUNCTIONS(X)
 #undef X

@@ -1,0 +1,178 @@
+/* gemm_onednn.c - the door to oneDNN: products of operands rounded to bfloat16, summed in fp32.
+ * Operands are rounded by our own loop into buffers that grow and are kept; primitives are kept by shape, the oldest
+ * makes room. One lock guards all of it: oneDNN uses every thread for one product, so nothing is lost by waiting. */
+#include "kernels/kernels_isa.h"
+#include "kernels/products.h"
+
+#ifdef NIBBLE_HAVE_ONEDNN
+#include <oneapi/dnnl/dnnl.h>
+#include <pthread.h>
+#include <stdlib.h>
+
+enum {
+    KEPT = 64,           /* primitives */
+    LEAST = 32,          /* a dimension below this, */
+    LEAST_WORK = 1 << 21 /* or a product of fewer multiplications, is done faster in fp32 */
+};
+
+typedef struct {
+    kn_form form;
+    int64_t M, N, K;
+    bool add;
+} shape;
+
+typedef struct {
+    shape key;
+    dnnl_primitive_t primitive; /* NULL: free */
+    dnnl_memory_t a, b, c;
+} kept;
+
+typedef struct {
+    pthread_mutex_t lock;
+    dnnl_engine_t engine;
+    dnnl_stream_t stream;
+    bool failed; /* to set up, for good */
+    kept table[KEPT];
+    int next;
+    uint16_t *buffer;
+    size_t capacity; /* elements of buffer */
+} context;
+
+static bool same(const shape *a, const shape *b)
+{
+    return a->form == b->form && a->M == b->M && a->N == b->N && a->K == b->K && a->add == b->add;
+}
+
+static bool ready(context *c)
+{
+    if (c->failed || c->stream)
+        return !c->failed;
+    c->failed = dnnl_engine_create(&c->engine, dnnl_cpu, 0) != dnnl_success ||
+                dnnl_stream_create(&c->stream, c->engine, dnnl_stream_default_flags) != dnnl_success;
+    return !c->failed;
+}
+
+static bool describe(dnnl_memory_desc_t *d, dnnl_data_type_t type, int64_t rows, int64_t cols, bool transposed)
+{
+    const dnnl_dims_t dims = {rows, cols};
+    const dnnl_dims_t strides = {transposed ? 1 : cols, transposed ? rows : 1};
+    return dnnl_memory_desc_init_by_strides(d, 2, dims, type, strides) == dnnl_success;
+}
+
+static void drop(kept *k)
+{
+    if (!k->primitive)
+        return;
+    dnnl_primitive_destroy(k->primitive);
+    dnnl_memory_destroy(k->a);
+    dnnl_memory_destroy(k->b);
+    dnnl_memory_destroy(k->c);
+    *k = (kept){0};
+}
+
+static bool make_primitive(const context *c, kept *k, const dnnl_memory_desc_t *a, const dnnl_memory_desc_t *b,
+                           const dnnl_memory_desc_t *out)
+{
+    dnnl_matmul_desc_t d;
+    dnnl_primitive_attr_t attr = NULL;
+    dnnl_post_ops_t ops = NULL;
+    dnnl_primitive_desc_t pd = NULL;
+    bool ok = dnnl_matmul_desc_init(&d, a, b, NULL, out) == dnnl_success &&
+              dnnl_primitive_attr_create(&attr) == dnnl_success && dnnl_post_ops_create(&ops) == dnnl_success;
+    if (ok && k->key.add)
+        ok = dnnl_post_ops_append_sum(ops, 1) == dnnl_success &&
+             dnnl_primitive_attr_set_post_ops(attr, ops) == dnnl_success;
+    ok = ok && dnnl_primitive_desc_create(&pd, &d, attr, c->engine, NULL) == dnnl_success &&
+         dnnl_primitive_create(&k->primitive, pd) == dnnl_success;
+    dnnl_primitive_desc_destroy(pd);
+    dnnl_post_ops_destroy(ops);
+    dnnl_primitive_attr_destroy(attr);
+    return ok;
+}
+
+static bool make(const context *c, kept *k)
+{
+    const shape *s = &k->key;
+    dnnl_memory_desc_t a, b, out;
+    return describe(&a, dnnl_bf16, s->M, s->K, s->form == KN_TN) && describe(&b, dnnl_bf16, s->K, s->N, s->form == KN_NT) &&
+           describe(&out, dnnl_f32, s->M, s->N, false) && make_primitive(c, k, &a, &b, &out) &&
+           dnnl_memory_create(&k->a, &a, c->engine, DNNL_MEMORY_NONE) == dnnl_success &&
+           dnnl_memory_create(&k->b, &b, c->engine, DNNL_MEMORY_NONE) == dnnl_success &&
+           dnnl_memory_create(&k->c, &out, c->engine, DNNL_MEMORY_NONE) == dnnl_success;
+}
+
+static kept *find(context *c, const shape *s)
+{
+    for (int i = 0; i < KEPT; i++)
+        if (c->table[i].primitive && same(&c->table[i].key, s))
+            return &c->table[i];
+    kept *k = &c->table[c->next];
+    drop(k);
+    k->key = *s;
+    if (!make(c, k)) {
+        drop(k);
+        return NULL;
+    }
+    c->next = (c->next + 1) % KEPT;
+    return k;
+}
+
+static bool reserve(context *c, size_t elements)
+{
+    if (elements <= c->capacity)
+        return true;
+    free(c->buffer);
+    c->buffer = nb_alloc_aligned(elements, sizeof *c->buffer);
+    c->capacity = c->buffer ? elements : 0;
+    return c->buffer != NULL;
+}
+
+static void round_to_bf16(uint16_t *y, const real *x, int64_t n)
+{
+    const kn_table *t = kn_isa();
+#pragma omp parallel for if (n > KN_PARALLEL) schedule(static)
+    for (int64_t i = 0; i < n; i += KN_CHUNK)
+        t->to_bf16(y + i, x + i, kn_min(KN_CHUNK, n - i));
+}
+
+static bool run(context *c, const shape *s, real *out, const real *a, const real *b)
+{
+    const int64_t split = (s->M * s->K + 31) / 32 * 32; /* b begins on a cache line */
+    kept *k = ready(c) ? find(c, s) : NULL;
+    if (!k || !reserve(c, (size_t)(split + s->K * s->N)))
+        return false;
+    round_to_bf16(c->buffer, a, s->M * s->K);
+    round_to_bf16(c->buffer + split, b, s->K * s->N);
+    if (dnnl_memory_set_data_handle(k->a, c->buffer) != dnnl_success ||
+        dnnl_memory_set_data_handle(k->b, c->buffer + split) != dnnl_success ||
+        dnnl_memory_set_data_handle(k->c, out) != dnnl_success)
+        return false;
+    const dnnl_exec_arg_t arguments[] = {{DNNL_ARG_SRC, k->a}, {DNNL_ARG_WEIGHTS, k->b}, {DNNL_ARG_DST, k->c}};
+    return dnnl_primitive_execute(k->primitive, c->stream, 3, arguments) == dnnl_success &&
+           dnnl_stream_wait(c->stream) == dnnl_success;
+}
+
+bool kn_bf16_product(kn_form form, real *c, const real *a, const real *b, int64_t M, int64_t N, int64_t K, bool add)
+{
+    static context shared = {.lock = PTHREAD_MUTEX_INITIALIZER};
+    if (!kn_bf16_fast() || M < LEAST || N < LEAST || K < LEAST || M * N < LEAST_WORK / K)
+        return false;
+    const shape s = {.form = form, .M = M, .N = N, .K = K, .add = add};
+    pthread_mutex_lock(&shared.lock);
+    const bool done = run(&shared, &s, c, a, b);
+    pthread_mutex_unlock(&shared.lock);
+    return done;
+}
+
+bool kn_bf16_fast(void)
+{
+    return kn_isa()->bf16 && __builtin_cpu_supports("avx512bf16");
+}
+
+const char *kn_bf16_name(char *text, size_t bytes)
+{
+    const dnnl_version_t *v = dnnl_version();
+    snprintf(text, bytes, "oneDNN %d.%d.%d", v->major, v->minor, v->patch);
+    return text;
+}
+#endif
