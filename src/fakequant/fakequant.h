@@ -26,7 +26,7 @@ typedef struct {
     float parameter;      /* percentile (99.99), moving average's rate (0.01); 0: the method's default */
 } fq_spec;
 bool fq_spec_equal(const fq_spec *a, const fq_spec *b);
-/* Text form, words in any order: "int4 row f32 learned", "int8 token dynamic", "int4 group:32 f16 learned", "int8 narrow group:32 f16 q8_0", "seq2 row learned",
+/* Text form, words in any order: "int4 row f32 learned", "int8 narrow token dynamic", "int4 group:32 f16 learned", "int8 narrow group:32 f16 q8_0", "seq2 row learned",
  * "ternary", "sign", "int8 asym tensor static:mse", "float". docs/recipes.md has the list. */
 status fq_spec_parse(fq_spec *s, const char *text);
 void fq_spec_print(char *text, size_t bytes, const fq_spec *s); /* parses back to the same spec */
@@ -70,7 +70,10 @@ typedef struct fq_site {
     /* memo of an encoded weight */
     kn_codes codes;
     kn_packed packed;
-    uint64_t version; /* of the parameters when encoded; folded: fixed codes, UINT64_MAX */
+    uint64_t version; /* of the parameters when encoded (0: never); folded: fixed codes, UINT64_MAX */
+    uint64_t packed_version;      /* of the codes that were packed */
+    const ag_params *params;      /* whose version counts; NULL: encoded anew each time */
+    bool multiplied;              /* some linear's input site makes integer products with this weight */
 } fq_site;
 
 typedef struct {
@@ -80,7 +83,10 @@ typedef struct {
     bool frozen; /* static ranges no longer move (--freeze-after) */
 } fq_sites;
 /* Registers a site under `name` with the recipe's spec; learned ones register "<name>.scale" (and ".zero"). w: the latent of a weight [rows, cols], or
- * NULL for an activation (rows 0; group of a HEAD grain is set to head_size, 0 if there are no heads) or a weight to be folded in. Grids that make no sense for the shape: NULL and a message. */
+ * NULL for an activation (rows 0; group of a HEAD grain is set to head_size, 0 if there are no heads) or a weight to be
+ * folded in. Grids that make no sense for the shape: NULL and a message. "..attn.probs" is always 8 bits with the fixed
+ * step 1/255 on 0..1 (kernels.h). A weight whose range nobody started takes FQ_START_ABSMAX at its first encoding; an
+ * activation whose range nobody started is left alone. */
 fq_site *fq_site_new(fq_sites *sites, const fq_recipe *r, const char *name, const char *alias, ag_param *w, int64_t rows, int64_t cols, int64_t head_size);
 fq_site *fq_site_find(const fq_sites *sites, const char *name);
 void fq_sites_free(fq_sites *sites);
@@ -90,6 +96,9 @@ void fq_sites_free(fq_sites *sites);
  * fq_apply: an activation; fq_weight: a weight's latent parameter, encoded once per ps->version; w NULL: a folded site, its codes without a gradient. */
 ag_tensor *fq_apply(ag_tape *t, fq_site *site, ag_tensor *x);
 ag_tensor *fq_weight(ag_tape *t, fq_site *site, ag_param *w);
+/* Scales [n_scales] as stored, and zeros where the grid has them (zero may be NULL), of a static or learned range as they
+ * are now. */
+void fq_site_ranges(const fq_site *site, real *scale, int32_t *zero);
 /* Codes of a weight site as they are now (encoding where stale), and packed ones; NULL: bits 0, or out of memory with a message. The runtime and the fold take them from here. */
 const kn_codes *fq_site_codes(fq_site *site, const ag_params *ps);
 const kn_packed *fq_site_packed(fq_site *site, const ag_params *ps);

@@ -1,0 +1,103 @@
+/* recipes_named.c - the recipes that ship, as text in the form of a recipe file. One list: name, explanation, text.
+ *
+ * Names: w = bits of weights, a = of the inputs of linears, kv = of cached keys and values, g = weights in groups (else rows).
+ * Rows have one fp32 scale, groups an fp16 one. Weights of 8 bits and inputs use codes -127..127. Embedding and head have 8 bits
+ * in the recipe's own grain. Where KV is coded, Q has 8 bits, so that scores are integer products.
+ */
+#include "fakequant/fakequant.h"
+#include "fakequant/recipes.h"
+
+#define ROWS_ENDS8                                                                                                     \
+    "embed.weight        int8 narrow row f32 learned\n"                                                                \
+    "head.weight         int8 narrow row f32 learned\n"
+#define GROUPS_ENDS8                                                                                                   \
+    "embed.weight        int8 narrow group:32 f16 learned\n"                                                           \
+    "head.weight         int8 narrow group:32 f16 learned\n"
+#define A8             "*.input             int8 narrow token f32 dynamic\n"
+#define Q8             "layers.*.attn.q     int8 narrow head f32 dynamic\n"
+#define KV8            Q8 "layers.*.attn.[kv]  int8 asym head f16 dynamic\n"
+#define KV4            Q8 "layers.*.attn.[kv]  int4 asym head f16 dynamic\n"
+#define WEIGHTS(spec)  "layers.*.weight     " spec "\n"
+#define LLMQAT_W(spec) WEIGHTS(spec " narrow row f32 dynamic")
+#define LLMQAT_A(spec) "layers.*.input      " spec " narrow token f32 dynamic\n"
+#define LLMQAT_KV(spec)                                                                                                \
+    "layers.*.attn.k     " spec " narrow token f32 dynamic before-rotation\n"                                          \
+    "layers.*.attn.v     " spec " narrow token f32 dynamic\n"
+#define GGML_INPUTS "*.input             int8 narrow group:32 f16 q8_0 dynamic\n"
+#define GGML_ENDS8                                                                                                     \
+    "embed.weight        int8 narrow group:32 f16 q8_0 learned\n"                                                      \
+    "head.weight         int8 narrow group:32 f16 q8_0 learned\n"
+
+/* X(name, explanation, text) */
+#define RECIPES(X)                                                                                                     \
+    X("float", "nothing is quantized", "* float\n")                                                                    \
+    X("w8a8kv16", "8-bit rows, 8-bit inputs per token, float cache",                                                   \
+      WEIGHTS("int8 narrow row f32 learned") ROWS_ENDS8 A8)                                                            \
+    X("w8a8kv8", "8-bit rows, 8-bit inputs per token, 8-bit cache per head",                                           \
+      WEIGHTS("int8 narrow row f32 learned") ROWS_ENDS8 A8 KV8)                                                        \
+    X("w4a8kv16", "4-bit rows, 8-bit inputs per token, float cache", WEIGHTS("int4 row f32 learned") ROWS_ENDS8 A8)    \
+    X("w4a8kv8", "4-bit rows, 8-bit inputs per token, 8-bit cache per head",                                           \
+      WEIGHTS("int4 row f32 learned") ROWS_ENDS8 A8 KV8)                                                               \
+    X("w4a8kv4", "4-bit rows, 8-bit inputs per token, 4-bit cache per head",                                           \
+      WEIGHTS("int4 row f32 learned") ROWS_ENDS8 A8 KV4)                                                               \
+    X("w4all", "w4a8kv16 with embedding and head in 4-bit rows too",                                                   \
+      "base w4a8kv16\n"                                                                                                \
+      "embed.weight        int4 row f32 learned\n"                                                                     \
+      "head.weight         int4 row f32 learned\n")                                                                    \
+    X("w8a16g128", "8-bit groups of 128, float inputs", WEIGHTS("int8 narrow group:128 f16 learned") GROUPS_ENDS8)     \
+    X("w4a16g128", "4-bit groups of 128, float inputs", WEIGHTS("int4 group:128 f16 learned") GROUPS_ENDS8)            \
+    X("w4a16g32", "4-bit groups of 32, float inputs", WEIGHTS("int4 group:32 f16 learned") GROUPS_ENDS8)               \
+    X("w3a16", "3-bit rows, float inputs", WEIGHTS("int3 row f32 learned") ROWS_ENDS8)                                 \
+    X("w2a16", "2-bit rows on half-step levels (SEQ, ParetoQ), float inputs",                                          \
+      WEIGHTS("seq2 row f32 learned") ROWS_ENDS8)                                                                      \
+    X("q8_0", "llama.cpp's Q8_0 throughout, inputs by its own activation rule",                                        \
+      WEIGHTS("int8 narrow group:32 f16 q8_0 learned") GGML_ENDS8 GGML_INPUTS)                                         \
+    X("q4_0", "llama.cpp's Q4_0 layers, embedding and head in Q8_0, inputs by its activation rule",                    \
+      WEIGHTS("int4 group:32 f16 q4_0 learned") GGML_ENDS8 GGML_INPUTS)                                                \
+    X("q4_0_all", "q4_0 with embedding and head in Q4_0 too",                                                          \
+      "base q4_0\n"                                                                                                    \
+      "embed.weight        int4 group:32 f16 q4_0 learned\n"                                                           \
+      "head.weight         int4 group:32 f16 q4_0 learned\n")                                                          \
+    X("llmqat-4-8-4",                                                                                                  \
+      "LLM-QAT's grids (Liu et al. 2023): min-max rows -7..7, inputs and cache per token, K before "                   \
+      "the rotation, float embedding and head",                                                                        \
+      LLMQAT_W("int4") LLMQAT_A("int8") LLMQAT_KV("int4"))                                                             \
+    X("llmqat-4-8-8", "the same, 8-bit cache", LLMQAT_W("int4") LLMQAT_A("int8") LLMQAT_KV("int8"))                    \
+    X("llmqat-4-8-16", "the same, float cache", LLMQAT_W("int4") LLMQAT_A("int8"))                                     \
+    X("llmqat-4-6-16", "the same, 6-bit inputs, float cache", LLMQAT_W("int4") LLMQAT_A("int6"))                       \
+    X("llmqat-4-16-16", "the same, weights only", LLMQAT_W("int4"))                                                    \
+    X("llmqat-8-8-4", "the same, 8-bit weights, 4-bit cache", LLMQAT_W("int8") LLMQAT_A("int8") LLMQAT_KV("int4"))     \
+    X("llmqat-8-8-8", "the same, 8-bit weights and cache", LLMQAT_W("int8") LLMQAT_A("int8") LLMQAT_KV("int8"))        \
+    X("llmqat-8-8-16", "the same, 8-bit weights, float cache", LLMQAT_W("int8") LLMQAT_A("int8"))
+
+static const fq_named named[] = {
+#define X(name, explanation, text) {name, explanation, text},
+    RECIPES(X)
+#undef X
+};
+enum { N_NAMED = sizeof named / sizeof *named };
+
+const fq_named *fq_named_recipes(int64_t *n)
+{
+    *n = N_NAMED;
+    return named;
+}
+
+int64_t fq_recipe_named(const char *const **names, const char *const **explanations)
+{
+    static const char *const name[] = {
+#define X(n, explanation, text) n,
+        RECIPES(X)
+#undef X
+    };
+    static const char *const why[] = {
+#define X(n, explanation, text) explanation,
+        RECIPES(X)
+#undef X
+    };
+    if (names)
+        *names = name;
+    if (explanations)
+        *explanations = why;
+    return N_NAMED;
+}

@@ -1,0 +1,166 @@
+/* start.c - ranges of weights before training, or for folding without it.
+ *   absmax:  s = max|w| / hi per span      SEQ, ternary: alpha = max|w| (s = alpha / 4, alpha / 1.5)     sign: s = mean |w|
+ *            (ParetoQ, Liu et al. 2025)    rules q8_0, q4_0: ggml's own formula
+ *   mse:     argmin_s sum_j h_j (w_j - s l_j)^2 by search, then s <- sum h w l / sum h l^2 for the levels l found, while that helps
+ * A weight whose spec names a method (from:mse, static:kl, ...) takes that.
+ */
+#include "fakequant/ranges.h"
+#include <stdlib.h>
+#include <string.h>
+
+/* Candidates of the search, as shares of the absmax scale: 1 % steps. Heavy tails at 2 bits want less than a third. */
+#define SEARCH_FROM ((real)0.2)
+#define SEARCH_TO   ((real)1.1)
+enum { SEARCH_STEPS = 91, REFITS = 3, CHUNK = 256 };
+
+typedef struct {
+    double error, wl, ll; /* sums of h (w - s l)^2, h w l, h l^2 */
+} fit;
+
+static fit fit_unit(const kn_codes *c, int64_t unit, const real *x, const real *h)
+{
+    int64_t at, end;
+    real level[CHUNK];
+    fit f = {0};
+    fq_unit(c, unit, &at, &end);
+    int64_t index = fq_unit_scale(c, unit);
+    int32_t zero = c->zero ? c->zero[index] : 0;
+    while (at < end) {
+        int64_t col = at % c->cols, n = end - at < CHUNK ? end - at : CHUNK;
+        n = n < c->cols - col ? n : c->cols - col;
+        fq_levels(level, c, at, n, zero);
+        for (int64_t i = 0; i < n; i++) {
+            double l = (double)level[i], w = (double)x[at + i], k = h ? (double)h[col + i] : 1,
+                   d = w - l * (double)c->scale[index];
+            f.error += k * d * d;
+            f.wl += k * w * l;
+            f.ll += k * l * l;
+        }
+        at += n;
+    }
+    return f;
+}
+
+static void fit_all(fit *f, fit *part, const kn_codes *c, const real *x, const real *h)
+{
+    const int64_t units = fq_units(c);
+#pragma omp parallel for if (c->rows * c->cols > FQ_PARALLEL)
+    for (int64_t u = 0; u < units; u++)
+        part[u] = fit_unit(c, u, x, h);
+    memset(f, 0, (size_t)c->n_scales * sizeof *f);
+    for (int64_t u = 0; u < units; u++) {
+        fit *sum = &f[fq_unit_scale(c, u)];
+        sum->error += part[u].error;
+        sum->wl += part[u].wl;
+        sum->ll += part[u].ll;
+    }
+}
+
+/* Least-squares scales for the codes found, then new codes; spans that got worse go back. */
+static status refit(kn_codes *c, const real *x, const real *h)
+{
+    fit *f = nb_alloc((size_t)c->n_scales * 2 + (size_t)fq_units(c), sizeof *f);
+    real *old = nb_alloc((size_t)c->n_scales, sizeof *old);
+    for (int round = 0; f && old && round < REFITS; round++) {
+        fit *before = f, *after = f + c->n_scales, *part = f + 2 * c->n_scales;
+        fit_all(before, part, c, x, h);
+        memcpy(old, c->scale, (size_t)c->n_scales * sizeof *old);
+        for (int64_t i = 0; i < c->n_scales; i++)
+            if (before[i].ll > 0)
+                c->scale[i] = kn_store(&c->grid, (real)(before[i].wl / before[i].ll));
+        kn_encode_with(c, x);
+        fit_all(after, part, c, x, h);
+        for (int64_t i = 0; i < c->n_scales; i++)
+            if (!(after[i].error < before[i].error))
+                c->scale[i] = old[i];
+        kn_encode_with(c, x);
+    }
+    status s = f && old ? NB_OK : NB_NOMEM;
+    free(f);
+    free(old);
+    return s;
+}
+
+/* Clipped ranges from a histogram per span (percentile, KL). */
+static status by_histogram(kn_codes *c, const fq_spec *spec, const real *x)
+{
+    fq_histogram *h = nb_alloc_zeroed(1, sizeof *h);
+    if (!h)
+        return NB_NOMEM;
+    const int64_t units = fq_units(c);
+    for (int64_t u = 0; u < units; u++) {
+        int64_t begin, end, i = fq_unit_scale(c, u);
+        fq_unit(c, u, &begin, &end);
+        fq_histogram_add(h, x + begin, 1, end - begin, end - begin);
+        if (u + 1 < units && fq_unit_scale(c, u + 1) == i)
+            continue;
+        double min, max;
+        int32_t zero;
+        fq_histogram_range(h, spec, &min, &max);
+        kn_range_of(&c->grid, (real)min, (real)max, &c->scale[i], &zero);
+        if (c->zero)
+            c->zero[i] = zero;
+        memset(h, 0, sizeof *h);
+    }
+    free(h);
+    return NB_OK;
+}
+
+static status absmax(kn_codes *c, const real *x)
+{
+    const kn_grid *g = &c->grid;
+    if (g->rule == KN_RULE_GGML_Q8_0 || g->rule == KN_RULE_GGML_Q4_0)
+        kn_encode_ggml_file(c, x);
+    else
+        kn_encode(c, x);
+    for (int64_t i = 0; i < c->n_scales && fq_is_ternary(g); i++)
+        c->scale[i] = kn_store(g, c->scale[i] / (real)1.5);
+    return NB_OK;
+}
+
+static status mse(kn_codes *c, const real *x, const real *h)
+{
+    const kn_grid *g = &c->grid;
+    bool signs = g->levels == KN_LEVELS_INT && !g->has_zero && g->lo != -g->hi;
+    kn_encode_mse(c, x, h, SEARCH_FROM, SEARCH_TO, SEARCH_STEPS, signs);
+    return g->has_zero ? NB_OK : refit(c, x, h);
+}
+
+status fq_start_site(fq_site *s, fq_start how, const real *importance)
+{
+    if (!s->is_weight || !s->spec.grid.bits || s->spec.range == FQ_DYNAMIC || !s->w)
+        return NB_OK;
+    kn_codes *c = &s->codes;
+    const int method = s->spec.method;
+    if (!c->n_scales)
+        TRY(kn_codes_new(c, &s->spec.grid, s->rows, s->cols));
+    if (method == FQ_PERCENTILE || method == FQ_KL)
+        TRY(by_histogram(c, &s->spec, s->w->x));
+    else if (how == FQ_START_MSE || method == FQ_MSE)
+        TRY(mse(c, s->w->x, importance));
+    else
+        TRY(absmax(c, s->w->x));
+    for (int64_t i = 0; i < s->n_scales; i++) {
+        s->start[i] = c->scale[i];
+        if (s->start_zero)
+            s->start_zero[i] = (real)c->zero[i];
+        if (s->u)
+            s->u->x[i] = 0;
+        if (s->v)
+            s->v->x[i] = 0;
+    }
+    s->started = true;
+    s->version = 0; /* the codes are those of the search, not of a version */
+    return NB_OK;
+}
+
+status fq_start_weights(fq_sites *sites, fq_start how, const real *(*importance)(void *ctx, const fq_site *site),
+                        void *ctx)
+{
+    for (int64_t i = 0; i < sites->n; i++) {
+        fq_site *s = sites->s[i];
+        if (fq_start_site(s, how, importance ? importance(ctx, s) : NULL) != NB_OK)
+            return nb_fail_in(NB_NOMEM, "site %s", s->name);
+    }
+    return NB_OK;
+}
