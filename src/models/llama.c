@@ -1,7 +1,7 @@
 /* llama.c - the LLaMA family on the tape.
  *   x = embed[id];  per layer: x += attn(norm(x)); x += mlp(norm(x));  logits = norm(x) head'
  */
-#include "models/models.h"
+#include "models/bind.h"
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -37,7 +37,7 @@ static status build_block(md_model *m, ly_build *build, int64_t layer)
 }
 
 /* Factor by which llama3's scaling divides each frequency (llama.cpp conversion/llama.py, rope_freqs). */
-static void llama3_factors(real *factor, const md_config *c)
+void md_rope_factors(real *factor, const md_config *c)
 {
     for (int64_t i = 0; i < c->head_size / 2; i++) {
         double wavelength = 6.283185307179586 * pow(c->rope_theta, 2.0 * (double)i / (double)c->head_size);
@@ -56,7 +56,7 @@ static status rotation(md_model *m)
     real *factor = nb_alloc((size_t)c->head_size, sizeof(real));
     if (m->cos && m->sin && factor) {
         if (c->rope_factor != 0)
-            llama3_factors(factor, c);
+            md_rope_factors(factor, c);
         kn_rope_table(m->cos, m->sin, c->ctx, c->head_size, c->rope_theta, c->rope_factor != 0 ? factor : NULL);
     }
     free(factor);

@@ -109,6 +109,15 @@ typedef struct {
     status (*write)(md_model *m, const char *path, char *report, size_t bytes);
 } md_target;
 const md_target *md_targets(int64_t *n);
+/* What holds which shipped recipe: exact | exact, hidden padded with zeros where it is not whole groups | decoded values rounded | refused. Columns as md_targets.
+ * Custom recipes: check(). */
+typedef enum { MD_NO, MD_EXACT, MD_PADDED, MD_ROUNDED } md_fit;
+enum { MD_TARGETS = 6 };
+typedef struct {
+    const char *recipe;
+    md_fit fit[MD_TARGETS];
+} md_recipe_fit;
+const md_recipe_fit *md_recipe_fits(int64_t *n);
 status md_export(md_model *m, const char *target, const char *path, char *report, size_t report_bytes);
 
 #endif

@@ -1,0 +1,75 @@
+/* bind.h - the tensors of a model by name, shape and place, in every naming; and their values, whatever they are stored as. One
+ * list that all readers and writers of this folder walk. Private to models/.
+ */
+#ifndef NIBBLE_MODELS_BIND_H
+#define NIBBLE_MODELS_BIND_H
+#include "models/models.h"
+
+typedef enum { MD_NIBBLE, MD_LLAMA2C, MD_HF, MD_GGUF, MD_NAMINGS } md_naming;
+typedef enum { MD_MATRIX, MD_NORM, MD_BIAS } md_kind;
+
+enum { MD_NAME = 128 };
+typedef struct {
+    const char *const *name; /* [MD_NAMINGS], without the layer's prefix; NULL: that format has none */
+    md_kind kind;
+    int64_t layer;      /* -1: outside the layers */
+    int64_t rows, cols; /* rows 1 for norms and biases */
+    int64_t head_size;  /* rows (of a bias: elements) are rotated in pairs inside heads of this size; 0: they are not */
+} md_tensor;
+/* All tensors of a config in the order of the model's parameters; the caller frees *t. Two configs that differ in sizes only give lists of the same
+ * order. */
+status md_tensors_new(md_tensor **t, int64_t *n, const md_config *c);
+bool md_tensor_name(char text[MD_NAME], const md_tensor *t, md_naming naming); /* false: that format has none */
+int64_t md_tensor_count(const md_tensor *t);                                   /* elements */
+int md_tensor_dim(int64_t dim[2], const md_tensor *t);                         /* how many dimensions: 2, or 1 */
+
+/* Which row (element of a bias) of a tensor paired as `from` stands at `row` when it is paired as `to`: HALF 0 1 2 | 3 4 5 and INTERLEAVED 0 3 1 4 2 5 are the
+ * same rotation. */
+int64_t md_paired_row(int64_t row, int64_t head_size, kn_rope_pairing to, kn_rope_pairing from);
+
+/* The values of one tensor of a model: codes where its site quantizes it (encoded now if they are stale), else floats. */
+typedef struct {
+    const kn_codes *codes; /* NULL: floats */
+    const real *x;         /* [rows, cols], NULL with codes */
+} md_values;
+status md_values_of(md_values *v, const md_model *m, const md_tensor *t);
+void md_values_row(real *dst, const md_values *v, const md_tensor *t, int64_t row); /* dst [cols] */
+
+/* NB_FORMAT unless every array that the config asks for is there with its shape, under prefix + its name. This precedes all allocations that a config's numbers
+ * decide. */
+status md_check_arrays(const fm_arrays *a, const md_config *c, md_naming naming, const char *prefix);
+/* NB_FORMAT where the rotation tables of ctx positions would be out of proportion to the bytes of the file's arrays. */
+status md_check_ctx(const md_config *c, const fm_arrays *a);
+/* dst [n] <- all of an array as finite floats. NB_FORMAT names it and the first element that is not finite. */
+status md_read_floats(real *dst, const fm_array *a);
+
+/* The readers behind md_open. Each leaves m as md_build makes it, or empty after a failure. recipe: what o->recipe
+ * names, or NULL. */
+status md_open_llama2c(md_model *m, const char *path, const fq_recipe *recipe);
+status md_open_hf(md_model *m, const char *path, const fq_recipe *recipe);
+status md_open_h5(md_model *m, const char *path, const fq_recipe *recipe, bool train);
+status md_open_folded(md_model *m, fm_h5 *f, bool train); /* of an open file of kind "folded" */
+/* The tokenizer at path (or in the folder) for a model, whose bos and eos become its own. It may have fewer pieces than the model has ids (padded
+ * vocabularies): an eighth, at most 1024; never more. */
+status md_attach_tokenizer(md_model *m, const char *path);
+/* Fills the latent weights of a built model from arrays: /param of HDF5 (prefix "param/"), or a foreign naming. Learned scales stay at their start. */
+status md_load_weights(md_model *m, const fm_arrays *a, md_naming naming, const char *prefix);
+
+/* Parts of the HDF5 form (model_file.c). with_weights false: sites of activations only, as in a folded file without latent
+ * floats. with_scales: learned scales too. md_load_param: one dataset of exactly its shape, finite. */
+status md_save_latent(const md_model *m, fm_h5 *f, fm_dtype as, bool with_scales);
+status md_save_site_states(const md_model *m, fm_h5 *f, bool with_weights);
+status md_load_site_states(md_model *m, fm_h5 *f, bool with_weights);
+status md_load_param(ag_param *p, fm_h5 *f, const char *name);
+
+/* Bytes in a folded file (folded.c). md_is_float: a parameter that stands there as floats: neither the latent of codes nor the learned
+ * scale of a weight. */
+int64_t md_code_bytes(const kn_grid *g, int64_t rows, int64_t cols);
+int64_t md_scale_bytes(const kn_grid *g, int64_t n_scales);
+int64_t md_zero_bytes(const kn_grid *g, int64_t n_scales);
+bool md_is_float(const md_model *m, const ag_param *p);
+
+/* What divides llama3's rotary frequencies: factor [head_size / 2]. */
+void md_rope_factors(real *factor, const md_config *c);
+
+#endif

@@ -1,0 +1,52 @@
+/* export.h - what the exports share: a model's tensors side by side with the file's (padded, renamed, in another pairing), rows as floats and
+ * as integer operands, the report. Private to models/.
+ */
+#ifndef NIBBLE_MODELS_EXPORT_H
+#define NIBBLE_MODELS_EXPORT_H
+#include "models/bind.h"
+
+typedef struct {
+    const md_model *m;
+    md_config shape;      /* as the file has it: hidden may be larger, pairing another */
+    md_tensor *own, *out; /* [n]: the model's tensors, and the same in the file */
+    int64_t n;
+    char (*name)[MD_NAME]; /* [n]: in the file's naming */
+} md_exporting;
+/* hidden: the file's; new gate and up rows and down columns are zeros, which changes no output of SwiGLU. */
+status md_exporting_new(md_exporting *e, const md_model *m, md_naming naming, kn_rope_pairing pairing, int64_t hidden);
+void md_exporting_free(md_exporting *e);
+int64_t md_exporting_find(const md_exporting *e, const char *name); /* index, -1 if there is none */
+
+/* The model's row that stands at `row` of tensor i in the file; -1: a row of padding. */
+int64_t md_source_row(const md_exporting *e, int64_t i, int64_t row);
+/* Puts all of tensor i into the sink as F32 or F16. NB_UNSUPPORTED for a value beyond the range of F16. */
+status md_put_floats(fm_sink *sink, const md_exporting *e, int64_t i, fm_dtype t);
+/* dst [n] <- mul*q + add - zero of the columns [0, cols) of a row, zeros behind them: value = operand * scale. The grid's operands fit int8. */
+void md_operands(int8_t *dst, int64_t n, const kn_codes *c, int64_t row);
+bool md_operands_fit(const kn_grid *g, int lo, int hi); /* whether all operands the grid can make lie in lo..hi */
+/* Whether each run of `run` columns, counted from the row's start, has one scale. */
+bool md_runs_share_scale(const kn_grid *g, int64_t cols, int64_t run);
+
+/* Appends a line to a report (NULL: nothing). md_say_inputs: what the model's linears were trained to take, against what the client gives them. */
+void md_say(char *report, size_t bytes, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+void md_say_inputs(char *report, size_t bytes, const md_model *m, const char *client);
+
+/* The targets (md_target). */
+status md_check_llama2c(const md_model *m, char *report, size_t bytes);
+status md_write_llama2c(md_model *m, const char *path, char *report, size_t bytes);
+status md_check_llama2c_f32(const md_model *m, char *report, size_t bytes);
+status md_write_llama2c_f32(md_model *m, const char *path, char *report, size_t bytes);
+status md_check_gguf(const md_model *m, char *report, size_t bytes);
+status md_write_gguf(md_model *m, const char *path, char *report, size_t bytes);
+status md_check_gguf_float(const md_model *m, char *report, size_t bytes);
+status md_write_gguf_f32(md_model *m, const char *path, char *report, size_t bytes);
+status md_write_gguf_f16(md_model *m, const char *path, char *report, size_t bytes);
+status md_check_safetensors(const md_model *m, char *report, size_t bytes);
+status md_write_safetensors(md_model *m, const char *path, char *report, size_t bytes);
+
+/* GGUF's metadata of a model (gguf_keys.c): shape, tokenizer. file_type: llama.cpp's number for the mix of types. */
+const char *md_gguf_architecture(
+    const md_model *m); /* "qwen2" where q, k and v alone have biases and the pairing is half, else "llama" */
+status md_gguf_keys(fm_meta *meta, const md_exporting *e, int file_type);
+
+#endif

@@ -1,0 +1,121 @@
+/* export_safetensors.c - a Hugging Face folder: model.safetensors with the decoded floats under transformers' names, rotated rows in half pairing, and config.json
+ * (llama, or qwen2 where q, k and v alone have biases). rope_theta and scaling stand in their old place and in their new one.
+ */
+#include "models/export.h"
+#include <stdlib.h>
+#include <string.h>
+
+static bool is_qwen2(const md_config *c)
+{
+    return c->qkv_bias && !c->out_bias;
+}
+
+static void put_rotation(nb_writer *w, const md_config *c, const char *key, bool with_theta)
+{
+    nb_json_open(w, key, '{');
+    if (with_theta)
+        nb_json_put_number(w, "rope_theta", c->rope_theta);
+    nb_json_put_string(w, "rope_type", c->rope_factor != 0 ? "llama3" : "default");
+    if (c->rope_factor != 0) {
+        nb_json_put_number(w, "factor", c->rope_factor);
+        nb_json_put_number(w, "low_freq_factor", c->rope_low);
+        nb_json_put_number(w, "high_freq_factor", c->rope_high);
+        nb_json_put_int(w, "original_max_position_embeddings", (int64_t)c->rope_ctx);
+    }
+    nb_json_close(w, '}');
+}
+
+static char *config_text(const md_config *c)
+{
+    nb_writer w = {0};
+    nb_json_open(&w, NULL, '{');
+    nb_json_open(&w, "architectures", '[');
+    nb_json_put_string(&w, NULL, is_qwen2(c) ? "Qwen2ForCausalLM" : "LlamaForCausalLM");
+    nb_json_close(&w, ']');
+    nb_json_put_string(&w, "model_type", is_qwen2(c) ? "qwen2" : "llama");
+    nb_json_put_int(&w, "vocab_size", c->vocab);
+    nb_json_put_int(&w, "hidden_size", c->dim);
+    nb_json_put_int(&w, "intermediate_size", c->hidden);
+    nb_json_put_int(&w, "num_hidden_layers", c->layers);
+    nb_json_put_int(&w, "num_attention_heads", c->heads);
+    nb_json_put_int(&w, "num_key_value_heads", c->kv_heads);
+    nb_json_put_int(&w, "head_dim", c->head_size);
+    nb_json_put_int(&w, "max_position_embeddings", c->ctx);
+    nb_json_put_string(&w, "hidden_act", "silu");
+    nb_json_put_number(&w, "rms_norm_eps", c->norm_eps);
+    nb_json_put_number(&w, "rope_theta", c->rope_theta);
+    if (c->rope_factor != 0)
+        put_rotation(&w, c, "rope_scaling", false);
+    put_rotation(&w, c, "rope_parameters", true);
+    nb_json_put_bool(&w, "attention_bias", c->out_bias);
+    nb_json_put_bool(&w, "mlp_bias", false);
+    nb_json_put_bool(&w, "tie_word_embeddings", c->tied);
+    nb_json_put_string(&w, "torch_dtype", "float32");
+    nb_json_put_string(&w, "dtype", "float32");
+    if (c->bos >= 0)
+        nb_json_put_int(&w, "bos_token_id", c->bos);
+    if (c->eos >= 0)
+        nb_json_put_int(&w, "eos_token_id", c->eos);
+    nb_json_close(&w, '}');
+    return nb_json_text(&w);
+}
+
+static status write_config(const md_config *c, const char *folder)
+{
+    char *path = nb_path_join(folder, "config.json"), *text = config_text(c);
+    nb_atomic out = {0};
+    status s = path && text ? nb_atomic_begin(&out, path) : nb_fail(NB_NOMEM, "no memory for config.json");
+    if (s == NB_OK && fputs(text, out.file) < 0)
+        s = nb_fail(NB_IO, "%s: writing failed", path);
+    if (s == NB_OK)
+        s = nb_atomic_commit(&out);
+    nb_atomic_abort(&out);
+    free(path);
+    free(text);
+    return s;
+}
+
+static status put_array(void *ctx, fm_sink *sink, const fm_array *a)
+{
+    const md_exporting *e = ctx;
+    return md_put_floats(sink, e, md_exporting_find(e, a->name), FM_F32);
+}
+
+static status write_weights(md_exporting *e, const char *folder)
+{
+    fm_array *array = nb_alloc((size_t)e->n, sizeof *array);
+    char *path = nb_path_join(folder, "model.safetensors");
+    status s = array && path ? NB_OK : NB_NOMEM;
+    for (int64_t i = 0; i < e->n && s == NB_OK; i++) {
+        array[i] = (fm_array){.name = e->name[i], .dtype = FM_F32};
+        array[i].n_dim = md_tensor_dim(array[i].dim, &e->out[i]);
+        s = fm_array_measure(&array[i]);
+    }
+    if (s == NB_OK)
+        s = fm_safetensors_write(path, array, e->n, NULL, (fm_source){put_array, e});
+    free(array);
+    free(path);
+    return s;
+}
+
+status md_check_safetensors(const md_model *m, char *report, size_t bytes)
+{
+    if (m->config.out_bias && !m->config.qkv_bias)
+        return nb_fail(NB_UNSUPPORTED, "no Hugging Face architecture has a bias after attention and none before it");
+    md_say(report, bytes, "a Hugging Face folder: floats, decoded weights exact; no tokenizer is written");
+    md_say_inputs(report, bytes, m, "the client computes with float inputs");
+    return NB_OK;
+}
+
+status md_write_safetensors(md_model *m, const char *path, char *report, size_t bytes)
+{
+    md_exporting e;
+    TRY(md_check_safetensors(m, report, bytes));
+    TRY(nb_make_folder(path));
+    TRY(md_exporting_new(&e, m, MD_HF, KN_ROPE_HALF, m->config.hidden));
+    status s = write_weights(&e, path);
+    if (s == NB_OK)
+        s = write_config(&m->config, path);
+    md_exporting_free(&e);
+    return s;
+}

@@ -1,0 +1,302 @@
+/* model_file.c - a model in HDF5: header, latent parameters, states of sites.
+ *   attributes of the file: format_version 1, config (JSON), recipe (its name)
+ *   /recipe U8 [bytes]       the recipe in its file form, absent for a float model
+ *   /tokenizer U8 [bytes]    fm_tokenizer_to_bytes, absent if there is none
+ *   /param/NAME              F32, F16 or BF16 of the parameter's shape; learned scales always F32
+ *   /site/NAME F64 [n]       fq_site_state: starts of ranges, latent zero points, observers; absent where n is 0
+ * A file of kind "model" holds these alone, of a float model; a checkpoint has more beside them, a folded file codes (folded.c).
+ */
+#include "models/bind.h"
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { FORMAT_VERSION = 1 };
+
+/* ---- header ------------------------------------------------------------------------------- */
+
+static status save_config(const md_config *c, fm_h5 *f)
+{
+    nb_writer w = {0};
+    nb_json_open(&w, NULL, '{');
+    md_config_to_json(c, &w);
+    nb_json_close(&w, '}');
+    char *text = nb_json_text(&w);
+    if (!text)
+        return nb_fail(NB_NOMEM, "no memory for the config");
+    status s = fm_h5_put_string(f, "", "config", text);
+    free(text);
+    return s;
+}
+
+static status save_recipe(const fq_recipe *r, fm_h5 *f)
+{
+    if (r->n == 0)
+        return NB_OK;
+    char *text = fq_recipe_text(r);
+    if (!text)
+        return NB_NOMEM;
+    const int64_t bytes = (int64_t)strlen(text);
+    status s = fm_h5_put_string(f, "", "recipe", r->name);
+    if (s == NB_OK)
+        s = fm_h5_write(f, "recipe", FM_U8, 1, &bytes, text);
+    free(text);
+    return s;
+}
+
+static status save_tokenizer(const fm_tokenizer *tk, fm_h5 *f)
+{
+    uint8_t *data;
+    size_t bytes;
+    if (tk->kind == FM_TOKENIZER_NONE)
+        return NB_OK;
+    TRY(fm_tokenizer_to_bytes(tk, &data, &bytes));
+    const int64_t n = (int64_t)bytes;
+    status s = fm_h5_write(f, "tokenizer", FM_U8, 1, &n, data);
+    free(data);
+    return s;
+}
+
+static status save_header(const md_config *c, const fq_recipe *r, const fm_tokenizer *tk, fm_h5 *f)
+{
+    TRY(fm_h5_put_int(f, "", "format_version", FORMAT_VERSION));
+    TRY(save_config(c, f));
+    TRY(save_recipe(r, f));
+    return save_tokenizer(tk, f);
+}
+
+status md_save_header(const md_model *m, fm_h5 *f)
+{
+    return save_header(&m->config, &m->recipe, &m->tokenizer, f);
+}
+
+/* A dataset of bytes, NULL data where it is absent. */
+static status read_bytes(const fm_array **a, const fm_h5 *f, const char *name)
+{
+    *a = fm_h5_find(f, name);
+    if (*a && ((*a)->dtype != FM_U8 || (*a)->n_dim != 1 || !(*a)->data))
+        return nb_fail(NB_FORMAT, "/%s: wanted bytes in one piece", name);
+    return NB_OK;
+}
+
+static status load_recipe(fq_recipe *r, fm_h5 *f)
+{
+    const fm_array *text;
+    const char *name;
+    TRY(read_bytes(&text, f, "recipe"));
+    if (!text)
+        return NB_OK;
+    TRY(fm_h5_get_string(f, "", "recipe", &name));
+    return fq_recipe_parse(r, name, text->data, text->bytes);
+}
+
+static status load_tokenizer(fm_tokenizer *tk, const md_config *c, const fm_h5 *f)
+{
+    const fm_array *data;
+    TRY(read_bytes(&data, f, "tokenizer"));
+    if (!data)
+        return NB_OK;
+    TRY(fm_tokenizer_from_bytes(tk, data->data, data->bytes));
+    if (tk->vocab_size > c->vocab)
+        return nb_fail(NB_FORMAT, "/tokenizer: %lld pieces for a model of %lld ids", (long long)tk->vocab_size,
+                       (long long)c->vocab);
+    return NB_OK;
+}
+
+static status load_header(md_config *c, fq_recipe *r, fm_tokenizer *tk, fm_h5 *f)
+{
+    int64_t version;
+    const char *text;
+    TRY(fm_h5_get_int(f, "", "format_version", &version));
+    if (version != FORMAT_VERSION)
+        return nb_fail(NB_UNSUPPORTED, "format_version is %lld, wanted %d", (long long)version, FORMAT_VERSION);
+    TRY(fm_h5_get_string(f, "", "config", &text));
+    TRY(md_config_from_text(c, text, strlen(text), "config"));
+    TRY(load_recipe(r, f));
+    return load_tokenizer(tk, c, f);
+}
+
+status md_load_header(md_config *c, fq_recipe *r, fm_tokenizer *tk, fm_h5 *f)
+{
+    *r = (fq_recipe){0};
+    *tk = (fm_tokenizer){0};
+    status s = load_header(c, r, tk, f);
+    if (s == NB_OK)
+        return NB_OK;
+    fq_recipe_free(r);
+    fm_tokenizer_free(tk);
+    return nb_fail_in(s, "%s", f->arrays.path);
+}
+
+/* ---- parameters --------------------------------------------------------------------------- */
+
+static status narrow(uint16_t *dst, const ag_param *p, fm_dtype as)
+{
+    for (int64_t i = 0; i < p->count; i++) {
+        dst[i] = as == FM_F16 ? nb_half_from(p->x[i]) : nb_bf16_from(p->x[i]);
+        if (isfinite(p->x[i]) && !isfinite(as == FM_F16 ? nb_half_to(dst[i]) : nb_bf16_to(dst[i])))
+            return nb_fail(NB_UNSUPPORTED, "%s: element %lld is %g, beyond the range of %s", p->name, (long long)i,
+                           (double)p->x[i], fm_dtype_name(as));
+    }
+    return NB_OK;
+}
+
+static status save_param(const ag_param *p, fm_h5 *f, fm_dtype as)
+{
+    char name[MD_NAME + 16];
+    (void)snprintf(name, sizeof name, "param/%s", p->name);
+    if (as == FM_F32 || p->group == AG_SCALE)
+        return fm_h5_write(f, name, FM_F32, p->n_dim, p->dim, p->x);
+    uint16_t *small = nb_alloc((size_t)p->count, sizeof *small);
+    if (!small)
+        return NB_NOMEM;
+    status s = narrow(small, p, as);
+    if (s == NB_OK)
+        s = fm_h5_write(f, name, as, p->n_dim, p->dim, small);
+    free(small);
+    return s;
+}
+
+status md_save_site_states(const md_model *m, fm_h5 *f, bool with_weights)
+{
+    for (int64_t i = 0; i < m->sites.n; i++) {
+        const fq_site *site = m->sites.s[i];
+        char name[MD_NAME + 16];
+        const int64_t n = site->is_weight && !with_weights ? 0 : fq_site_state(site, NULL);
+        if (n == 0)
+            continue;
+        double *state = nb_alloc((size_t)n, sizeof *state);
+        if (!state)
+            return NB_NOMEM;
+        (void)fq_site_state(site, state);
+        (void)snprintf(name, sizeof name, "site/%s", site->name);
+        status s = fm_h5_write(f, name, FM_F64, 1, &n, state);
+        free(state);
+        TRY(s);
+    }
+    return NB_OK;
+}
+
+status md_load_site_states(md_model *m, fm_h5 *f, bool with_weights)
+{
+    for (int64_t i = 0; i < m->sites.n; i++) {
+        fq_site *site = m->sites.s[i];
+        char name[MD_NAME + 16];
+        const int64_t n = site->is_weight && !with_weights ? 0 : fq_site_state(site, NULL);
+        if (n == 0)
+            continue;
+        (void)snprintf(name, sizeof name, "site/%s", site->name);
+        double *state = nb_alloc((size_t)n, sizeof *state);
+        status s = state ? fm_h5_read_all(f, name, FM_F64, state, 1, &n) : NB_NOMEM;
+        if (s == NB_OK && (s = fq_site_restore(site, state, n)) != NB_OK)
+            s = nb_fail_in(s, "%s: /%s", f->arrays.path, name);
+        free(state);
+        TRY(s);
+    }
+    return NB_OK;
+}
+
+status md_save_latent(const md_model *m, fm_h5 *f, fm_dtype as, bool with_scales)
+{
+    if (as != FM_F32 && as != FM_F16 && as != FM_BF16)
+        return nb_fail(NB_USAGE, "parameters are stored as F32, F16 or BF16, not as %s", fm_dtype_name(as));
+    for (int64_t i = 0; i < m->params.n; i++)
+        if (with_scales || m->params.p[i]->group != AG_SCALE)
+            TRY(save_param(m->params.p[i], f, as));
+    return NB_OK;
+}
+
+status md_save_params(md_model *m, fm_h5 *f, fm_dtype as)
+{
+    TRY(md_save_latent(m, f, as, true));
+    return md_save_site_states(m, f, true);
+}
+
+status md_load_param(ag_param *p, fm_h5 *f, const char *name)
+{
+    TRY(fm_h5_read_all(f, name, FM_F32, p->x, p->n_dim, p->dim));
+    for (int64_t i = 0; i < p->count; i++)
+        if (!isfinite(p->x[i]))
+            return nb_fail(NB_FORMAT, "%s: /%s: element %lld is %g", f->arrays.path, name, (long long)i,
+                           (double)p->x[i]);
+    return NB_OK;
+}
+
+/* Every dataset of /param must be a parameter: else the file is of another model. */
+static status check_strangers(const md_model *m, const fm_h5 *f)
+{
+    int64_t n = 0;
+    for (int64_t i = 0; i < f->arrays.n; i++)
+        n += !strncmp(f->arrays.array[i].name, "param/", 6);
+    if (n == m->params.n)
+        return NB_OK;
+    return nb_fail(NB_FORMAT, "%s: /param has %lld parameters, the model %lld", f->arrays.path, (long long)n,
+                   (long long)m->params.n);
+}
+
+status md_load_params(md_model *m, fm_h5 *f)
+{
+    for (int64_t i = 0; i < m->params.n; i++) {
+        char name[MD_NAME + 16];
+        (void)snprintf(name, sizeof name, "param/%s", m->params.p[i]->name);
+        TRY(md_load_param(m->params.p[i], f, name));
+    }
+    m->params.version++;
+    TRY(check_strangers(m, f));
+    return md_load_site_states(m, f, true);
+}
+
+/* ---- whole files -------------------------------------------------------------------------- */
+
+status md_save_model(md_model *m, const char *path, fm_dtype as)
+{
+    static const fq_recipe no_recipe = {0};
+    fm_h5 f;
+    if (m->folded)
+        return nb_fail(NB_USAGE, "%s: a folded model has no latent floats to save", path);
+    TRY(fm_h5_create(&f, path, "model"));
+    status s = save_header(&m->config, &no_recipe, &m->tokenizer, &f);
+    if (s == NB_OK)
+        s = md_save_latent(m, &f, as, false);
+    if (s == NB_OK)
+        return fm_h5_commit(&f);
+    fm_h5_close(&f);
+    return nb_fail_in(s, "%s", path);
+}
+
+/* A float file, or the latent floats of a checkpoint under another recipe: weights only. A checkpoint under its own recipe: all. */
+static status open_params(md_model *m, fm_h5 *f, const fq_recipe *recipe)
+{
+    md_config c;
+    fq_recipe own;
+    fm_tokenizer tk;
+    TRY(md_load_header(&c, &own, &tk, f));
+    status s = md_check_ctx(&c, &f->arrays);
+    if (s == NB_OK)
+        s = md_check_arrays(&f->arrays, &c, MD_NIBBLE, "param/");
+    if (s == NB_OK)
+        s = md_build(m, &c, recipe ? recipe : &own, 0, false);
+    if (s == NB_OK)
+        s = recipe || own.n == 0 ? md_load_weights(m, &f->arrays, MD_NIBBLE, "param/") : md_load_params(m, f);
+    m->tokenizer = tk;
+    fq_recipe_free(&own);
+    return s;
+}
+
+status md_open_h5(md_model *m, const char *path, const fq_recipe *recipe, bool train)
+{
+    fm_h5 f;
+    TRY(fm_h5_open(&f, path, NULL));
+    bool is_folded = !strcmp(f.kind, "folded");
+    status s;
+    if (!is_folded && strcmp(f.kind, "model") != 0 && strcmp(f.kind, "checkpoint") != 0)
+        s = nb_fail(NB_USAGE, "%s: a file of kind \"%s\" is no model", path, f.kind);
+    else if (is_folded && recipe)
+        s = nb_fail(NB_USAGE, "%s: is folded by recipe %s already, and keeps it", path, recipe->name);
+    else
+        s = is_folded ? md_open_folded(m, &f, train) : open_params(m, &f, recipe);
+    if (s != NB_OK)
+        md_free(m);
+    fm_h5_close(&f);
+    return s;
+}

@@ -1,0 +1,68 @@
+/* open.c - opens any model: what a path is, is seen from its content (fm_file_kind_of), then its own reader takes over. */
+#include "models/bind.h"
+#include <string.h>
+
+status md_attach_tokenizer(md_model *m, const char *path)
+{
+    fm_tokenizer tk = {0};
+    TRY(fm_tokenizer_open(&tk, path, 0));
+    const int64_t missing = m->config.vocab - tk.vocab_size;
+    if (missing < 0 || missing > 1024 || missing > m->config.vocab / 8) {
+        status s = nb_fail(NB_USAGE, "%s: a tokenizer of %lld pieces for a model of %lld ids", path,
+                           (long long)tk.vocab_size, (long long)m->config.vocab);
+        fm_tokenizer_free(&tk);
+        return s;
+    }
+    if (tk.bos >= 0)
+        m->config.bos = tk.bos;
+    if (tk.eos >= 0)
+        m->config.eos = tk.eos;
+    fm_tokenizer_free(&m->tokenizer);
+    m->tokenizer = tk;
+    return NB_OK;
+}
+
+static status unknown_file(const char *path)
+{
+    if (!nb_path_exists(path))
+        return nb_fail(NB_IO, "%s: no such file or folder", path);
+    if (nb_path_is_folder(path))
+        return nb_fail(NB_FORMAT, "%s: a folder without model.safetensors or model.safetensors.index.json", path);
+    return nb_fail(NB_FORMAT, "%s: neither a llama2.c, safetensors nor nibble file", path);
+}
+
+static status open_kind(md_model *m, const char *path, const md_open_options *o, const fq_recipe *recipe)
+{
+    fm_file_kind kind;
+    TRY(fm_file_kind_of(&kind, path));
+    switch (kind) {
+    case FM_FILE_LLAMA2C:
+        return md_open_llama2c(m, path, recipe);
+    case FM_FILE_SAFETENSORS:
+        return md_open_hf(m, path, recipe);
+    case FM_FILE_HDF5:
+        return md_open_h5(m, path, recipe, o->train);
+    case FM_FILE_GGUF:
+        return nb_fail(NB_UNSUPPORTED, "%s: GGUF files are written, not yet read; open the model they were made from",
+                       path);
+    default:
+        return unknown_file(path);
+    }
+}
+
+status md_open(md_model *m, const char *path, const md_open_options *o)
+{
+    static const md_open_options none = {0};
+    fq_recipe recipe = {0};
+    *m = (md_model){0};
+    o = o ? o : &none;
+    if (o->recipe)
+        TRY(fq_recipe_open(&recipe, o->recipe));
+    status s = open_kind(m, path, o, o->recipe ? &recipe : NULL);
+    if (s == NB_OK && o->tokenizer)
+        s = md_attach_tokenizer(m, o->tokenizer);
+    fq_recipe_free(&recipe);
+    if (s != NB_OK)
+        md_free(m);
+    return s;
+}
