@@ -251,12 +251,12 @@ static void seal_hdf5(uint8_t *data, size_t bytes)
 int main(int argc, char **argv)
 {
     const fuzz_target targets[] = {
-        {"safetensors", seed_safetensors, NULL, read_safetensors},
-        {"llama2c", seed_llama2c, NULL, read_llama2c},
-        {"gguf", seed_gguf, NULL, read_gguf},
-        {"kind", seed_llama2c, NULL, read_kind},
-        {"hdf5", seed_hdf5, NULL, read_hdf5},
-        {"hdf5_sealed", seed_hdf5, seal_hdf5, read_hdf5},
+        {"safetensors", seed_safetensors, NULL, read_safetensors, false},
+        {"llama2c", seed_llama2c, NULL, read_llama2c, false},
+        {"gguf", seed_gguf, NULL, read_gguf, false},
+        {"kind", seed_llama2c, NULL, read_kind, false},
+        {"hdf5", seed_hdf5, NULL, read_hdf5, false},
+        {"hdf5_sealed", seed_hdf5, seal_hdf5, read_hdf5, true},
     };
     return fuzz_main(argc, argv, targets, sizeof targets / sizeof *targets);
 }
