@@ -2,47 +2,14 @@
  * the path, text that reads back the same.
  */
 #include "base/base.h"
+#include "scratch.h"
 #include <check.h>
 #include <math.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 #define COUNT(a) ((int)(sizeof(a) / sizeof *(a)))
 
 /* ---- files ---- */
-
-static char folder[512]; /* of this test, made new */
-
-static void make_scratch(void)
-{
-    const char *parent = getenv("TMPDIR");
-    snprintf(folder, sizeof folder, "%s/nibble-base-XXXXXX", parent && *parent ? parent : P_tmpdir);
-    ck_assert_ptr_nonnull(mkdtemp(folder));
-}
-
-static void remove_scratch(void)
-{
-    char command[1100];
-    snprintf(command, sizeof command, "chmod -R u+w '%s' && rm -rf '%s'", folder, folder);
-    ck_assert_int_eq(system(command), 0);
-}
-
-static char *in_scratch(const char *name)
-{
-    char *path = nb_path_join(folder, name);
-    ck_assert_ptr_nonnull(path);
-    return path;
-}
-
-static void write_text(const char *path, const char *text)
-{
-    FILE *f = fopen(path, "wb");
-    ck_assert_ptr_nonnull(f);
-    ck_assert_int_ge(fputs(text, f), 0);
-    ck_assert_int_eq(fclose(f), 0);
-}
 
 static void assert_text(const char *path, const char *want)
 {
@@ -56,41 +23,36 @@ static void assert_text(const char *path, const char *want)
 
 static int files_in_scratch(void)
 {
-    char command[600];
-    snprintf(command, sizeof command, "ls -A '%s'", folder);
-    FILE *f = popen(command, "r");
-    int n = 0;
-    for (int c; (c = fgetc(f)) != EOF;)
-        n += c == '\n';
-    pclose(f);
+    DIR *d = opendir(scratch_folder);
+    int n = -2; /* . and .. */
+    while (readdir(d))
+        n++;
+    closedir(d);
     return n;
 }
 
 START_TEST(mapping_refuses_what_is_no_file)
 {
     nb_mapped m;
-    char *empty = in_scratch("empty"), *pipe_path = in_scratch("pipe"), *absent = in_scratch("absent");
-    write_text(empty, "");
+    const char *empty = scratch_write("empty", "", 0), *pipe_path = scratch_path("pipe"),
+               *absent = scratch_path("absent");
     ck_assert_int_eq(nb_map(&m, empty), NB_OK);
     ck_assert_ptr_nonnull(m.data);
     ck_assert_uint_eq(m.bytes, 0);
     nb_unmap(&m);
     ck_assert_int_eq(mkfifo(pipe_path, 0600), 0);
-    const char *bad[] = {folder, pipe_path, absent, "/dev/null", ""};
+    const char *bad[] = {scratch_folder, pipe_path, absent, "/dev/null", ""};
     for (int i = 0; i < COUNT(bad); i++) {
         ck_assert_int_eq(nb_map(&m, bad[i]), NB_IO);
         ck_assert_ptr_nonnull(strstr(nb_fail_message(), bad[i]));
         ck_assert_ptr_null(m.data);
     }
-    free(empty);
-    free(pipe_path);
-    free(absent);
 }
 END_TEST
 
 START_TEST(replacement_is_all_or_nothing)
 {
-    char *target = in_scratch("model.h5"), *link_path = in_scratch("link");
+    const char *target = scratch_path("model.h5"), *link_path = scratch_path("link");
     nb_atomic a, other;
     ck_assert_int_eq(nb_atomic_begin(&a, target), NB_OK);
     ck_assert_int_ge(fputs("one", a.file), 0);
@@ -107,7 +69,10 @@ START_TEST(replacement_is_all_or_nothing)
     assert_text(target, "one");
     fclose(a.file); /* a writer of its own, by the path */
     a.file = NULL;
-    write_text(a.path, "two");
+    FILE *f = fopen(a.path, "wb");
+    ck_assert_ptr_nonnull(f);
+    ck_assert_int_ge(fputs("two", f), 0);
+    ck_assert_int_eq(fclose(f), 0);
     ck_assert_int_eq(nb_atomic_commit(&a), NB_OK);
     assert_text(target, "two");
     ck_assert_int_eq(nb_atomic_commit(&a), NB_USAGE);
@@ -124,17 +89,14 @@ START_TEST(replacement_is_all_or_nothing)
     ck_assert_int_eq(stat(target, &st), 0);
     ck_assert_int_eq((int)(st.st_mode & 0777), 0640);
     ck_assert_int_eq(files_in_scratch(), 2);
-    free(target);
-    free(link_path);
 }
 END_TEST
 
 START_TEST(replacement_that_fails_says_so)
 {
     nb_atomic a;
-    char *target = in_scratch("a"), *nowhere = in_scratch("no/such/folder");
-    write_text(target, "old");
-    const char *bad[] = {nowhere, folder, "/dev/null"};
+    const char *target = scratch_write("a", "old", 3), *nowhere = scratch_path("no/such/folder");
+    const char *bad[] = {nowhere, scratch_folder, "/dev/null"};
     for (int i = 0; i < COUNT(bad); i++) {
         ck_assert_int_eq(nb_atomic_begin(&a, bad[i]), NB_IO);
         ck_assert_ptr_nonnull(strstr(nb_fail_message(), bad[i]));
@@ -148,25 +110,20 @@ START_TEST(replacement_that_fails_says_so)
     ck_assert_ptr_nonnull(strstr(nb_fail_message(), "No space left"));
     assert_text(target, "old");
     ck_assert_int_eq(files_in_scratch(), 1);
-    free(target);
-    free(nowhere);
 }
 END_TEST
 
 START_TEST(folders_are_made_with_parents)
 {
-    char *deep = in_scratch("a//b/c/"), *file = in_scratch("file"), *under_file = in_scratch("file/x");
+    const char *deep = scratch_path("a//b/c/"), *file = scratch_path("file"), *under_file = scratch_path("file/x");
     for (int twice = 0; twice < 2; twice++) {
         ck_assert_int_eq(nb_make_folder(deep), NB_OK);
         ck_assert(nb_path_is_folder(deep));
     }
-    write_text(file, "x");
+    scratch_write("file", "x", 1);
     ck_assert(nb_path_exists(file) && !nb_path_is_folder(file));
     ck_assert_int_eq(nb_make_folder(file), NB_IO);
     ck_assert_int_eq(nb_make_folder(under_file), NB_IO);
-    free(deep);
-    free(file);
-    free(under_file);
 }
 END_TEST
 
@@ -301,6 +258,28 @@ START_TEST(json_text_is_what_was_put)
 }
 END_TEST
 
+START_TEST(json_text_survives_no_memory)
+{
+    for (int64_t left = 0;; left++) {
+        nb_writer w = {0};
+        allocations_left = left;
+        nb_json_open(&w, NULL, '[');
+        for (int i = 0; i < 300; i++)
+            nb_json_put_string(&w, NULL, "a longer text than fits into the first block");
+        nb_json_close(&w, ']');
+        char *text = nb_json_text(&w);
+        allocations_left = -1;
+        ck_assert_ptr_null(w.text);
+        if (text) {
+            ck_assert_uint_eq(strlen(text), 300 * 47 + 1);
+            free(text);
+            ck_assert_int_gt(left, 3);
+            break;
+        }
+    }
+}
+END_TEST
+
 START_TEST(json_numbers_read_back_the_same)
 {
     for (uint64_t i = 0; i < 5000; i++) {
@@ -361,7 +340,7 @@ int main(void)
     Suite *suite = suite_create("base_files");
     TCase *files = tcase_create("files"), *json = tcase_create("json");
     tcase_set_timeout(json, 60);
-    tcase_add_checked_fixture(files, make_scratch, remove_scratch);
+    tcase_add_checked_fixture(files, scratch_begin, scratch_end);
     tcase_add_test(files, mapping_refuses_what_is_no_file);
     tcase_add_test(files, replacement_is_all_or_nothing);
     tcase_add_test(files, replacement_that_fails_says_so);
@@ -371,6 +350,7 @@ int main(void)
     tcase_add_loop_test(json, json_refuses_what_is_none, 0, COUNT(bad_json));
     tcase_add_test(json, json_limits_depth_numbers_and_nuls);
     tcase_add_test(json, json_text_is_what_was_put);
+    tcase_add_test(json, json_text_survives_no_memory);
     tcase_add_test(json, json_numbers_read_back_the_same);
     tcase_add_loop_test(json, json_strings_are_valid_utf8, 0, COUNT(utf8));
     suite_add_tcase(suite, files);
