@@ -188,7 +188,7 @@ static size_t random_text(char *text, size_t most, uint64_t seed)
         "a",    "the",      " ",    "  ",           "\n",       "\xC3\xA9", "\xE6\x97\xA5", "\xF0\x9F\x99\x82",
         "\xFF", "\xE6\x97", "\x80", "\xED\xA0\x80", "\xC0\xAF", "<s>",      "<0x41>",       "\x01"};
     size_t n = 0;
-    for (uint64_t i = 0; n + 4 < most; i++) {
+    for (uint64_t i = 0; n + 8 < most; i++) {
         const char *p = parts[nb_random(seed, 0, i) % COUNT(parts)];
         memcpy(text + n, p, strlen(p));
         n += strlen(p);
