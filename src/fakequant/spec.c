@@ -1,5 +1,5 @@
 /* spec.c - the text form of a spec: words in any order, one of each kind.
- *   levels   float | int2 .. int8, int16 | seq2 .. seq8 | ternary | sign
+ *   levels   float | int2 .. int8, int16 | seq2 .. seq7 | ternary | sign
  *   codes    narrow | asym | codes:LO..HI
  *   grain    tensor | row (token) | head | group:N | block:N               default row
  *   scale    f32 | f16 | bf16 | pow2                                       default f32
@@ -110,12 +110,12 @@ static status read_levels(reading *r, const char *word)
         r->bits = 2, r->ternary = true;
     else {
         r->half_step = word[0] == 's';
-        if (word[3] >= '2' && word[3] <= '8' && !word[4])
+        if (word[3] >= '2' && word[3] <= (r->half_step ? '7' : '8') && !word[4])
             r->bits = word[3] - '0';
         else if (!strcmp(word, "int16"))
             r->bits = 16;
         else
-            return nb_fail(NB_USAGE, "'%s': int has 2 to 8 or 16 bits, seq 2 to 8", word);
+            return nb_fail(NB_USAGE, "'%s': int has 2 to 8 or 16 bits, seq 2 to 7", word);
     }
     return NB_OK;
 }
@@ -259,7 +259,10 @@ static status check(const reading *r)
         return nb_fail(NB_USAGE, "a dynamic range takes no method");
     if (r->said & CODES && (r->lo < -(1 << (r->bits - 1)) || r->hi >= 1 << (r->bits - 1)))
         return nb_fail(NB_USAGE, "codes %d..%d do not fit %d bits", r->lo, r->hi, r->bits);
-    return kn_grid_check(&s->grid);
+    kn_grid g = s->grid;
+    if (g.grain == KN_HEAD)
+        g.group = 1; /* the model knows its head size */
+    return kn_grid_check(&g);
 }
 
 status fq_spec_parse(fq_spec *s, const char *text)
