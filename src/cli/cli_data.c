@@ -1,0 +1,93 @@
+/* cli_data.c - nibble data: a model writes the token file that its student will be trained on. */
+#include "cli/cli.h"
+#include <stdlib.h>
+
+typedef struct {
+    cl_common common;
+    int64_t tokens, batch, top_k;
+    double temperature, top_p;
+    int start;
+    bool restart;
+} data_options;
+
+static status print_report(const kd_data_report *r, const data_options *o)
+{
+    const double rate = r->seconds > 0 ? (double)(r->tokens - r->resumed_tokens) / r->seconds : 0;
+    if (o->common.json) {
+        nb_writer w = {0};
+        nb_json_open(&w, NULL, '{');
+        nb_json_put_int(&w, "tokens", r->tokens);
+        nb_json_put_int(&w, "documents", r->documents);
+        nb_json_put_int(&w, "resumed_tokens", r->resumed_tokens);
+        nb_json_put_number(&w, "seconds", r->seconds);
+        nb_json_put_number(&w, "tokens_per_second", rate);
+        nb_json_close(&w, '}');
+        return cl_print_json(&w);
+    }
+    if (o->common.quiet)
+        return NB_OK;
+    char tokens[32], documents[32], time[32], resumed[64] = "";
+    cl_thousands(tokens, sizeof tokens, r->tokens);
+    cl_thousands(documents, sizeof documents, r->documents);
+    cl_duration(time, sizeof time, r->seconds);
+    if (r->resumed_tokens)
+        snprintf(resumed, sizeof resumed, ", %lld of them made before", (long long)r->resumed_tokens);
+    cl_say("%s: %s tokens%s, in %s documents; %s, %.1f tokens/ms\n", o->common.output, tokens, resumed, documents, time,
+           rate / 1000);
+    return NB_OK;
+}
+
+static status generate(const char *model, const data_options *o)
+{
+    md_model m = {0};
+    kd_data_report report;
+    cl_progress line;
+    kd_data_options k = {.start = o->start == 0 ? KD_START_BOS : KD_START_HYBRID,
+                         .sampling = {o->temperature, o->top_k, o->top_p}, .tokens = o->tokens, .ctx = o->common.ctx,
+                         .slots = o->batch, .seed = o->common.seed};
+    TRY(cl_check_output(&o->common));
+    if (o->tokens < 1)
+        return nb_fail(NB_USAGE, "how many tokens? (--tokens 400k)");
+    TRY(cl_begin(&o->common));
+    TRY(cl_open_model(&m, model, &o->common, NULL, false));
+    status s = cl_precision(&k.precision, &o->common, &m.config);
+    if (s == NB_OK) {
+        nb_progress progress = cl_progress_start(&line, "generating", "tokens", o->common.quiet);
+        s = kd_generate(&m, &k, o->common.output, o->restart, &progress, &report);
+        cl_progress_end(&line);
+    }
+    if (s == NB_OK)
+        s = print_report(&report, o);
+    md_free(&m);
+    return s;
+}
+
+int cl_data(int argc, char **argv)
+{
+    data_options o = {0};
+    const cl_option option[] = {
+        {"--tokens", "N", CL_COUNT, &o.tokens, NULL, "how many in all (400k, 3M); rounded up to whole rows"},
+        {"--start", "bos|hybrid", CL_CHOICE, &o.start, "bos",
+         "how a row begins: with BOS and sampling; or with a random token, 3 to 5 likely ones, then sampling (LLM-QAT)"},
+        {"--temp", "T", CL_NUMBER, &o.temperature, "1", "temperature of sampling"},
+        {"--top-k", "N", CL_COUNT, &o.top_k, "0", "sample among the N likeliest tokens only (0: all)"},
+        {"--top-p", "P", CL_NUMBER, &o.top_p, "0", "sample among the likeliest tokens of this probability (0: all)"},
+        {"--batch", "N", CL_COUNT, &o.batch, "0", "rows made at once; a part of what decides the result (0: 64)"},
+        {"--restart", NULL, CL_FLAG, &o.restart, NULL, "discard what an interrupted run of this command left"},
+    };
+    const cl_command command = {
+        .name = "data", .arguments = "MODEL", .summary = "let a model write its own training data",
+        .explanation =
+            "Samples rows of --ctx tokens (256) from the model and writes them as a token file, with document boundaries,\n"
+            "the tokenizer and all settings. A student trained on what its teacher says needs no corpus. The end token\n"
+            "closes a document and the next one begins in the same row. Interrupted, the same command goes on where it\n"
+            "stopped (from FILE.part) and ends in the same file.",
+        .examples =
+            "  nibble data stories260K.bin --tokenizer tok512.bin --tokens 400k --seed 1 -o train.h5\n"
+            "  nibble data stories260K.bin --tokenizer tok512.bin --tokens 25k  --seed 2 -o heldout.h5",
+        .option = option, .n = sizeof option / sizeof *option, .common = &o.common,
+        .common_mask = CL_CTX | CL_TOKENIZER | CL_WHICH | CL_OUTPUT | CL_FORCE | CL_SEEDED | CL_PRECISION | CL_JSON};
+    const char *argument[CL_MAX_ARGUMENTS];
+    int code;
+    return cl_parse(&command, argc, argv, argument, &code) ? cl_exit(generate(argument[0], &o)) : code;
+}

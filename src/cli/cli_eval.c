@@ -1,0 +1,116 @@
+/* cli_eval.c - nibble eval: mean negative log likelihood and perplexity of a text, and with a teacher KL(teacher || model). */
+#include "cli/cli.h"
+
+typedef struct {
+    cl_common common;
+    const char *teacher;
+    int64_t tokens;
+} eval_options;
+
+static status print_json(const kd_eval *e)
+{
+    nb_writer w = {0};
+    nb_json_open(&w, NULL, '{');
+    nb_json_put_number(&w, "nll", e->nll);
+    nb_json_put_number(&w, "ppl", e->ppl);
+    nb_json_open(&w, "ppl_ci95", '[');
+    nb_json_put_number(&w, NULL, e->ppl_low);
+    nb_json_put_number(&w, NULL, e->ppl_high);
+    nb_json_close(&w, ']');
+    nb_json_put_int(&w, "tokens", e->tokens);
+    nb_json_put_int(&w, "windows", e->windows);
+    nb_json_put_int(&w, "cut_tokens", e->cut_tokens);
+    if (e->has_teacher) {
+        nb_json_put_number(&w, "kl", e->kl);
+        nb_json_put_number(&w, "kl_median", e->kl_median);
+        nb_json_put_number(&w, "kl_p99", e->kl_p99);
+        nb_json_put_number(&w, "same_top", e->same_top);
+        nb_json_put_number(&w, "teacher_nll", e->teacher_nll);
+    }
+    nb_json_close(&w, '}');
+    return cl_print_json(&w);
+}
+
+static status print_table(const kd_eval *e)
+{
+    cl_table t = {0};
+    char tokens[32], windows[32], time[32];
+    cl_thousands(tokens, sizeof tokens, e->tokens);
+    cl_thousands(windows, sizeof windows, e->windows);
+    cl_duration(time, sizeof time, e->seconds);
+    cl_row(&t, "tokens scored\t%s\tin %s windows, %s", tokens, windows, time);
+    if (e->cut_tokens) {
+        cl_thousands(tokens, sizeof tokens, e->cut_tokens);
+        cl_row(&t, "tokens cut off\t%s\tbeyond --ctx", tokens);
+    }
+    cl_row(&t, "nll\t%.5f\tmean -log p, natural", e->nll);
+    cl_row(&t, "ppl\t%.4f\t95 %%: %.4f to %.4f", e->ppl, e->ppl_low, e->ppl_high);
+    if (e->has_teacher) {
+        cl_row(&t, "kl\t%.5f\tKL(teacher || model), mean", e->kl);
+        cl_row(&t, "kl median\t%.5f", e->kl_median);
+        cl_row(&t, "kl 99 %%\t%.5f", e->kl_p99);
+        cl_row(&t, "same top token\t%.4f\tof all positions", e->same_top);
+        cl_row(&t, "teacher's nll\t%.5f", e->teacher_nll);
+    }
+    return cl_table_print(stdout, &t, "lrl");
+}
+
+static status measure(kd_eval *e, md_model *m, md_model *teacher, fm_tokens *data, const eval_options *o)
+{
+    cl_progress line;
+    nb_progress progress = cl_progress_start(&line, "evaluating", "tokens", o->common.quiet);
+    kd_eval_options k = {.ctx = o->common.ctx, .max_tokens = o->tokens, .progress = &progress,
+                         .cut = data->from_text && o->common.split != FM_SPLIT_NONE};
+    TRY(cl_precision(&k.precision, &o->common, &m->config));
+    status s = kd_evaluate(e, m, teacher, data, &k);
+    cl_progress_end(&line);
+    return s;
+}
+
+static status evaluate(const char *model, const eval_options *o)
+{
+    md_model m = {0}, teacher = {0};
+    fm_tokens data = {0};
+    kd_eval e = {0};
+    if (!o->common.data)
+        return nb_fail(NB_USAGE, "what should be scored? (--data FILE, a text or a token file)");
+    TRY(cl_begin(&o->common));
+    status s = cl_open_model(&m, model, &o->common, NULL, false);
+    if (s == NB_OK && o->teacher)
+        s = cl_open_model(&teacher, o->teacher, &o->common, NULL, false);
+    if (s == NB_OK)
+        s = cl_open_data(&data, o->common.data, &o->common, &m);
+    if (s == NB_OK)
+        s = measure(&e, &m, o->teacher ? &teacher : NULL, &data, o);
+    if (s == NB_OK)
+        s = o->common.json ? print_json(&e) : print_table(&e);
+    fm_tokens_close(&data);
+    md_free(&teacher);
+    md_free(&m);
+    return s;
+}
+
+int cl_eval(int argc, char **argv)
+{
+    eval_options o = {0};
+    const cl_option option[] = {
+        {"--teacher", "MODEL", CL_TEXT, &o.teacher, NULL, "compare with this model: KL and same top token"},
+        {"--tokens", "N", CL_COUNT, &o.tokens, "0", "score at most about this many tokens in all (0: all)"},
+    };
+    const cl_command command = {
+        .name = "eval", .arguments = "MODEL", .summary = "likelihood of a text, and the distance to a teacher",
+        .explanation =
+            "MODEL is a model file or a run folder. Reports the mean negative log likelihood of a token (nll, natural\n"
+            "logarithm), the perplexity exp(nll) with its 95 % interval, and with --teacher the Kullback-Leibler\n"
+            "divergence KL(teacher || model). Every token of a window but its first is scored. Texts split by line or\n"
+            "blank lines are cut at --ctx; unsplit texts and token files go on in further windows.\n"
+            "A folded model is computed with its integers, exactly as `nibble run` does.",
+        .examples =
+            "  nibble eval stories260K.bin --tokenizer tok512.bin --data stories100.txt --split line --ctx 512\n"
+            "  nibble eval student.h5 --teacher stories260K.bin --data heldout.h5 --json",
+        .option = option, .n = sizeof option / sizeof *option, .common = &o.common,
+        .common_mask = CL_DATA | CL_SPLIT | CL_CTX | CL_TOKENIZER | CL_WHICH | CL_PRECISION | CL_JSON};
+    const char *argument[CL_MAX_ARGUMENTS];
+    int code;
+    return cl_parse(&command, argc, argv, argument, &code) ? cl_exit(evaluate(argument[0], &o)) : code;
+}

@@ -1,0 +1,102 @@
+/* cli_files.c - what the commands open and write, and how they start and end. */
+#include "cli/cli.h"
+#include <errno.h>
+#include <omp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+status cl_begin(const cl_common *c)
+{
+    const char *core = getenv("OPENBLAS_CORETYPE");
+    TRY(kn_isa_check());
+    if (c->threads > 1024)
+        return nb_fail(NB_USAGE, "--threads %lld: at most 1024", (long long)c->threads);
+    if (c->threads > 0)
+        omp_set_num_threads((int)c->threads);
+    if (core && !c->quiet)
+        cl_say("nibble: OPENBLAS_CORETYPE=%s is set: float products may run at half their speed (unset it)\n", core);
+    return NB_OK;
+}
+
+int cl_exit(status s)
+{
+    if (s == NB_OK && (fflush(stdout) || ferror(stdout)))
+        s = nb_fail(NB_IO, "the result cannot be written: %s", strerror(errno));
+    if (s == NB_OK)
+        return 0;
+    const char *message = nb_fail_message();
+    cl_say("nibble: %s\n", *message ? message : nb_status_name(s));
+    return s == NB_USAGE ? 2 : s == NB_INTERRUPTED ? 130 : 1;
+}
+
+status cl_check_output(const cl_common *c)
+{
+    const char *path = c->output;
+    if (!path || !*path)
+        return nb_fail(NB_USAGE, "where should it be written? (-o FILE)");
+    if (nb_path_is_folder(path))
+        return nb_fail(NB_IO, "%s: is a folder, -o wants the name of a file", path);
+    if (nb_path_exists(path) && !c->force)
+        return nb_fail(NB_IO, "%s: is there already (--force replaces it)", path);
+    char *folder = nb_string(path);
+    if (!folder)
+        return NB_NOMEM;
+    char *slash = strrchr(folder, '/');
+    const char *parent = !slash ? "." : slash == folder ? "/" : folder;
+    if (slash && slash != folder)
+        *slash = 0;
+    status s = NB_OK;
+    if (!nb_path_is_folder(parent))
+        s = nb_fail(NB_IO, "%s: there is no folder %s to write it in", path, parent);
+    else if (access(parent, W_OK))
+        s = nb_fail(NB_IO, "%s: the folder cannot be written: %s", path, strerror(errno));
+    free(folder);
+    return s;
+}
+
+status cl_precision(kn_precision *p, const cl_common *c, const md_config *config)
+{
+    enum { FP32, BF16, AUTO };
+    const int64_t large = 256; /* below it, rounding operands costs more than the products gain */
+    if (c->precision == BF16 && !kn_has_bf16())
+        return nb_fail(NB_UNSUPPORTED, "--precision bf16: needs oneDNN and a CPU with fast bf16 products (use fp32)");
+    bool bf16 = c->precision == BF16 || (c->precision == AUTO && kn_has_bf16() && config->dim >= large);
+    *p = bf16 ? KN_BF16 : KN_FP32;
+    return NB_OK;
+}
+
+status cl_open_model(md_model *m, const char *path, const cl_common *c, const char *recipe, bool train)
+{
+    md_open_options o = {.recipe = recipe, .tokenizer = c->tokenizer, .train = train};
+    return kd_open(m, path, c->which == 0 ? "best" : "last", &o);
+}
+
+status cl_open_data(fm_tokens *t, const char *path, const cl_common *c, const md_model *m)
+{
+    const fm_tokenizer *tk = m->tokenizer.kind != FM_TOKENIZER_NONE ? &m->tokenizer : NULL;
+    TRY(fm_tokens_open(t, path, tk, (fm_split)c->split));
+    if (t->vocab_size <= m->config.vocab)
+        return NB_OK;
+    status s = nb_fail(NB_USAGE, "%s: ids of a vocabulary of %lld, the model has %lld", path, (long long)t->vocab_size,
+                       (long long)m->config.vocab);
+    fm_tokens_close(t);
+    return s;
+}
+
+status cl_print(const char *text, size_t bytes)
+{
+    if (fwrite(text, 1, bytes, stdout) != bytes || fflush(stdout))
+        return nb_fail(NB_IO, "the result cannot be written: %s", strerror(errno));
+    return NB_OK;
+}
+
+status cl_print_json(nb_writer *w)
+{
+    char *text = nb_json_text(w);
+    if (!text)
+        return nb_fail(NB_NOMEM, "out of memory");
+    status s = cl_print(text, strlen(text));
+    free(text);
+    return s == NB_OK ? cl_print("\n", 1) : s;
+}

@@ -1,0 +1,93 @@
+/* main.c - the `nibble` program: finds the command, or explains them all. */
+#include "cli/cli.h"
+#include <omp.h>
+#include <stdlib.h>
+#include <string.h>
+
+#ifndef NIBBLE_VERSION
+#define NIBBLE_VERSION "unknown"
+#endif
+
+static const struct {
+    const char *name;
+    int (*run)(int argc, char **argv);
+    const char *summary;
+} commands[] = {
+#define X(name, summary) {#name, cl_##name, summary},
+    CL_COMMAND_LIST(X)
+#undef X
+};
+enum { N_COMMANDS = sizeof commands / sizeof *commands };
+
+static int find(const char *name)
+{
+    for (int i = 0; i < N_COMMANDS; i++)
+        if (!strcmp(commands[i].name, name))
+            return i;
+    return -1;
+}
+
+static void print_overview(FILE *f)
+{
+    fputs("nibble - quantization-aware training for language models\n\n"
+          "usage: nibble COMMAND [arguments] [options]\n\ncommands\n",
+          f);
+    for (int i = 0; i < N_COMMANDS; i++)
+        fprintf(f, "  %-10s%s\n", commands[i].name, commands[i].summary);
+    fputs("  help      this text, or with a command's name all about it\n"
+          "  --version versions of the libraries, instruction set, threads\n\n"
+          "from a float model to one on integers\n"
+          "  nibble data stories260K.bin --tokenizer tok512.bin --tokens 400k -o train.h5\n"
+          "  nibble qat  stories260K.bin --data train.h5 --recipe w4a8kv8 --steps 600 -o run/\n"
+          "  nibble fold run/ -o student.h5\n"
+          "  nibble eval student.h5 --teacher stories260K.bin --data heldout.h5\n"
+          "  nibble run  student.h5 -p \"Once upon a time\"\n\n"
+          "Results go to stdout, all else to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.\n",
+          f);
+}
+
+static int print_version(void)
+{
+    char libraries[256];
+    const char *core = getenv("OPENBLAS_CORETYPE");
+    kn_libraries(libraries, sizeof libraries);
+    printf("nibble %s\nlibraries: %s\ninstruction set: %s\nbf16 products: %s\nthreads: %d\n", NIBBLE_VERSION, libraries,
+           kn_isa_name(), kn_has_bf16() ? "yes" : "no", omp_get_max_threads());
+    if (core)
+        printf("warning: OPENBLAS_CORETYPE=%s is set: float products may run at half their speed (unset it)\n", core);
+    return cl_exit(kn_isa_check());
+}
+
+static int unknown(const char *name)
+{
+    const char *names[N_COMMANDS];
+    for (int i = 0; i < N_COMMANDS; i++)
+        names[i] = commands[i].name;
+    const char *near = cl_nearest(name, names, N_COMMANDS);
+    cl_say("nibble: there is no command %s%s%s%s\n(nibble help lists them)\n", name, near ? " (did you mean " : "",
+           near ? near : "", near ? "?)" : "");
+    return 2;
+}
+
+int main(int argc, char **argv)
+{
+    char option[] = "--help", *help[] = {NULL, option, NULL};
+    cl_catch_interrupts();
+    if (argc < 2) {
+        print_overview(stderr);
+        return 2;
+    }
+    const char *name = argv[1];
+    if (!strcmp(name, "--version") || !strcmp(name, "version"))
+        return print_version();
+    bool asks = !strcmp(name, "help") || !strcmp(name, "--help") || !strcmp(name, "-h");
+    if (asks && argc < 3) {
+        print_overview(stdout);
+        return cl_exit(NB_OK);
+    }
+    int i = find(asks ? argv[2] : name);
+    if (i < 0)
+        return unknown(asks ? argv[2] : name);
+    help[0] = argv[asks ? 2 : 1];
+    return asks ? commands[i].run(2, help) : commands[i].run(argc - 1, argv + 1);
+}
