@@ -209,8 +209,9 @@ static status check_operand(const char *name, const kn_operand *x, int64_t rows,
     const bool per_head = c->grid.grain == KN_TENSOR || (c->grid.grain == KN_ROW && c->spans == 1) ||
                           ((c->grid.grain == KN_HEAD || c->grid.grain == KN_GROUP) && c->grid.group == D);
     if (!c->q || c->rows != rows || c->cols != cols || !per_head)
-        return nb_fail(NB_SHAPE, "attention: codes of %s are %lld x %lld, %d bits, wanted %lld x %lld per token and head",
-                       name, (long long)c->rows, (long long)c->cols, c->grid.bits, (long long)rows, (long long)cols);
+        return nb_fail(NB_SHAPE,
+                       "attention: codes of %s are %lld x %lld, %d bits, wanted %lld x %lld per token and head", name,
+                       (long long)c->rows, (long long)c->cols, c->grid.bits, (long long)rows, (long long)cols);
     return NB_OK;
 }
 
@@ -218,7 +219,8 @@ status kn_attention(real *o, real *lse, kn_operand q, kn_operand k, kn_operand v
                     int64_t T, int64_t H, int64_t G, int64_t D, bool quantize_probs)
 {
     if (G < 1 || H % G || D < 1)
-        return nb_fail(NB_SHAPE, "attention: %lld heads on %lld kv heads of %lld", (long long)H, (long long)G, (long long)D);
+        return nb_fail(NB_SHAPE, "attention: %lld heads on %lld kv heads of %lld", (long long)H, (long long)G,
+                       (long long)D);
     TRY(check_operand("q", &q, B * T, H * D, D));
     TRY(check_operand("k", &k, B * T, G * D, D));
     TRY(check_operand("v", &v, B * T, G * D, D));

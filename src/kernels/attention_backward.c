@@ -42,8 +42,8 @@ static scratch lay(real *memory, int64_t D, int64_t ld)
 }
 
 /* Queries [q0, q0 + n) of head h against keys [k0, k0 + keys). row: first row of the sequence. */
-static void backward_tile(const job *j, const scratch *s, const kn_table *t, int64_t row, int64_t h, int64_t q0, int64_t n,
-                          int64_t k0, int64_t keys)
+static void backward_tile(const job *j, const scratch *s, const kn_table *t, int64_t row, int64_t h, int64_t q0,
+                          int64_t n, int64_t k0, int64_t keys)
 {
     const int64_t D = j->D, wide = j->H * D, narrow = j->G * D, at = (row + q0) * wide + h * D;
     const real scale = 1 / sqrt((real)D);
@@ -92,7 +92,8 @@ status kn_attention_backward(real *dq, real *dk, real *dv, const real *d_o, cons
                              int64_t H, int64_t G, int64_t D)
 {
     if (G < 1 || H % G || D < 1)
-        return nb_fail(NB_SHAPE, "attention: %lld heads on %lld kv heads of %lld", (long long)H, (long long)G, (long long)D);
+        return nb_fail(NB_SHAPE, "attention: %lld heads on %lld kv heads of %lld", (long long)H, (long long)G,
+                       (long long)D);
     const job j = {.dq = dq,
                    .dk = dk,
                    .dv = dv,

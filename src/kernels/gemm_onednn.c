@@ -94,8 +94,9 @@ static bool make(const context *c, kept *k)
 {
     const shape *s = &k->key;
     dnnl_memory_desc_t a, b, out;
-    return describe(&a, dnnl_bf16, s->M, s->K, s->form == KN_TN) && describe(&b, dnnl_bf16, s->K, s->N, s->form == KN_NT) &&
-           describe(&out, dnnl_f32, s->M, s->N, false) && make_primitive(c, k, &a, &b, &out) &&
+    return describe(&a, dnnl_bf16, s->M, s->K, s->form == KN_TN) &&
+           describe(&b, dnnl_bf16, s->K, s->N, s->form == KN_NT) && describe(&out, dnnl_f32, s->M, s->N, false) &&
+           make_primitive(c, k, &a, &b, &out) &&
            dnnl_memory_create(&k->a, &a, c->engine, DNNL_MEMORY_NONE) == dnnl_success &&
            dnnl_memory_create(&k->b, &b, c->engine, DNNL_MEMORY_NONE) == dnnl_success &&
            dnnl_memory_create(&k->c, &out, c->engine, DNNL_MEMORY_NONE) == dnnl_success;

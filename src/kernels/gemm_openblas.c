@@ -13,7 +13,8 @@ void kn_blas_product(kn_form form, real *c, const real *a, const real *b, int64_
 {
     if (M == 0 || N == 0)
         return;
-    const CBLAS_TRANSPOSE ta = form == KN_TN ? CblasTrans : CblasNoTrans, tb = form == KN_NT ? CblasTrans : CblasNoTrans;
+    const CBLAS_TRANSPOSE ta = form == KN_TN ? CblasTrans : CblasNoTrans,
+                          tb = form == KN_NT ? CblasTrans : CblasNoTrans;
     const blasint lda = (blasint)(form == KN_TN ? M : K), ldb = (blasint)(form == KN_NT ? K : N);
     GEMM(CblasRowMajor, ta, tb, (blasint)M, (blasint)N, (blasint)K, 1, a, lda ? lda : 1, b, ldb ? ldb : 1,
          (real)(add ? 1 : 0), c, (blasint)N);

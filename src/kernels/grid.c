@@ -10,14 +10,21 @@ kn_grid kn_grid_int(int bits, bool narrow, bool has_zero, kn_grain grain, int gr
 {
     const bool sign = bits == 1;
     const int32_t half = bits > 1 && bits <= 16 ? 1 << (bits - 1) : 1;
-    return (kn_grid){.levels = (uint8_t)(bits == 0 ? KN_LEVELS_NONE : sign ? KN_LEVELS_SIGN : KN_LEVELS_INT),
+    return (kn_grid){.levels = (uint8_t)(bits == 0 ? KN_LEVELS_NONE
+                                         : sign    ? KN_LEVELS_SIGN
+                                                   : KN_LEVELS_INT),
                      .bits = (uint8_t)bits,
                      .grain = (uint8_t)grain,
                      .scale = (uint8_t)scale,
                      .rule = KN_RULE_NIBBLE,
                      .has_zero = has_zero && !sign,
-                     .lo = bits == 0 ? 0 : sign ? -1 : narrow ? 1 - half : -half,
-                     .hi = bits == 0 ? 0 : sign ? 1 : half - 1,
+                     .lo = bits == 0 ? 0
+                           : sign    ? -1
+                           : narrow  ? 1 - half
+                                     : -half,
+                     .hi = bits == 0 ? 0
+                           : sign    ? 1
+                                     : half - 1,
                      .group = grain == KN_TENSOR || grain == KN_ROW ? 0 : group};
 }
 
@@ -26,8 +33,7 @@ bool kn_grid_equal(const kn_grid *a, const kn_grid *b)
     if (a->bits == 0 && b->bits == 0)
         return true;
     return a->levels == b->levels && a->bits == b->bits && a->grain == b->grain && a->scale == b->scale &&
-           a->rule == b->rule && a->has_zero == b->has_zero && a->lo == b->lo && a->hi == b->hi &&
-           a->group == b->group;
+           a->rule == b->rule && a->has_zero == b->has_zero && a->lo == b->lo && a->hi == b->hi && a->group == b->group;
 }
 
 static status check_levels(const kn_grid *g)
@@ -130,7 +136,7 @@ real kn_store(const kn_grid *g, real s)
         s = fabs(s) > (real)FLT_MAX ? copysign((real)FLT_MAX, s) : s;
         break;
     }
-    return fabs(s) < (real)FLT_MIN ? 0 : s;
+    return fabs(s) < (real)FLT_MIN ? copysign((real)0, s) : s; /* ggml writes -0 for a Q4_0 block of zeros */
 }
 
 static real top_level(const kn_grid *g)
@@ -270,7 +276,8 @@ status kn_codes_new(kn_codes *c, const kn_grid *g, int64_t rows, int64_t cols)
     *c = (kn_codes){0};
     const size_t bytes = kn_codes_bytes(g, rows, cols);
     if (bytes == SIZE_MAX)
-        return nb_fail(NB_NOMEM, "codes of %lld x %lld are more than memory can hold", (long long)rows, (long long)cols);
+        return nb_fail(NB_NOMEM, "codes of %lld x %lld are more than memory can hold", (long long)rows,
+                       (long long)cols);
     void *memory = nb_alloc_aligned(bytes, 1);
     if (!memory)
         return NB_NOMEM;

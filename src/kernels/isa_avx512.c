@@ -115,7 +115,8 @@ static inline void v_transpose(v16 r[16])
     }
     for (int c = 0; c < 4; c++) {
         const v16 a = _mm512_shuffle_f32x4(u[c], u[4 + c], 0x88), b = _mm512_shuffle_f32x4(u[c], u[4 + c], 0xDD);
-        const v16 d = _mm512_shuffle_f32x4(u[8 + c], u[12 + c], 0x88), e = _mm512_shuffle_f32x4(u[8 + c], u[12 + c], 0xDD);
+        const v16 d = _mm512_shuffle_f32x4(u[8 + c], u[12 + c], 0x88),
+                  e = _mm512_shuffle_f32x4(u[8 + c], u[12 + c], 0xDD);
         r[c] = _mm512_shuffle_f32x4(a, d, 0x88);
         r[8 + c] = _mm512_shuffle_f32x4(a, d, 0xDD);
         r[4 + c] = _mm512_shuffle_f32x4(b, e, 0x88);
@@ -211,7 +212,7 @@ static inline v16 v_pow2(v16 n) /* of integral lanes -126..127 */
 }
 
 #include "kernels/exp_body.h"
-#define TABLE kn_table_avx512
+#define TABLE      kn_table_avx512
 #define TABLE_NAME "avx512"
 #define TABLE_BF16 true
 #include "kernels/table_body.h"

@@ -55,8 +55,14 @@ kn_grid kn_grid_int(int bits, bool narrow, bool has_zero, kn_grain grain, int gr
 bool kn_grid_equal(const kn_grid *a, const kn_grid *b);
 status kn_grid_check(const kn_grid *g); /* NB_USAGE and the reason where the fields make no sense */
 /* What one step of code is worth beside the scale: value = (mul * q + add - zero) * scale. */
-static inline int kn_mul(const kn_grid *g) { return g->levels == KN_LEVELS_HALF_STEP ? 2 : 1; }
-static inline int kn_add(const kn_grid *g) { return g->levels == KN_LEVELS_HALF_STEP ? 1 : 0; }
+static inline int kn_mul(const kn_grid *g)
+{
+    return g->levels == KN_LEVELS_HALF_STEP ? 2 : 1;
+}
+static inline int kn_add(const kn_grid *g)
+{
+    return g->levels == KN_LEVELS_HALF_STEP ? 1 : 0;
+}
 /* The largest |mul*q + add - zero| a code can stand for (q8: 127 or 128, asymmetric: hi - lo). */
 int kn_largest(const kn_grid *g);
 /* s as the file will hold it: rounded to storage (nearest even; POW2: to the nearest exponent), above the range the largest finite
@@ -76,13 +82,13 @@ void kn_range_of(const kn_grid *g, real min, real max, real *scale, int32_t *zer
 /* Codes of a matrix [rows, cols] with their scales; the one form in which quantized numbers travel. */
 typedef struct {
     kn_grid grid;
-    int64_t rows, cols, ld;  /* ld: elements between rows of q, a multiple of 4, the pad holds 0 */
-    int64_t spans;           /* scales per row (GROUP, HEAD), or 1; TENSOR and BLOCK count over the whole */
+    int64_t rows, cols, ld; /* ld: elements between rows of q, a multiple of 4, the pad holds 0 */
+    int64_t spans;          /* scales per row (GROUP, HEAD), or 1; TENSOR and BLOCK count over the whole */
     int64_t n_scales;
-    int8_t *q;               /* [rows, ld], bits <= 8, else NULL */
-    int16_t *q16;            /* [rows, ld], bits 16, else NULL */
-    real *scale;             /* [n_scales], as stored; ROW: [rows]; GROUP, HEAD: [rows, spans] */
-    int32_t *zero;           /* [n_scales], or NULL without zero points */
+    int8_t *q;     /* [rows, ld], bits <= 8, else NULL */
+    int16_t *q16;  /* [rows, ld], bits 16, else NULL */
+    real *scale;   /* [n_scales], as stored; ROW: [rows]; GROUP, HEAD: [rows, spans] */
+    int32_t *zero; /* [n_scales], or NULL without zero points */
 } kn_codes;
 int64_t kn_codes_scales(const kn_grid *g, int64_t rows, int64_t cols); /* n_scales; -1 if it overflows */
 size_t kn_codes_bytes(const kn_grid *g, int64_t rows, int64_t cols);   /* memory for the arrays below */
@@ -136,9 +142,12 @@ void kn_product_nt(kn_precision p, real *c, const real *a, const real *b, int64_
 void kn_product_nn(kn_precision p, real *c, const real *a, const real *b, int64_t M, int64_t N, int64_t K, real beta);
 void kn_product_tn(kn_precision p, real *c, const real *a, const real *b, int64_t M, int64_t N, int64_t K, real beta);
 /* Single-threaded fp32 products with leading dimensions, for tiles inside a parallel region. */
-void kn_tile_nt(real *c, int64_t ldc, const real *a, int64_t lda, const real *b, int64_t ldb, int64_t M, int64_t N, int64_t K, real beta);
-void kn_tile_nn(real *c, int64_t ldc, const real *a, int64_t lda, const real *b, int64_t ldb, int64_t M, int64_t N, int64_t K, real beta);
-void kn_tile_tn(real *c, int64_t ldc, const real *a, int64_t lda, const real *b, int64_t ldb, int64_t M, int64_t N, int64_t K, real beta);
+void kn_tile_nt(real *c, int64_t ldc, const real *a, int64_t lda, const real *b, int64_t ldb, int64_t M, int64_t N,
+                int64_t K, real beta);
+void kn_tile_nn(real *c, int64_t ldc, const real *a, int64_t lda, const real *b, int64_t ldb, int64_t M, int64_t N,
+                int64_t K, real beta);
+void kn_tile_tn(real *c, int64_t ldc, const real *a, int64_t lda, const real *b, int64_t ldb, int64_t M, int64_t N,
+                int64_t K, real beta);
 /* What the libraries are, for --version and the key of a checkpoint: "OpenBLAS 0.3.21 SkylakeX", "oneDNN 2.6.3" or "none". */
 void kn_libraries(char *text, size_t bytes);
 
@@ -153,7 +162,7 @@ typedef struct {
     int32_t *sum;                /* [groups][panels*16]: sums of operands of that group */
     real *scale;                 /* [groups][panels*16] */
     void *memory;
-    size_t capacity;             /* bytes behind `memory`, reused when packed again */
+    size_t capacity; /* bytes behind `memory`, reused when packed again */
 } kn_packed;
 /* True where a kn_linear_int product exists: both at most 8 bits, weights without zero point and with grain TENSOR, ROW or GROUP with group % 4 == 0,
  * activations TENSOR, ROW, or GROUP equal to the weights' group and without zero; K * max|a| * max|w| < 2^31. */
@@ -174,28 +183,36 @@ void kn_linear_decode(kn_precision p, real *y, const real *x, int64_t M, const k
 /* y = x * r * w, r[m] = 1 / sqrt(mean_c x^2 + eps); r may be NULL. (Zhang & Sennrich 2019) */
 void kn_rmsnorm(real *y, real *r, const real *x, const real *w, int64_t M, int64_t C, real eps);
 /* dx += (dx NULL: skipped), dw += (NULL: skipped), with u = dy*w, s = mean_c u*x: dx = r*u - r^3*s*x, dw[c] = sum_m dy*x*r. */
-void kn_rmsnorm_backward(real *dx, real *dw, const real *dy, const real *x, const real *w, const real *r, int64_t M, int64_t C);
+void kn_rmsnorm_backward(real *dx, real *dw, const real *dy, const real *x, const real *w, const real *r, int64_t M,
+                         int64_t C);
 /* y = (x - mean) * r * w + b, r = 1/sqrt(var + eps); mean, r [M] kept where not NULL. (Ba et al. 2016) */
-void kn_layernorm(real *y, real *mean, real *r, const real *x, const real *w, const real *b, int64_t M, int64_t C, real eps);
-void kn_layernorm_backward(real *dx, real *dw, real *db, const real *dy, const real *x, const real *w, const real *mean, const real *r, int64_t M, int64_t C);
+void kn_layernorm(real *y, real *mean, real *r, const real *x, const real *w, const real *b, int64_t M, int64_t C,
+                  real eps);
+void kn_layernorm_backward(real *dx, real *dw, real *db, const real *dy, const real *x, const real *w, const real *mean,
+                           const real *r, int64_t M, int64_t C);
 
-typedef enum { KN_ROPE_INTERLEAVED, KN_ROPE_HALF } kn_rope_pairing; /* (2i, 2i+1): llama2.c, GGUF llama | (i, i + D/2): Hugging Face */
+typedef enum {
+    KN_ROPE_INTERLEAVED,
+    KN_ROPE_HALF
+} kn_rope_pairing; /* (2i, 2i+1): llama2.c, GGUF llama | (i, i + D/2): Hugging Face */
 /* cos, sin [T, D/2] of t * theta^(-2i/D) (angles in double), optionally divided by factor[i] (llama3 scaling; NULL: 1). */
 void kn_rope_table(real *cos, real *sin, int64_t T, int64_t D, double theta, const real *factor);
 /* y [M, H*D]: every head of row m rotated by position pos[m] (pos NULL: m % T). inverse: by the negative angle. y may be x. (Su et al. 2021) */
-void kn_rope(real *y, const real *x, const real *cos, const real *sin, const int32_t *pos, int64_t M, int64_t H, int64_t D, int64_t T, kn_rope_pairing pairing, bool inverse);
+void kn_rope(real *y, const real *x, const real *cos, const real *sin, const int32_t *pos, int64_t M, int64_t H,
+             int64_t D, int64_t T, kn_rope_pairing pairing, bool inverse);
 
 /* Elementwise over n. exp is one polynomial of degree 6, relative error below 2e-7. */
 void kn_exp(real *y, const real *x, int64_t n);
-void kn_silu(real *y, const real *x, int64_t n);                                          /* x * sigmoid(x) */
-void kn_silu_backward(real *dx, const real *dy, const real *x, int64_t n);                /* adds */
-void kn_gelu(real *y, const real *x, int64_t n, bool tanh_form);                          /* Hendrycks & Gimpel 2016 */
+void kn_silu(real *y, const real *x, int64_t n);                                           /* x * sigmoid(x) */
+void kn_silu_backward(real *dx, const real *dy, const real *x, int64_t n);                 /* adds */
+void kn_gelu(real *y, const real *x, int64_t n, bool tanh_form);                           /* Hendrycks & Gimpel 2016 */
 void kn_gelu_backward(real *dx, const real *dy, const real *x, int64_t n, bool tanh_form); /* adds */
-void kn_swiglu(real *y, const real *gate, const real *up, int64_t n);                     /* silu(gate) * up (Shazeer 2020) */
-void kn_swiglu_backward(real *dgate, real *dup, const real *dy, const real *gate, const real *up, int64_t n); /* adds; either may be NULL */
-void kn_add_to(real *y, const real *x, int64_t n);          /* y += x */
+void kn_swiglu(real *y, const real *gate, const real *up, int64_t n); /* silu(gate) * up (Shazeer 2020) */
+void kn_swiglu_backward(real *dgate, real *dup, const real *dy, const real *gate, const real *up,
+                        int64_t n);                             /* adds; either may be NULL */
+void kn_add_to(real *y, const real *x, int64_t n);              /* y += x */
 void kn_sum2(real *y, const real *a, const real *b, int64_t n); /* y = a + b */
-void kn_axpy(real *y, real a, const real *x, int64_t n);    /* y += a x */
+void kn_axpy(real *y, real a, const real *x, int64_t n);        /* y += a x */
 real kn_absmax(const real *x, int64_t n);
 double kn_sum_squares(const real *x, int64_t n);
 void kn_softmax(real *y, const real *x, int64_t M, int64_t C); /* rows; y may be x */
@@ -218,25 +235,31 @@ typedef struct {
     int32_t *k_zero, *v_zero;
 } kn_cache;
 size_t kn_cache_bytes(const kn_grid *kgrid, const kn_grid *vgrid, int64_t D, int64_t capacity);
-void kn_cache_lay(kn_cache *c, const kn_grid *kgrid, const kn_grid *vgrid, int64_t D, int64_t capacity, void *memory); /* n = 0, memory zeroed by it */
+void kn_cache_lay(kn_cache *c, const kn_grid *kgrid, const kn_grid *vgrid, int64_t D, int64_t capacity,
+                  void *memory); /* n = 0, memory zeroed by it */
 /* Appends n keys and values of head h: from floats k, v [.., ldk] (row i at k + i*ld + h*D) or from codes (row `row`+i of kc/vc, head h). Exactly one source
  * of each must be given and fit the grid. */
-void kn_cache_put(kn_cache *c, int64_t n, const real *k, const real *v, int64_t ld, const kn_codes *kc, const kn_codes *vc, int64_t row, int64_t h);
+void kn_cache_put(kn_cache *c, int64_t n, const real *k, const real *v, int64_t ld, const kn_codes *kc,
+                  const kn_codes *vc, int64_t row, int64_t h);
 /* o [n, ldo] for n queries at positions first..first+n-1 against keys 0..position (causal), scores scaled by 1/sqrt(D):
  *   float: s_j = (sum_d q_d k_jd, d ascending, fused) * scale;  coded q and k: s_j = ((float)acc * k_scale_j) * (q_scale * scale)
  *   p = exp(s - max) ; o = sum_j p_j v_j / sum_j p_j, keys ascending; sum of p in 16 lanes.
  *   probs_step != 0: p^ = rne(p / sum * 255) / 255, o = sum p^ v.
  * lse [n] (max + log sum) kept where not NULL. q: floats (row i at q + i*ldq) or codes qc (row `row`+i, head h). scratch: kn_attend_scratch(c) reals. */
-void kn_attend(real *o, int64_t ldo, real *lse, const kn_cache *c, int64_t first, int64_t n, const real *q, int64_t ldq, const kn_codes *qc, int64_t row, int64_t h, bool quantize_probs, real *scratch);
+void kn_attend(real *o, int64_t ldo, real *lse, const kn_cache *c, int64_t first, int64_t n, const real *q, int64_t ldq,
+               const kn_codes *qc, int64_t row, int64_t h, bool quantize_probs, real *scratch);
 int64_t kn_attend_scratch(const kn_cache *c);
 /* Whole-batch causal attention for the tape. q [B*T, H*D], k and v [B*T, G*D] (G kv heads, H % G == 0), each a float array or codes; o [B*T, H*D], lse [B*T*H].
  * lengths [B] (NULL: all T): positions >= length are padding and give 0. Same bits as appending to caches and kn_attend row by row. */
 typedef struct {
-    const real *x;          /* floats, or NULL */
-    const kn_codes *codes;  /* or codes per token and head */
+    const real *x;         /* floats, or NULL */
+    const kn_codes *codes; /* or codes per token and head */
 } kn_operand;
-status kn_attention(real *o, real *lse, kn_operand q, kn_operand k, kn_operand v, const int32_t *lengths, int64_t B, int64_t T, int64_t H, int64_t G, int64_t D, bool quantize_probs);
+status kn_attention(real *o, real *lse, kn_operand q, kn_operand k, kn_operand v, const int32_t *lengths, int64_t B,
+                    int64_t T, int64_t H, int64_t G, int64_t D, bool quantize_probs);
 /* dq, dk, dv += (each may be NULL) from d_o; operands by value (decoded). Tiles of 64 queries, never T x T; products by the library. */
-status kn_attention_backward(real *dq, real *dk, real *dv, const real *d_o, const real *o, const real *lse, const real *q, const real *k, const real *v, const int32_t *lengths, int64_t B, int64_t T, int64_t H, int64_t G, int64_t D);
+status kn_attention_backward(real *dq, real *dk, real *dv, const real *d_o, const real *o, const real *lse,
+                             const real *q, const real *k, const real *v, const int32_t *lengths, int64_t B, int64_t T,
+                             int64_t H, int64_t G, int64_t D);
 
 #endif

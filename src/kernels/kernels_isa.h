@@ -47,10 +47,10 @@ typedef struct {
 } kn_attend_job;
 
 enum {
-    KN_KEYS = 64,              /* keys of one block of a cache */
-    KN_QUERIES = 12,           /* queries that share a pass over the keys */
-    KN_PARALLEL = 1 << 14,     /* elements below which a loop is not worth waking threads for */
-    KN_CHUNK = 4096            /* elements of one unit of work of an elementwise loop */
+    KN_KEYS = 64,          /* keys of one block of a cache */
+    KN_QUERIES = 12,       /* queries that share a pass over the keys */
+    KN_PARALLEL = 1 << 14, /* elements below which a loop is not worth waking threads for */
+    KN_CHUNK = 4096        /* elements of one unit of work of an elementwise loop */
 };
 
 /* X(result, name, arguments): every function of a table. */
@@ -85,22 +85,23 @@ enum {
        int64_t n))                                                                                                     \
     X(void, rope,                                                                                                      \
       (real * y, const real *x, const real *cos, const real *sin, int64_t H, int64_t D, bool half, bool inverse))      \
-    X(void, encode8, (int8_t *q, const real *x, int64_t n, const kn_rounding *r))                                      \
-    X(void, encode16, (int16_t *q, const real *x, int64_t n, const kn_rounding *r))                                    \
+    X(void, encode8, (int8_t * q, const real *x, int64_t n, const kn_rounding *r))                                     \
+    X(void, encode16, (int16_t * q, const real *x, int64_t n, const kn_rounding *r))                                   \
     X(void, decode8, (real * x, const int8_t *q, int64_t n, real scale, real mul, real offset))                        \
     X(void, decode16, (real * x, const int16_t *q, int64_t n, real scale, real mul, real offset))                      \
-    X(real, rounding_error, (const real *x, const real *h, int64_t n, const kn_rounding *r, real scale, real mul,      \
-                             real offset))                                                                             \
-    X(void, tile, (real * c, int64_t ldc, const real *a, int64_t am, int64_t ak, const real *b, int64_t ldb,           \
-                   int64_t M, int64_t N, int64_t K, bool add))                                                         \
-    X(void, dots, (real * y, int64_t ldy, const real *x, int64_t ldx, const real *w, int64_t ldw, int64_t M,           \
-                   int64_t N, int64_t K))                                                                              \
+    X(real, rounding_error,                                                                                            \
+      (const real *x, const real *h, int64_t n, const kn_rounding *r, real scale, real mul, real offset))              \
+    X(void, tile,                                                                                                      \
+      (real * c, int64_t ldc, const real *a, int64_t am, int64_t ak, const real *b, int64_t ldb, int64_t M, int64_t N, \
+       int64_t K, bool add))                                                                                           \
+    X(void, dots,                                                                                                      \
+      (real * y, int64_t ldy, const real *x, int64_t ldx, const real *w, int64_t ldw, int64_t M, int64_t N,            \
+       int64_t K))                                                                                                     \
     X(void, transpose, (real * y, int64_t ldy, const real *x, int64_t ldx, int64_t M, int64_t N))                      \
-    X(void, to_bf16, (uint16_t *y, const real *x, int64_t n))                                                          \
+    X(void, to_bf16, (uint16_t * y, const real *x, int64_t n))                                                         \
     X(void, linear, (const kn_linear_job *job))                                                                        \
     X(void, attend, (const kn_attend_job *job))                                                                        \
-    X(void, attend_backward_row,                                                                                       \
-      (real * p, real * ds, int64_t n, int64_t keys, real lse, real delta, real scale))
+    X(void, attend_backward_row, (real * p, real * ds, int64_t n, int64_t keys, real lse, real delta, real scale))
 
 typedef struct {
     const char *name;
@@ -125,8 +126,8 @@ typedef struct {
 KN_TABLES(X)
 #undef X
 
-const kn_table *kn_isa(void);                       /* the table in use */
-const kn_table *kn_isa_named(const char *name);     /* NULL where unknown or not for this CPU */
+const kn_table *kn_isa(void);                   /* the table in use */
+const kn_table *kn_isa_named(const char *name); /* NULL where unknown or not for this CPU */
 
 /* How the span with this scale and zero is rounded. */
 kn_rounding kn_rounding_of(const kn_grid *g, real scale, int32_t zero);

@@ -10,10 +10,10 @@
 #include <string.h>
 
 enum {
-    ROW_BLOCK = 48,            /* rows of one unit of work */
-    FEW_ROWS = 96,             /* below: panels are shared out */
-    WORK = 1 << 20,            /* multiplications below which one thread does it */
-    DECODED_ROWS = 64,         /* tile of decoded weights: 64 x 256 floats */
+    ROW_BLOCK = 48,    /* rows of one unit of work */
+    FEW_ROWS = 96,     /* below: panels are shared out */
+    WORK = 1 << 20,    /* multiplications below which one thread does it */
+    DECODED_ROWS = 64, /* tile of decoded weights: 64 x 256 floats */
     DECODED_COLUMNS = 256
 };
 
@@ -29,8 +29,7 @@ bool kn_can_multiply(const kn_grid *a, const kn_grid *w, int64_t k)
                         (one_scale_a_row(w) || (w->grain == KN_GROUP && w->group % 4 == 0));
     if (!a_fits || !w_fits)
         return false;
-    if (!one_scale_a_row(a) &&
-        !(a->grain == KN_GROUP && w->grain == KN_GROUP && a->group == w->group && !a->has_zero))
+    if (!one_scale_a_row(a) && !(a->grain == KN_GROUP && w->grain == KN_GROUP && a->group == w->group && !a->has_zero))
         return false;
     return k <= INT_MAX / kn_largest(a) / kn_largest(w);
 }

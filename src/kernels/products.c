@@ -4,8 +4,8 @@
 
 #include <assert.h>
 
-static void product(kn_form form, kn_precision p, real *c, const real *a, const real *b, int64_t M, int64_t N, int64_t K,
-                    real beta)
+static void product(kn_form form, kn_precision p, real *c, const real *a, const real *b, int64_t M, int64_t N,
+                    int64_t K, real beta)
 {
     assert(beta == 0 || beta == 1);
     if (p == KN_BF16 && kn_bf16_product(form, c, a, b, M, N, K, beta != 0))

@@ -82,8 +82,7 @@ static void swiglu_backward(real *dgate, real *dup, const real *dy, const real *
         if (dup)
             v_put(dup + i, v_fma(d, h, v_get(dup + i, n - i)), n - i);
         if (dgate)
-            v_put(dgate + i,
-                  v_fma(v_mul(d, v_get(up + i, n - i)), v_silu_slope(s, h), v_get(dgate + i, n - i)), n - i);
+            v_put(dgate + i, v_fma(v_mul(d, v_get(up + i, n - i)), v_silu_slope(s, h), v_get(dgate + i, n - i)), n - i);
     }
 }
 

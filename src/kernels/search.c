@@ -16,8 +16,7 @@ typedef struct {
 } candidate;
 
 /* The parts of one span: the whole for TENSOR, one piece of one row otherwise but for BLOCK, which may straddle rows. */
-static double span_error(const kn_codes *c, const real *x, const real *h, int64_t first, int64_t n,
-                         const candidate *k)
+static double span_error(const kn_codes *c, const real *x, const real *h, int64_t first, int64_t n, const candidate *k)
 {
     const kn_table *t = kn_isa();
     const kn_rounding r = kn_rounding_of(&c->grid, k->scale, k->zero);

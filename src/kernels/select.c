@@ -57,7 +57,8 @@ status kn_isa_check(void)
     const char *name = getenv("NIBBLE_ISA");
     if (wanted(name))
         return NB_OK;
-    return nb_fail(NB_UNSUPPORTED,
-                   "NIBBLE_ISA=%s: unknown, or not an instruction set of this CPU (scalar, avx2, avx512, amx; best here: %s)",
-                   name, best()->name);
+    return nb_fail(
+        NB_UNSUPPORTED,
+        "NIBBLE_ISA=%s: unknown, or not an instruction set of this CPU (scalar, avx2, avx512, amx; best here: %s)",
+        name, best()->name);
 }

@@ -55,8 +55,8 @@ INLINE void tile_column(const int vectors, const int most, real *c, int64_t ldc,
     }
 }
 
-static void tile_wide(real *c, int64_t ldc, const real *a, int64_t am, int64_t ak, const real *b, int64_t ldb, int64_t M,
-                      int64_t K, bool add)
+static void tile_wide(real *c, int64_t ldc, const real *a, int64_t am, int64_t ak, const real *b, int64_t ldb,
+                      int64_t M, int64_t K, bool add)
 {
     tile_column(TILE_VECTORS, TILE_ROWS, c, ldc, a, am, ak, b, ldb, M, K, add, 16 * TILE_VECTORS);
 }
@@ -65,8 +65,8 @@ static void tile_narrow(real *c, int64_t ldc, const real *a, int64_t am, int64_t
 {
     tile_column(1, TILE_TALL, c, ldc, a, am, ak, b, ldb, M, K, add, 16);
 }
-static void tile_rest(real *c, int64_t ldc, const real *a, int64_t am, int64_t ak, const real *b, int64_t ldb, int64_t M,
-                      int64_t K, bool add, int64_t left)
+static void tile_rest(real *c, int64_t ldc, const real *a, int64_t am, int64_t ak, const real *b, int64_t ldb,
+                      int64_t M, int64_t K, bool add, int64_t left)
 {
     tile_column(1, TILE_TALL, c, ldc, a, am, ak, b, ldb, M, K, add, left);
 }

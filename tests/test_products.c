@@ -1,0 +1,309 @@
+/* test_products.c - tiles, library products, integer products: against plain loops, in every table.
+ */
+#include "kernels/kernels_isa.h"
+
+#include <check.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define COUNT(a) ((int)(sizeof(a) / sizeof *(a)))
+
+static const kn_table *const tables[] = {
+#define X(name, test) &kn_table_##name,
+    KN_TABLES(X)
+#undef X
+};
+
+static bool usable(const kn_table *t)
+{
+    return kn_isa_named(t->name) == t;
+}
+
+/* Normal numbers of standard deviation `size`. */
+static void fill(float *x, int64_t n, uint64_t seed, double size)
+{
+    for (int64_t i = 0; i < n; i++)
+        x[i] = (float)(size * nb_random_normal(seed, 7, (uint64_t)i));
+}
+
+/* ---- tiles ---- */
+
+START_TEST(tiles_are_chains_of_fused_steps)
+{
+    enum { M = 19, N = 150, K = 37 };
+    static float a[M * K], b[K * N], c[M * N], found[M * N];
+    fill(a, M * K, 11, 1);
+    fill(b, K * N, 12, 1);
+    static const int sizes[][3] = {{1, 1, 1},    {1, 8, 37}, {2, 64, 5},    {5, 16, 9},
+                                   {6, 128, 37}, {7, 79, 3}, {19, 150, 37}, {13, 48, 0}};
+    for (int t = 0; t < COUNT(tables); t++)
+        for (int s = 0; usable(tables[t]) && s < COUNT(sizes); s++)
+            for (int form = 0; form < 4; form++) { /* a transposed or not, c overwritten or added to */
+                const int m = sizes[s][0], n = sizes[s][1], k = sizes[s][2];
+                const int am = form & 1 ? 1 : K, ak = form & 1 ? M : 1;
+                fill(c, M * N, 13, 1);
+                memcpy(found, c, sizeof c);
+                for (int i = 0; i < m; i++)
+                    for (int j = 0; j < n; j++) {
+                        float sum = form & 2 ? c[i * N + j] : 0;
+                        for (int l = 0; l < k; l++)
+                            sum = fmaf(a[i * am + l * ak], b[l * N + j], sum);
+                        c[i * N + j] = sum;
+                    }
+                tables[t]->tile(found, N, a, am, ak, b, N, m, n, k, form & 2);
+                ck_assert_mem_eq(found, c, sizeof c);
+            }
+}
+END_TEST
+
+START_TEST(small_products_equal_plain_loops)
+{
+    enum { M = 21, N = 70, K = 300 };
+    static float a[M * K], b[N * K], c[M * N], at[K * M], bt[K * N], y[M * N];
+    fill(a, M * K, 21, 1);
+    fill(b, N * K, 22, 1);
+    kn_table_scalar.transpose(at, M, a, K, M, K);
+    kn_table_scalar.transpose(bt, N, b, K, N, K);
+    for (int i = 0; i < M; i++)
+        for (int j = 0; j < N; j++) {
+            double sum = 0;
+            for (int k = 0; k < K; k++) {
+                ck_assert(at[k * M + i] == a[i * K + k]);
+                sum += (double)a[i * K + k] * b[j * K + k];
+            }
+            c[i * N + j] = (float)sum;
+        }
+    for (int form = 0; form < 7; form++) {
+        memset(y, 0, sizeof y);
+        switch (form) {
+        case 0:
+            kn_tile_nt(y, N, a, K, b, K, M, N, K, 0);
+            break;
+        case 1:
+            kn_tile_nn(y, N, a, K, bt, N, M, N, K, 0);
+            break;
+        case 2:
+            kn_tile_tn(y, N, at, M, bt, N, M, N, K, 1);
+            break;
+        case 3:
+            kn_product_nt(KN_FP32, y, a, b, M, N, K, 0);
+            break;
+        case 4:
+            kn_product_nn(KN_FP32, y, a, bt, M, N, K, 1);
+            break;
+        case 5:
+            kn_product_tn(KN_FP32, y, at, bt, M, N, K, 0);
+            break;
+        default:
+            kn_isa()->dots(y, N, a, K, b, K, M, N, K);
+            break;
+        }
+        for (int i = 0; i < M * N; i++)
+            ck_assert_float_eq_tol(y[i], c[i], 3e-4f);
+    }
+}
+END_TEST
+
+START_TEST(bf16_products_err_by_rounding_alone)
+{
+    enum { M = 130, N = 257, K = 192 };
+    float *a = nb_alloc(M * K, 4), *b = nb_alloc(N * K, 4), *c = nb_alloc(M * N, 4), *y = nb_alloc(M * N, 4);
+    float *at = nb_alloc(M * K, 4), *bt = nb_alloc(N * K, 4);
+    fill(a, M * K, 31, 1);
+    fill(b, N * K, 32, 1);
+    for (int i = 0; i < M * K; i++)
+        a[i] = nb_bf16_to(nb_bf16_from(a[i]));
+    for (int i = 0; i < N * K; i++)
+        b[i] = nb_bf16_to(nb_bf16_from(b[i]));
+    kn_isa()->transpose(at, M, a, K, M, K);
+    kn_isa()->transpose(bt, N, b, K, N, K);
+    kn_product_nt(KN_FP32, c, a, b, M, N, K, 0);
+    for (int form = 0; form < 6; form++)
+        for (int again = 0; again < 2; again++) { /* the second time from the kept primitive */
+            const float beta = form >= 3 ? 1 : 0;
+            for (int i = 0; i < M * N; i++)
+                y[i] = 1;
+            if (form % 3 == 0)
+                kn_product_nt(KN_BF16, y, a, b, M, N, K, beta);
+            else if (form % 3 == 1)
+                kn_product_nn(KN_BF16, y, a, bt, M, N, K, beta);
+            else
+                kn_product_tn(KN_BF16, y, at, bt, M, N, K, beta);
+            for (int i = 0; i < M * N; i++) /* operands are exact in bf16: what remains are sums in fp32 */
+                ck_assert_float_eq_tol(y[i], c[i] + beta, 1e-4f);
+        }
+    free(a), free(b), free(c), free(y), free(at), free(bt);
+}
+END_TEST
+
+/* ---- integer products ---- */
+
+typedef struct {
+    int M, N, K, group; /* group 0: rows */
+    bool a_zero, extreme, bias;
+} linear_case;
+static const linear_case linear_cases[] = {
+    {1, 1, 1, 0, false, false, false},   {1, 17, 5, 0, true, true, true},       {2, 64, 64, 0, false, true, false},
+    {3, 172, 64, 0, true, false, true},  {5, 33, 172, 0, false, true, true},    {6, 64, 172, 0, true, true, false},
+    {7, 80, 31, 0, false, false, true},  {100, 130, 67, 0, true, true, true},   {200, 64, 96, 0, false, true, true},
+    {1, 16, 1030, 0, true, true, true},  {9, 300, 64, 32, false, true, true},   {13, 70, 172, 32, false, false, true},
+    {4, 20, 37, 12, false, true, false}, {150, 96, 192, 64, false, true, true}, {1, 64, 64, 4, false, false, true},
+};
+
+static void random_codes(kn_codes *c, kn_grid g, int64_t rows, int64_t cols, uint64_t seed, bool extreme)
+{
+    ck_assert_int_eq(kn_codes_new(c, &g, rows, cols), NB_OK);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t k = 0; k < cols; k++) {
+            const uint64_t u = nb_random(seed, 1, (uint64_t)(r * cols + k));
+            const int span = g.hi - g.lo + 1;
+            c->q[r * c->ld + k] = (int8_t)(extreme ? (u % 4 ? g.lo : g.hi) : g.lo + (int)(u % (uint64_t)span));
+        }
+    for (int64_t i = 0; i < c->n_scales; i++) {
+        c->scale[i] = (float)(0.001 + 0.01 * nb_random_unit(seed, 2, (uint64_t)i));
+        if (c->zero)
+            c->zero[i] = g.lo + (int)(nb_random(seed, 3, (uint64_t)i) % (uint64_t)(g.hi - g.lo + 1));
+    }
+}
+
+/* The definition of kn_linear_int, with the sum in 64 bits. */
+static float linear_one(const kn_codes *a, const kn_codes *w, const float *b, int64_t m, int64_t n)
+{
+    float y = 0;
+    const int64_t group = w->grid.grain == KN_GROUP ? w->grid.group : w->cols;
+    for (int64_t k = 0; k < w->cols; k += group) {
+        int64_t acc = 0;
+        const int64_t ia = kn_scale_index(a, m, k);
+        for (int64_t i = k; i < w->cols && i < k + group; i++)
+            acc += (a->q[m * a->ld + i] - (a->zero ? a->zero[ia] : 0)) *
+                   (int64_t)(kn_mul(&w->grid) * w->q[n * w->ld + i] + kn_add(&w->grid));
+        const float sw = w->scale[kn_scale_index(w, n, k)], sa = a->scale[ia];
+        ck_assert(acc == (int32_t)acc);
+        y = w->grid.grain == KN_GROUP ? fmaf((float)acc, sw * sa, y) : (float)acc * sw * sa;
+    }
+    return b ? y + b[n] : y;
+}
+
+static void check_linear(const linear_case *p, kn_grid ga, kn_grid gw)
+{
+    kn_codes a, w;
+    kn_packed packed = {0};
+    random_codes(&a, ga, p->M + 2, p->K, 61, p->extreme);
+    random_codes(&w, gw, p->N, p->K, 62, p->extreme);
+    float *b = nb_alloc((size_t)p->N, 4), *y = nb_alloc((size_t)(p->M * p->N), 4),
+          *z = nb_alloc((size_t)(p->M * p->N), 4);
+    fill(b, p->N, 63, 1);
+    ck_assert(kn_can_multiply(&ga, &gw, p->K));
+    ck_assert_int_eq(kn_pack(&packed, &w), NB_OK);
+    kn_linear_int(y, &a, 2, p->M, &packed, p->bias ? b : NULL);
+    for (int m = 0; m < p->M; m++)
+        for (int n = 0; n < p->N; n++)
+            ck_assert(y[m * p->N + n] == linear_one(&a, &w, p->bias ? b : NULL, m + 2, n));
+    const int64_t row = ga.grain == KN_TENSOR ? 0 : 2 * a.spans;
+    const kn_linear_job job = {.y = z,
+                               .a = a.q + 2 * a.ld,
+                               .lda = a.ld,
+                               .M = p->M,
+                               .panels = packed.panels,
+                               .a_scale = a.scale + row,
+                               .scale_row = ga.grain == KN_TENSOR ? 0 : a.spans,
+                               .scale_group = ga.grain == KN_GROUP,
+                               .a_zero = a.zero ? a.zero + row : NULL,
+                               .zero_row = ga.grain == KN_TENSOR ? 0 : 1,
+                               .w = &packed,
+                               .b = p->bias ? b : NULL};
+    for (int t = 0; t < COUNT(tables); t++) {
+        if (!usable(tables[t]))
+            continue;
+        memset(z, 0, (size_t)(p->M * p->N) * 4);
+        tables[t]->linear(&job);
+        ck_assert_mem_eq(z, y, (size_t)(p->M * p->N) * 4);
+    }
+    kn_packed_free(&packed);
+    kn_codes_free(&a);
+    kn_codes_free(&w);
+    free(b), free(y), free(z);
+}
+
+START_TEST(integer_products_are_exact)
+{
+    const linear_case *p = &linear_cases[_i];
+    const kn_grain grain = p->group ? KN_GROUP : KN_ROW;
+    const kn_grid w8 = kn_grid_int(8, false, false, grain, p->group, KN_SCALE_F32);
+    const kn_grid w4 = kn_grid_int(4, false, false, grain, p->group, KN_SCALE_F16);
+    kn_grid half = kn_grid_int(2, false, false, grain, p->group, KN_SCALE_F32);
+    half.levels = KN_LEVELS_HALF_STEP;
+    const kn_grid rows = kn_grid_int(8, false, p->a_zero, KN_ROW, 0, KN_SCALE_F32);
+    const kn_grid whole = kn_grid_int(8, false, p->a_zero, KN_TENSOR, 0, KN_SCALE_F32);
+    check_linear(p, rows, w8);
+    check_linear(p, rows, w4);
+    check_linear(p, rows, half);
+    check_linear(p, whole, w8);
+    check_linear(p, rows, kn_grid_int(1, false, false, grain, p->group, KN_SCALE_F32));
+    if (p->group)
+        check_linear(p, kn_grid_int(8, true, false, KN_GROUP, p->group, KN_SCALE_F16), w8);
+}
+END_TEST
+
+START_TEST(products_that_could_overflow_are_refused)
+{
+    const kn_grid a = kn_grid_int(8, false, true, KN_ROW, 0, KN_SCALE_F32);
+    const kn_grid w = kn_grid_int(8, false, false, KN_ROW, 0, KN_SCALE_F32);
+    const int64_t most = INT32_MAX / 255 / 128;
+    ck_assert(kn_can_multiply(&a, &w, most));
+    ck_assert(!kn_can_multiply(&a, &w, most + 1));
+    ck_assert(!kn_can_multiply(&w, &a, 8)); /* weights with zero points */
+    const kn_grid wide = kn_grid_int(16, true, false, KN_ROW, 0, KN_SCALE_F32), none = {0};
+    const kn_grid odd = kn_grid_int(8, false, false, KN_GROUP, 6, KN_SCALE_F32);
+    ck_assert(!kn_can_multiply(&wide, &w, 8) && !kn_can_multiply(&w, &wide, 8) && !kn_can_multiply(&none, &w, 8));
+    ck_assert(!kn_can_multiply(&w, &odd, 12) && !kn_can_multiply(&odd, &odd, 12));
+}
+END_TEST
+
+START_TEST(decoding_products_match_decoded_weights)
+{
+    static const kn_grain grains[] = {KN_TENSOR, KN_ROW, KN_GROUP, KN_BLOCK};
+    enum { N = 150, K = 300, M = 11 };
+    static float wf[N * K], x[M * K], y[M * N], b[N];
+    fill(x, M * K, 71, 1);
+    fill(b, N, 72, 1);
+    for (int i = 0; i < 8; i++) {
+        kn_codes w;
+        const int rows = i % 2 ? M : 3;
+        const kn_grid g = kn_grid_int(i == 2 ? 16 : 4, i == 2, i > 4, grains[i / 2], i / 2 > 1 ? 40 : 0, KN_SCALE_F16);
+        ck_assert_int_eq(kn_codes_new(&w, &g, N, K), NB_OK);
+        fill(wf, N * K, 73, 0.1);
+        kn_encode(&w, wf);
+        kn_decode(wf, &w, 0, N);
+        kn_linear_decode(KN_FP32, y, x, rows, &w, b);
+        for (int m = 0; m < rows; m++)
+            for (int n = 0; n < N; n++) {
+                double sum = b[n];
+                for (int k = 0; k < K; k++)
+                    sum += (double)x[m * K + k] * wf[n * K + k];
+                ck_assert_float_eq_tol(y[m * N + n], (float)sum, 2e-5f);
+            }
+        kn_codes_free(&w);
+    }
+}
+END_TEST
+
+int main(void)
+{
+    Suite *s = suite_create("products");
+    TCase *c = tcase_create("products");
+    tcase_set_timeout(c, 120);
+    tcase_add_test(c, tiles_are_chains_of_fused_steps);
+    tcase_add_test(c, small_products_equal_plain_loops);
+    tcase_add_test(c, bf16_products_err_by_rounding_alone);
+    tcase_add_loop_test(c, integer_products_are_exact, 0, COUNT(linear_cases));
+    tcase_add_test(c, products_that_could_overflow_are_refused);
+    tcase_add_test(c, decoding_products_match_decoded_weights);
+    suite_add_tcase(s, c);
+    SRunner *r = srunner_create(s);
+    srunner_run_all(r, CK_ENV);
+    const int failed = srunner_ntests_failed(r);
+    srunner_free(r);
+    return failed != 0;
+}
