@@ -179,20 +179,14 @@ static const H5FD_class_t driver = {
 /* Opens (user_block 0) or creates the file through the driver; < 0 on failure. */
 static hid_t open_through_driver(fm_medium *m, const char *path, size_t user_block)
 {
-    hid_t id = -1, fcpl = -1, fapl = -1, d;
     (void)H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
-    d = H5FDregister(&driver);
-    fapl = H5Pcreate(H5P_FILE_ACCESS);
-    fcpl = H5Pcreate(H5P_FILE_CREATE);
-    if (d < 0 || fapl < 0 || fcpl < 0 || H5Pset_driver(fapl, d, &m) < 0)
-        id = -1;
-    else if (user_block == 0)
+    hid_t id = -1, d = H5FDregister(&driver), fapl = H5Pcreate(H5P_FILE_ACCESS), fcpl = H5Pcreate(H5P_FILE_CREATE);
+    bool ready = d >= 0 && fapl >= 0 && fcpl >= 0 && H5Pset_driver(fapl, d, &m) >= 0;
+    if (ready && user_block == 0)
         id = H5Fopen(path, H5F_ACC_RDONLY, fapl);
-    else if (H5Pset_userblock(fcpl, user_block) >= 0)
+    else if (ready && H5Pset_userblock(fcpl, user_block) >= 0)
         id = H5Fcreate(path, H5F_ACC_TRUNC, fcpl, fapl);
-    drop(fapl);
-    drop(fcpl);
-    drop(d);
+    drop(fapl), drop(fcpl), drop(d);
     return id;
 }
 
@@ -269,11 +263,13 @@ typedef struct {
     void *ctx;
 } walk;
 
-static uint64_t chunk_bytes(hid_t plist, fm_dtype t)
+static uint64_t chunk_bytes(hid_t plist, const fm_array *x)
 {
     hsize_t chunk[H5S_MAX_RANK];
-    int64_t bytes = (int64_t)fm_dtype_bytes(t);
+    int64_t bytes = (int64_t)fm_dtype_bytes(x->dtype);
     int n = H5Pget_chunk(plist, H5S_MAX_RANK, chunk);
+    if (n < 1 || n != x->n_dim)
+        return UINT64_MAX;
     for (int i = 0; i < n; i++)
         if (chunk[i] > INT64_MAX || !fm_multiply(&bytes, bytes, (int64_t)chunk[i]))
             return UINT64_MAX;
@@ -299,7 +295,7 @@ static status describe(fm_stored *d, hid_t set, hid_t type, hid_t space, hid_t p
     d->is_plain = (layout == H5D_COMPACT || layout == H5D_CONTIGUOUS || layout == H5D_CHUNKED) &&
                   H5Pget_nfilters(plist) == 0 && H5Pget_external_count(plist) == 0;
     d->held = d->is_plain ? H5Dget_storage_size(set) : 0;
-    d->chunk = layout == H5D_CHUNKED ? chunk_bytes(plist, x->dtype) : 0;
+    d->chunk = layout == H5D_CHUNKED ? chunk_bytes(plist, x) : 0;
     d->offset = layout == H5D_CONTIGUOUS ? H5Dget_offset(set) : HADDR_UNDEF;
     return NB_OK;
 }
@@ -379,11 +375,7 @@ status fm_door_write(int64_t id, const fm_array *a, int64_t chunk_rows)
         set = H5Dcreate2(id, a->name, type, space, lcpl, dcpl, H5P_DEFAULT);
     bool done = set >= 0 && (!a->data || !a->bytes || H5Dwrite(set, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, a->data) >= 0);
     status s = done ? NB_OK : h5_fail(type < 0 ? NB_USAGE : NB_IO, "write", a->name);
-    drop(set);
-    drop(dcpl);
-    drop(lcpl);
-    drop(space);
-    drop(type);
+    drop(set), drop(dcpl), drop(lcpl), drop(space), drop(type);
     return s;
 }
 
@@ -408,26 +400,27 @@ static bool transfer_rows(hid_t set, int64_t from, int64_t rows, void *dst, cons
     if (done)
         done = src ? H5Dwrite(set, type, in_memory, in_file, H5P_DEFAULT, src) >= 0
                    : H5Dread(set, type, in_memory, in_file, H5P_DEFAULT, dst) >= 0;
-    drop(memory);
-    drop(space);
-    drop(type);
+    drop(memory), drop(space), drop(type);
     return done;
+}
+
+static status open_and_transfer(hid_t id, const char *name, int64_t from, int64_t rows, void *dst, const void *src)
+{
+    hid_t set = H5Dopen2(id, name, H5P_DEFAULT);
+    bool done = set >= 0 && transfer_rows(set, from, rows, dst, src);
+    status s = done ? NB_OK : h5_fail(src ? NB_IO : NB_FORMAT, src ? "append to" : "read", name);
+    drop(set);
+    return s;
 }
 
 status fm_door_append(int64_t id, const char *name, const void *data, int64_t rows)
 {
-    hid_t set = H5Dopen2(id, name, H5P_DEFAULT);
-    status s = set >= 0 && transfer_rows(set, 0, rows, NULL, data) ? NB_OK : h5_fail(NB_IO, "append to", name);
-    drop(set);
-    return s;
+    return open_and_transfer(id, name, 0, rows, NULL, data);
 }
 
 status fm_door_read(int64_t id, const fm_array *a, void *dst, int64_t from, int64_t rows)
 {
-    hid_t set = H5Dopen2(id, a->name, H5P_DEFAULT);
-    status s = set >= 0 && transfer_rows(set, from, rows, dst, NULL) ? NB_OK : h5_fail(NB_FORMAT, "read", a->name);
-    drop(set);
-    return s;
+    return open_and_transfer(id, a->name, from, rows, dst, NULL);
 }
 
 /* ---- attributes ---- */

@@ -23,7 +23,7 @@ typedef struct {
     fm_array array;  /* name (valid during the visit), dtype, dimensions */
     bool is_plain;   /* its elements are in this file, without filters */
     uint64_t held;   /* bytes that the file says to hold for it */
-    uint64_t chunk;  /* bytes of a chunk, 0 when not in chunks; UINT64_MAX when too many */
+    uint64_t chunk;  /* bytes of a chunk, 0 when not in chunks; UINT64_MAX when they do not fit the dimensions */
     uint64_t offset; /* of its elements from the file's first byte, UINT64_MAX when not in one piece */
 } fm_stored;
 /* Calls fn for every dataset; what is neither a group nor a dataset of numbers, or is reached by another than a hard

@@ -263,8 +263,8 @@ static status take_dataset(void *ctx, const fm_stored *d)
     const nb_mapped *file = &((const fm_medium *)f->medium)->file;
     fm_array x = d->array;
     TRY(fm_array_measure(&x));
-    if (!d->is_plain)
-        return nb_fail(NB_UNSUPPORTED, "%s: its elements are filtered or not in this file", x.name);
+    if (!d->is_plain || d->chunk == UINT64_MAX)
+        return nb_fail(NB_UNSUPPORTED, "%s: its elements are filtered, not in this file, or in wrong chunks", x.name);
     if (d->held > file->bytes || x.bytes > d->held || (x.bytes && d->chunk > d->held))
         return nb_fail(NB_FORMAT, "%s: %zu bytes of elements, the file holds %llu of them", x.name, x.bytes,
                        (unsigned long long)d->held);
