@@ -13,12 +13,18 @@ static inline void v_put(real *p, v16 x, int64_t left)
         v_store_n(p, x, left);
 }
 
-#include "kernels/attend_body.h"
-#include "kernels/grid_body.h"
-#include "kernels/linear_body.h"
-#include "kernels/norm_body.h"
+/* In this order: each uses functions of those before it. */
 #include "kernels/rows_body.h"
+
+#include "kernels/norm_body.h"
+
+#include "kernels/grid_body.h"
+
 #include "kernels/tile_body.h"
+
+#include "kernels/linear_body.h"
+
+#include "kernels/attend_body.h"
 
 const kn_table TABLE = {.name = TABLE_NAME,
                         .bf16 = TABLE_BF16,
