@@ -81,7 +81,8 @@ static int64_t scale_index(const fixture *f, int64_t i)
 static void range_at(const fixture *f, int64_t i, double u, double v, double *scale, double *zero)
 {
     const fq_site *s = f->site;
-    const double s0 = s->start[i], z0 = s->start_zero ? s->start_zero[i] : 0, lo = s->spec.grid.lo, hi = s->spec.grid.hi;
+    const double s0 = s->start[i], z0 = s->start_zero ? s->start_zero[i] : 0, lo = s->spec.grid.lo,
+                 hi = s->spec.grid.hi;
     *scale = s0 * exp(u);
     *zero = z0 + (hi - lo) * v;
     if (s->spec.learning == FQ_PACT && s->start_zero) {
@@ -221,8 +222,8 @@ static void compare(const fixture *f, int which, const ag_param *p)
         analytic += p->g[k] / lsq(f, k) * d[k];
     }
     double numeric = (loss(f, which, d, h) - loss(f, which, d, -h)) / (2 * h);
-    ck_assert_msg(fabs(analytic - numeric) <= 1e-6 * (fabs(numeric) + 1e-3), "%s: %s: %.12g, differences say %.12g", f->c->spec,
-                  p->name, analytic, numeric);
+    ck_assert_msg(fabs(analytic - numeric) <= 1e-6 * (fabs(numeric) + 1e-3), "%s: %s: %.12g, differences say %.12g",
+                  f->c->spec, p->name, analytic, numeric);
 }
 
 START_TEST(learned_gradient_equals_differences)
@@ -236,7 +237,8 @@ START_TEST(learned_gradient_equals_differences)
     const real *g = f->c->activation ? f->g : f->site->w->g;
     int64_t outside = 0;
     for (int64_t i = 0; i < f->n; i++) {
-        bool pass = f->site->spec.ste == FQ_STE_IDENTITY || (f->site->spec.ste == FQ_STE_LLMQAT ? fabs(f->x[i]) < 2 : f->inside[i]);
+        bool pass = f->site->spec.ste == FQ_STE_IDENTITY ||
+                    (f->site->spec.ste == FQ_STE_LLMQAT ? fabs(f->x[i]) < 2 : f->inside[i]);
         ck_assert_msg(g[i] == (pass ? f->r[i] : 0), "%s: x[%d]", f->c->spec, (int)i);
         outside += !f->inside[i];
     }
