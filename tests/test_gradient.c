@@ -82,6 +82,7 @@ BUILD(mul, ag_mul(t, p[0], p[1]))
 BUILD(mul_self, ag_mul(t, p[0], p[0]))
 BUILD(scale, ag_scale(t, p[0], (real)-1.7))
 BUILD(reshape, ag_mul(t, ag_reshape(t, p[0], 2, (int64_t[]){5, 6}), ag_reshape(t, p[0], 2, (int64_t[]){5, 6})))
+BUILD(reshape_softmax, ag_reshape(t, ag_softmax(t, p[0]), 1, (int64_t[]){30}))
 BUILD(transpose_01, ag_transpose(t, p[0], 0, 1))
 BUILD(transpose_12, ag_transpose(t, p[0], 2, 1))
 BUILD(transpose_13, ag_transpose(t, p[0], 1, 3))
@@ -190,6 +191,7 @@ static const op_case cases[] = {
     {"mul(x, x)", mul_self, 1, {2}, {{3, 5}}},
     {"scale", scale, 1, {2}, {{3, 5}}},
     {"reshape", reshape, 1, {3}, {{2, 3, 5}}},
+    {"reshape of a kept value", reshape_softmax, 1, {3}, {{2, 3, 5}}},
     {"transpose 0 1", transpose_01, 1, {2}, {{3, 5}}},
     {"transpose 2 1", transpose_12, 1, {3}, {{2, 3, 5}}},
     {"transpose 1 3", transpose_13, 1, {4}, {{2, 3, 4, 5}}},

@@ -143,9 +143,9 @@ ag_tensor *ag_gelu(ag_tape *t, ag_tensor *x, bool tanh_form);
 ag_tensor *ag_relu(ag_tape *t, ag_tensor *x);
 ag_tensor *ag_swiglu(ag_tape *t, ag_tensor *gate, ag_tensor *up); /* silu(gate) * up */
 ag_tensor *ag_softmax(ag_tape *t, ag_tensor *x);
-ag_tensor *ag_add(ag_tape *t, ag_tensor *x, ag_tensor *y);        /* same shape, or y [C] broadcast over rows */
-ag_tensor *ag_sub(ag_tape *t, ag_tensor *x, ag_tensor *y);
-ag_tensor *ag_mul(ag_tape *t, ag_tensor *x, ag_tensor *y);        /* same shape, or y [C] */
+ag_tensor *ag_add(ag_tape *t, ag_tensor *x, ag_tensor *y);        /* same shape, or y has x's last dimensions and is repeated: [C], [T,C] */
+ag_tensor *ag_sub(ag_tape *t, ag_tensor *x, ag_tensor *y);        /* shapes as ag_add */
+ag_tensor *ag_mul(ag_tape *t, ag_tensor *x, ag_tensor *y);        /* shapes as ag_add */
 ag_tensor *ag_scale(ag_tape *t, ag_tensor *x, real a);
 ag_tensor *ag_reshape(ag_tape *t, ag_tensor *x, int n_dim, const int64_t *dim); /* shares the value */
 ag_tensor *ag_transpose(ag_tape *t, ag_tensor *x, int a, int b);  /* swaps two dimensions */
@@ -156,7 +156,7 @@ ag_tensor *ag_sum(ag_tape *t, ag_tensor *x);                      /* scalar; sum
 ag_tensor *ag_mean(ag_tape *t, ag_tensor *x);
 ag_tensor *ag_dot(ag_tape *t, ag_tensor *x, const real *r);       /* sum x*r, r of x's size and the tape's life -> scalar */
 ag_tensor *ag_mse(ag_tape *t, ag_tensor *x, ag_tensor *y);        /* mean (x-y)^2 -> scalar */
-ag_tensor *ag_relative_mse(ag_tape *t, ag_tensor *x, const real *y); /* mean (x-y)^2 / mean y^2, y constant -> scalar */
+ag_tensor *ag_relative_mse(ag_tape *t, ag_tensor *x, const real *y); /* mean (x-y)^2 / mean y^2, y constant, living as long as the tape -> scalar */
 /* Rows of logits x [.., V] against targets [rows]; target < 0 is ignored; mean over the rest. label smoothing s: (1-s) on the target, s/V everywhere. */
 ag_tensor *ag_cross_entropy(ag_tape *t, ag_tensor *x, const int32_t *target, real smoothing);
 
@@ -175,7 +175,7 @@ typedef struct { /* sums over scored rows, for reports */
     double ce, kl;
     int64_t rows, same_top;
 } ag_head_report;
-/* x [.., C], w [V, C], b [V] or NULL, target [rows] (copied) -> scalar; report may be NULL. */
+/* x [.., C], w [V, C], b [V] or NULL, target [rows] (copied) -> scalar; report is written, may be NULL; its ce and kl are at temperature 1. */
 ag_tensor *ag_head(ag_tape *t, ag_tensor *x, ag_tensor *w, ag_tensor *b, const int32_t *target, const ag_head_loss *loss, ag_head_report *report);
 
 /* ---- optimizers --------------------------------------------------------------------------- */

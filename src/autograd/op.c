@@ -46,7 +46,7 @@ void ag_add_grad(const ag_tensor *src, real a, const real *d)
     } else if (beta != 0) {
         kn_axpy(g, a, d, n);
     } else {
-#pragma omp parallel for simd if (n > AG_PARALLEL)
+#pragma omp parallel for if (n > AG_PARALLEL)
         for (int64_t i = 0; i < n; i++)
             g[i] = a * d[i];
     }

@@ -60,23 +60,25 @@ ag_tensor *ag_gelu(ag_tape *t, ag_tensor *x, bool tanh_form)
 static void relu_forward(ag_tensor *out)
 {
     const real *x = ag_in(out, 0);
+    real *y = out->x;
     int64_t n = ag_count(out);
     if (!x)
         return;
-#pragma omp parallel for simd if (n > AG_PARALLEL)
+#pragma omp parallel for if (n > AG_PARALLEL)
     for (int64_t i = 0; i < n; i++)
-        out->x[i] = x[i] > 0 ? x[i] : 0;
+        y[i] = x[i] > 0 ? x[i] : 0;
 }
 
 static void relu_backward(const ag_tensor *out)
 {
+    const real *y = out->x, *dy = out->g;
     real *g = ag_grad(out->src[0]);
     int64_t n = ag_count(out);
     if (!g)
         return;
-#pragma omp parallel for simd if (n > AG_PARALLEL)
+#pragma omp parallel for if (n > AG_PARALLEL)
     for (int64_t i = 0; i < n; i++)
-        g[i] += out->x[i] > 0 ? out->g[i] : 0;
+        g[i] += y[i] > 0 ? dy[i] : 0;
 }
 
 static const ag_op op_relu = {"relu", relu_forward, relu_backward, AG_KEEP_OUT};
@@ -136,11 +138,12 @@ static void softmax_backward(const ag_tensor *out)
 #pragma omp parallel for if (M * C > AG_PARALLEL)
     for (int64_t m = 0; m < M; m++) {
         const real *y = out->x + m * C, *dy = out->g + m * C;
+        real *d = g + m * C;
         double dot = 0;
         for (int64_t c = 0; c < C; c++)
             dot += (double)y[c] * (double)dy[c];
         for (int64_t c = 0; c < C; c++)
-            g[m * C + c] += y[c] * (dy[c] - (real)dot);
+            d[c] += y[c] * (dy[c] - (real)dot);
     }
 }
 

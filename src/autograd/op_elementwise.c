@@ -144,13 +144,14 @@ ag_tensor *ag_mul(ag_tape *t, ag_tensor *x, ag_tensor *y)
 
 static void scale_forward(ag_tensor *out)
 {
-    const real *a = out->save, *x = ag_in(out, 0);
+    const real a = *(const real *)out->save, *x = ag_in(out, 0);
+    real *y = out->x;
     int64_t n = ag_count(out);
     if (!x)
         return;
-#pragma omp parallel for simd if (n > AG_PARALLEL)
+#pragma omp parallel for if (n > AG_PARALLEL)
     for (int64_t i = 0; i < n; i++)
-        out->x[i] = *a * x[i];
+        y[i] = a * x[i];
 }
 
 static void scale_backward(const ag_tensor *out)

@@ -34,9 +34,12 @@ static void embedding_backward(const ag_tensor *out)
 #pragma omp parallel for if (n * C > AG_PARALLEL)
     for (int64_t c = 0; c < C; c += COLUMNS) {
         int64_t end = C - c < COLUMNS ? C : c + COLUMNS;
-        for (int64_t i = 0; i < n; i++)
+        for (int64_t i = 0; i < n; i++) {
+            const real *dy = out->g + i * C;
+            real *d = g + id[i] * C;
             for (int64_t j = c; j < end; j++)
-                g[id[i] * C + j] += out->g[i * C + j];
+                d[j] += dy[j];
+        }
     }
 }
 

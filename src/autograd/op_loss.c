@@ -31,7 +31,7 @@ static void add_difference(const ag_tensor *src, double a, const real *x, const 
     int64_t n = ag_count(src);
     if (!g)
         return;
-#pragma omp parallel for simd if (n > AG_PARALLEL)
+#pragma omp parallel for if (n > AG_PARALLEL)
     for (int64_t i = 0; i < n; i++)
         g[i] += factor * (x[i] - y[i]);
 }

@@ -28,7 +28,7 @@ static void add_constant(const ag_tensor *src, real a)
     int64_t n = ag_count(src);
     if (!g)
         return;
-#pragma omp parallel for simd if (n > AG_PARALLEL)
+#pragma omp parallel for if (n > AG_PARALLEL)
     for (int64_t i = 0; i < n; i++)
         g[i] += a;
 }

@@ -34,17 +34,15 @@ ag_tensor *ag_reshape(ag_tape *t, ag_tensor *x, int n_dim, const int64_t *dim)
     if (ag_count(out) != ag_count(x))
         return ag_fail(t, NB_SHAPE, "reshape: %s does not hold the elements of %s", ag_words_of(out).text,
                        ag_words_of(x).text);
-    /* Two tensors own one value: it is not released before the reset. Codes keep their meaning where rows stay rows. */
-    x->kept = out->kept = true;
-    if (x->codes && ag_cols(out) == ag_cols(x)) {
+    /* Codes keep their meaning where rows stay rows; a value that is not there yet is then decoded by whoever asks. */
+    if (x->codes && ag_cols(out) == ag_cols(x))
         out->codes = x->codes;
-        out->x = x->x;
-        return ag_run_codes(t, out);
-    }
-    if (!ag_in(out, 0))
+    else if (!ag_in(out, 0))
         return NULL;
     out->x = x->x;
-    return ag_run(t, out);
+    out->borrowed = x->x != NULL;
+    x->kept = true;
+    return ag_run_codes(t, out);
 }
 
 /* x as [outer, A, middle, B, inner] -> [outer, B, middle, A, inner] */

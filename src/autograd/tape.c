@@ -176,7 +176,8 @@ ag_tensor *ag_leaf(ag_tape *t, real *x, real *g, int n_dim, const int64_t *dim)
     if (!a)
         return NULL;
     *a = (ag_tensor){.tape = t, .n_dim = n_dim, .x = x, .g = t->no_grad ? NULL : g, .needs_grad = g && !t->no_grad, .kept = true};
-    memcpy(a->dim, dim, (size_t)n_dim * sizeof *dim);
+    for (int i = 0; i < n_dim; i++)
+        a->dim[i] = dim[i];
     return a;
 }
 
@@ -192,7 +193,8 @@ ag_tensor *ag_node(ag_tape *t, const ag_op *op, int n_src, ag_tensor *const *src
     if (!a)
         return NULL;
     *a = (ag_tensor){.op = op, .tape = t, .n_src = n_src, .n_dim = n_dim, .save_bytes = save_bytes};
-    memcpy(a->dim, dim, (size_t)n_dim * sizeof *dim);
+    for (int i = 0; i < n_dim; i++)
+        a->dim[i] = dim[i];
     for (int i = 0; i < n_src; i++) {
         a->src[i] = src[i];
         a->needs_grad |= src[i]->needs_grad && !t->no_grad;
