@@ -319,13 +319,13 @@ static status read_forged(const char *path)
 int main(int argc, char **argv)
 {
     static const fuzz_target targets[] = {
-        {"tokenizer_bin", seed_bin, NULL, read_tokenizer},
-        {"tokenizer_model", seed_model, NULL, read_tokenizer},
-        {"tokenizer_serialized", seed_serialized, NULL, read_tokenizer},
-        {"text_gz", seed_gz, NULL, read_text},
-        {"tokens", seed_tokens, NULL, read_tokens},
-        {"tokens_growing", seed_growing, fix_growing, read_growing},
-        {"tokens_forged", seed_forged, NULL, read_forged},
+        {.name = "tokenizer_bin", .seed = seed_bin, .read = read_tokenizer},
+        {.name = "tokenizer_model", .seed = seed_model, .read = read_tokenizer},
+        {.name = "tokenizer_serialized", .seed = seed_serialized, .read = read_tokenizer},
+        {.name = "text_gz", .seed = seed_gz, .read = read_text},
+        {.name = "tokens", .seed = seed_tokens, .read = read_tokens},
+        {.name = "tokens_growing", .seed = seed_growing, .fix = fix_growing, .read = read_growing},
+        {.name = "tokens_forged", .seed = seed_forged, .read = read_forged},
     };
     return fuzz_main(argc, argv, targets, sizeof targets / sizeof *targets);
 }

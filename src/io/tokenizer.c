@@ -5,7 +5,6 @@
  */
 #include "io/tokenizer.h"
 
-#include <assert.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,14 +21,15 @@ status fm_vocab_new(fm_tokenizer *tk, fm_tokenizer_kind kind)
 
 void fm_tokenizer_free(fm_tokenizer *tk)
 {
-    if (tk->vocab) {
-        free(tk->vocab->piece);
-        free(tk->vocab->pool);
-        free(tk->vocab->slot);
-        free(tk->vocab->user_bytes);
-        free(tk->vocab);
-    }
+    fm_vocab *v = tk->vocab;
     *tk = (fm_tokenizer){0};
+    if (!v)
+        return;
+    free(v->piece);
+    free(v->pool);
+    free(v->slot);
+    free(v->user_bytes);
+    free(v);
 }
 
 /* Copies text to the end of the pool; its offset goes to *at. text may not lie in the pool. */
@@ -253,23 +253,24 @@ status fm_tokenizer_seal(fm_tokenizer *tk)
     return NB_OK;
 }
 
-status fm_tokenizer_byte(fm_tokenizer *tk)
+static status build_bytes(fm_tokenizer *tk)
 {
     TRY(fm_vocab_new(tk, FM_TOKENIZER_BYTES));
-    status s = NB_OK;
-    for (unsigned i = 0; i < 256 && s == NB_OK; i++) {
+    for (unsigned i = 0; i < 256; i++) {
         char text[8];
         snprintf(text, sizeof text, "<0x%02X>", i);
-        s = fm_vocab_add(tk, text, 6, 0.0f, FM_PIECE_BYTE);
+        TRY(fm_vocab_add(tk, text, 6, 0.0f, FM_PIECE_BYTE));
     }
-    if (s == NB_OK)
-        s = fm_vocab_add(tk, "<s>", 3, 0.0f, FM_PIECE_CONTROL);
-    if (s == NB_OK)
-        s = fm_vocab_add(tk, "</s>", 4, 0.0f, FM_PIECE_CONTROL);
+    TRY(fm_vocab_add(tk, "<s>", 3, 0.0f, FM_PIECE_CONTROL));
+    TRY(fm_vocab_add(tk, "</s>", 4, 0.0f, FM_PIECE_CONTROL));
     tk->bos = 256;
     tk->eos = 257;
-    if (s == NB_OK)
-        s = fm_tokenizer_seal(tk);
+    return fm_tokenizer_seal(tk);
+}
+
+status fm_tokenizer_byte(fm_tokenizer *tk)
+{
+    status s = build_bytes(tk);
     if (s != NB_OK)
         fm_tokenizer_free(tk);
     return s;
@@ -317,7 +318,7 @@ status fm_tokenizer_open(fm_tokenizer *tk, const char *path, int64_t vocab_size)
     *tk = (fm_tokenizer){0};
     status s;
     if (strcmp(path, "bytes") == 0 && !nb_path_exists(path)) {
-        s = fm_tokenizer_byte(tk);
+        s = build_bytes(tk);
     } else {
         char *inside = nb_path_is_folder(path) ? nb_path_join(path, "tokenizer.model") : nb_string(path);
         if (!inside)

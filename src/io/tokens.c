@@ -52,7 +52,7 @@ static status read_tokenizer(fm_tokens *t)
 {
     if (!fm_h5_find(&t->file, "tokenizer"))
         return NB_OK;
-    int64_t bytes;
+    int64_t bytes = 0;
     TRY(need_list(t, "tokenizer", &bytes, FM_U8, FM_U8));
     uint8_t *data = nb_alloc((size_t)bytes, 1);
     if (!data)
