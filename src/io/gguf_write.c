@@ -122,7 +122,8 @@ static status write_file(fm_sink *s, const fm_array *array, int64_t n, const fm_
         TRY(put_info(s, &array[i], offset));
         offset += array[i].bytes + padding_after(array[i].bytes, alignment);
     }
-    TRY(fm_sink_zeros(s, (size_t)padding_after(s->written, alignment)));
+    if (n > 0)
+        TRY(fm_sink_zeros(s, (size_t)padding_after(s->written, alignment)));
     for (int64_t i = 0; i < n; i++) {
         TRY(fm_sink_array(s, &array[i], source));
         TRY(fm_sink_zeros(s, (size_t)padding_after(array[i].bytes, alignment)));
