@@ -132,18 +132,14 @@ static status flush_path(const char *path, int flags)
     return failed ? nb_fail(NB_IO, "%s: cannot flush: %s", path, strerror(failed)) : NB_OK;
 }
 
-static status flush_folder_of(const char *path)
+/* The folder that holds path; the caller frees it. */
+static char *folder_of(const char *path)
 {
     const char *slash = strrchr(path, '/');
-    if (!slash)
-        return flush_path(".", O_RDONLY | O_DIRECTORY);
-    char *folder = nb_string(path);
-    if (!folder)
-        return NB_NOMEM;
-    folder[slash == path ? 1 : slash - path] = 0;
-    status s = flush_path(folder, O_RDONLY | O_DIRECTORY);
-    free(folder);
-    return s;
+    char *folder = nb_string(slash ? path : ".");
+    if (folder && slash)
+        folder[slash == path ? 1 : slash - path] = 0;
+    return folder;
 }
 
 static status write_out(nb_atomic *a)
@@ -159,11 +155,18 @@ static status write_out(nb_atomic *a)
             return nb_fail(NB_IO, "%s: cannot write: %s", a->target, strerror(failed));
     }
     TRY(flush_path(a->path, O_RDWR));
-    if (rename(a->path, a->target) != 0)
+    char *folder = folder_of(a->target); /* after the rename nothing but the disk may fail */
+    if (!folder)
+        return NB_NOMEM;
+    if (rename(a->path, a->target) != 0) {
+        free(folder);
         return nb_fail(NB_IO, "%s: cannot rename to %s: %s", a->path, a->target, strerror(errno));
+    }
     free(a->path); /* it is the target now */
     a->path = NULL;
-    return flush_folder_of(a->target);
+    status s = flush_path(folder, O_RDONLY | O_DIRECTORY);
+    free(folder);
+    return s;
 }
 
 status nb_atomic_commit(nb_atomic *a)
