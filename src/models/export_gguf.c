@@ -65,8 +65,8 @@ typedef struct {
     fm_dtype *type;  /* [n] */
     fm_array *array; /* [n + 1] */
     int64_t n_arrays;
-    real *factors;                  /* [head_size / 2]: rope_freqs.weight, or NULL */
-    int64_t blocks[FM_DTYPE_COUNT]; /* matrices by type, for the report */
+    real *factors;                    /* [head_size / 2]: rope_freqs.weight, or NULL */
+    int64_t matrices[FM_DTYPE_COUNT]; /* by type, for the report */
 } plan;
 
 static void plan_free(plan *p)
@@ -93,7 +93,7 @@ static status choose_types(plan *p, bool is_float, fm_dtype floats)
             TRY(md_values_of(&v, p->e.m, &p->e.own[i]));
         if (v.codes)
             TRY(type_of_codes(&p->type[i], v.codes, name));
-        p->blocks[p->type[i]]++;
+        p->matrices[p->type[i]]++;
     }
     return NB_OK;
 }
@@ -242,10 +242,10 @@ static int file_type(const plan *p)
         int number;
     } list[] = {{FM_Q4_0, FILE_Q4_0}, {FM_Q4_1, FILE_Q4_1}, {FM_Q8_0, FILE_Q8_0}, {FM_F16, FILE_F16}};
     int best = FILE_F32;
-    int64_t most = p->blocks[FM_F32];
+    int64_t most = p->matrices[FM_F32];
     for (size_t i = 0; i < sizeof list / sizeof *list; i++)
-        if (p->blocks[list[i].type] > most) {
-            most = p->blocks[list[i].type];
+        if (p->matrices[list[i].type] > most) {
+            most = p->matrices[list[i].type];
             best = list[i].number;
         }
     return best;
@@ -264,13 +264,16 @@ static status write_plan(plan *p, const char *path)
 static void describe(const plan *p, char *report, size_t bytes)
 {
     const md_model *m = p->e.m;
+    char types[128] = "";
     for (int t = 0; t < FM_DTYPE_COUNT; t++)
-        if (p->blocks[t])
-            md_say(report, bytes, "%lld matrices as %s, exact", (long long)p->blocks[t], fm_dtype_name((fm_dtype)t));
+        if (p->matrices[t])
+            (void)snprintf(types + strlen(types), sizeof types - strlen(types), "%s%lld %s", *types ? ", " : "",
+                           (long long)p->matrices[t], fm_dtype_name((fm_dtype)t));
+    md_say(report, bytes, "matrices, all exact: %s", types);
     if (p->e.shape.hidden != m->config.hidden)
         md_say(report, bytes, "hidden is padded with zeros from %lld to %lld, which changes nothing",
                (long long)m->config.hidden, (long long)p->e.shape.hidden);
-    if (p->blocks[FM_Q4_0] + p->blocks[FM_Q4_1] + p->blocks[FM_Q8_0])
+    if (p->matrices[FM_Q4_0] + p->matrices[FM_Q4_1] + p->matrices[FM_Q8_0])
         md_say_inputs(
             report, bytes, m,
             "llama.cpp quantizes inputs of coded matrices to 8 bits in groups of 32 with fp16 scales (rule q8_0)");

@@ -1,0 +1,235 @@
+/* test_exports.c - fake-quant == folded == exported, bit for bit, over seeds, recipes and odd shapes, read back by our own readers
+ * (other programs': test_exports_client.c); what is refused, and why; the table recipe x target.
+ */
+#include "models_made.h"
+#include "scratch.h"
+
+static const char *const targets[MD_TARGETS] = {"llama2c",  "llama2c-f32", "gguf",
+                                                "gguf-f32", "gguf-f16",    "safetensors"};
+
+/* A file of `target` against the model it was made from. gguf-f16 rounds: not compared here. */
+static void compare_gguf(const md_model *m, const char *path, const char *what)
+{
+    const bool is_qwen2 = m->config.qkv_bias && !m->config.out_bias && m->config.pairing == KN_ROPE_HALF;
+    fm_arrays a;
+    md_tensor *t;
+    int64_t n;
+    ck_assert_msg(fm_gguf_open(&a, path) == NB_OK, "%s", nb_fail_message());
+    ck_assert(md_tensors_new(&t, &n, &m->config) == NB_OK);
+    ck_assert_int_eq(a.n, n);
+    ck_assert_str_eq(fm_value_string(fm_meta_get(&a.meta, "general.architecture")), is_qwen2 ? "qwen2" : "llama");
+    for (int64_t i = 0; i < n; i++) {
+        char name[MD_NAME];
+        (void)md_tensor_name(name, &t[i], MD_GGUF);
+        const fm_array *x = fm_find(&a, name);
+        ck_assert_msg(x != NULL, "%s: no %s", what, name);
+        const int64_t cols = x->dim[x->n_dim - 1], rows = fm_count(x) / cols;
+        real *value = malloc((size_t)fm_count(x) * sizeof *value);
+        ck_assert_msg(fm_to_float(value, x, 0, fm_count(x)) == NB_OK, "%s", nb_fail_message());
+        made_compare(m, &t[i], value, rows, cols, is_qwen2 ? KN_ROPE_HALF : KN_ROPE_INTERLEAVED, what);
+        free(value);
+    }
+    free(t);
+    fm_arrays_free(&a);
+}
+
+static void compare_file(const md_model *m, const char *path, const char *target)
+{
+    md_model file;
+    if (!strncmp(target, "gguf", 4)) {
+        if (strcmp(target, "gguf-f16") != 0)
+            compare_gguf(m, path, target);
+        return;
+    }
+    ck_assert_msg(md_open(&file, path, NULL) == NB_OK, "%s", nb_fail_message());
+    made_compare_models(m, &file, target);
+    md_free(&file);
+}
+
+static void compare_folded(md_model *m)
+{
+    const char *path = scratch_path("folded.h5");
+    md_model folded;
+    md_size size;
+    int64_t bytes = 0;
+    fm_h5 f;
+    ck_assert_msg(md_save_folded(m, path, false) == NB_OK, "%s", nb_fail_message());
+    ck_assert_msg(md_open(&folded, path, NULL) == NB_OK, "%s", nb_fail_message());
+    ck_assert(folded.folded);
+    made_compare_models(m, &folded, "folded");
+    md_measure(&size, m);
+    ck_assert(fm_h5_open(&f, path, "folded") == NB_OK);
+    for (int64_t i = 0; i < f.arrays.n; i++) {
+        const fm_array *a = &f.arrays.array[i];
+        const char *scale = strstr(a->name, ".scale/"),
+                   *zero = strstr(a->name, ".zero/"); /* learned ranges of activations */
+        bytes += !strncmp(a->name, "tensor/", 7) && !scale && !zero ? (int64_t)a->bytes : 0;
+    }
+    ck_assert_int_eq(bytes, size.code_bytes + size.scale_bytes + size.zero_bytes + size.float_bytes);
+    ck_assert_int_eq(size.params, ag_params_count(&m->params));
+    fm_h5_close(&f);
+    md_free(&folded);
+}
+
+/* One model, every target that takes it, from the fake-quant model and from the folded file alike. */
+static int check_model(int shape, int recipe, uint64_t seed)
+{
+    md_model m;
+    int written = 0;
+    made_model(&m, &made_shapes[shape], made_recipes[recipe], seed);
+    compare_folded(&m);
+    for (int k = 0; k < MD_TARGETS; k++) {
+        const char *path = scratch_path(targets[k]);
+        char report[1024] = "";
+        status s = md_export(&m, targets[k], path, report, sizeof report);
+        ck_assert_msg(s == NB_OK || s == NB_UNSUPPORTED, "%s: %s", targets[k], nb_fail_message());
+        if (s != NB_OK)
+            continue;
+        ck_assert(*report != 0);
+        compare_file(&m, path, targets[k]);
+        written++;
+    }
+    md_free(&m);
+    return written;
+}
+
+START_TEST(folded_and_exported_equal_fake_quant)
+{
+    scratch_begin();
+    for (int recipe = 0; recipe < N_MADE_RECIPES; recipe++)
+        check_model(_i % N_MADE_SHAPES, recipe, (uint64_t)(_i * N_MADE_RECIPES + recipe));
+    scratch_end();
+}
+END_TEST
+
+START_TEST(every_target_is_written_for_most_shapes)
+{
+    scratch_begin();
+    int q4_0 = 13;
+    ck_assert_str_eq(made_recipes[q4_0], "q4_0");
+    ck_assert_int_eq(check_model(1, q4_0, 1), MD_TARGETS);
+    ck_assert_int_eq(check_model(2, q4_0, 2), MD_TARGETS);
+    ck_assert_int_eq(check_model(3, q4_0, 3), MD_TARGETS);
+    scratch_end();
+}
+END_TEST
+
+/* ---- refusals ----------------------------------------------------------------------------- */
+
+static const struct {
+    const char *target, *recipe, *says;
+    md_config config;
+} refusals[] = {
+    {"llama2c", "float", "is float", MADE(32, 64, 1, 4, 2, 8, 40, .tied = true)},
+    {"llama2c", "*.weight int4 asym group:32 f16", "zero points", MADE(32, 64, 1, 4, 2, 8, 40, .tied = true)},
+    {"llama2c", "*.weight int16 row", "16 bits", MADE(32, 64, 1, 4, 2, 8, 40, .tied = true)},
+    {"llama2c", "w8a8kv8", "eps", MADE(32, 64, 1, 4, 2, 8, 40, .tied = true, .norm_eps = 1e-6)},
+    {"llama2c", "w8a8kv8", "theta", MADE(32, 64, 1, 4, 2, 8, 40, .tied = true, .rope_theta = 5000)},
+    {"llama2c", "w8a8kv8", "biases", MADE(32, 64, 1, 4, 2, 8, 40, .tied = true, .qkv_bias = true)},
+    {"llama2c", "w8a8kv8", "heads * head_size", MADE(32, 64, 1, 4, 2, 16, 40, .tied = true)},
+    {"llama2c-f32", "float", "biases", MADE(32, 64, 1, 4, 2, 8, 40, .tied = true, .out_bias = true)},
+    {"gguf", "w4a8kv8", "not exact in GGUF's fp16; recipes that fit: q4_0", MADE(32, 64, 1, 4, 2, 8, 40, .tied = true)},
+    {"gguf", "q4_0", "whole blocks", MADE(24, 64, 1, 3, 1, 8, 40, .tied = true)},
+    {"gguf", "*.weight int4 group:16 f16", "groups of 16", MADE(32, 64, 1, 4, 2, 8, 40, .tied = true)},
+    {"gguf", "*.weight int8 asym group:32 f16", "reach beyond Q8_0", MADE(32, 64, 1, 4, 2, 8, 40, .tied = true)},
+    {"gguf", "*.weight int16 group:32 f16", "16 bits", MADE(32, 64, 1, 4, 2, 8, 40, .tied = true)},
+    {"safetensors", "float", "bias after attention", MADE(32, 64, 1, 4, 2, 8, 40, .tied = true, .out_bias = true)},
+    {"onnx", "float", "no target", MADE(32, 64, 1, 4, 2, 8, 40, .tied = true)},
+};
+
+START_TEST(what_a_target_cannot_hold_is_refused)
+{
+    md_model m;
+    char recipe[128];
+    scratch_begin();
+    const char *path = scratch_path("out");
+    (void)snprintf(recipe, sizeof recipe, "%s%s", refusals[_i].recipe, strchr(refusals[_i].recipe, ' ') ? "\n" : "");
+    made_model(&m, &refusals[_i].config, recipe, 4);
+    status s = md_export(&m, refusals[_i].target, path, NULL, 0);
+    ck_assert_msg(s == (!strcmp(refusals[_i].target, "onnx") ? NB_USAGE : NB_UNSUPPORTED), "%s: status %d",
+                  refusals[_i].says, (int)s);
+    ck_assert_msg(strstr(nb_fail_message(), refusals[_i].says) != NULL, "%s", nb_fail_message());
+    ck_assert(!nb_path_exists(path));
+    md_free(&m);
+    scratch_end();
+}
+END_TEST
+
+START_TEST(table_says_what_the_targets_do)
+{
+    const char *const *name;
+    const int64_t named = fq_recipe_named(&name, NULL);
+    int64_t n, n_targets;
+    const md_recipe_fit *fit = md_recipe_fits(&n);
+    const md_target *target = md_targets(&n_targets);
+    ck_assert_int_eq(n_targets, MD_TARGETS);
+    ck_assert_int_eq(n, named);
+    for (int64_t i = 0; i < n; i++) {
+        md_model m;
+        bool known = false;
+        for (int64_t j = 0; j < named; j++)
+            known = known || !strcmp(name[j], fit[i].recipe);
+        ck_assert_msg(known, "%s", fit[i].recipe);
+        made_model(&m, &made_shapes[2], fit[i].recipe, (uint64_t)i); /* hidden 172 */
+        for (int k = 0; k < MD_TARGETS; k++) {
+            char report[1024] = "";
+            ck_assert_str_eq(target[k].name, targets[k]);
+            status s = target[k].check(&m, report, sizeof report);
+            ck_assert_msg((s == NB_OK) == (fit[i].fit[k] != MD_NO), "%s to %s: %s", fit[i].recipe, targets[k],
+                          nb_fail_message());
+            if (s == NB_OK)
+                ck_assert_msg((strstr(report, "padded") != NULL) == (fit[i].fit[k] == MD_PADDED), "%s to %s: %s",
+                              fit[i].recipe, targets[k], report);
+        }
+        md_free(&m);
+    }
+}
+END_TEST
+
+START_TEST(failed_writing_leaves_what_was_there)
+{
+    md_model m;
+    scratch_begin();
+    made_model(&m, &made_shapes[1], "q4_0", 3);
+    for (int k = 0; k < MD_TARGETS; k++) {
+        const char *path = scratch_write(targets[k], "old", 3);
+        for (int64_t left = 0; strcmp(targets[k], "safetensors") != 0; left++) {
+            char found[4] = "";
+            allocations_left = left;
+            status s = md_export(&m, targets[k], path, NULL, 0);
+            allocations_left = -1;
+            if (s == NB_OK)
+                break;
+            ck_assert_msg(s == NB_NOMEM, "%s", nb_fail_message());
+            FILE *f = fopen(path, "rb");
+            ck_assert_msg(f && fread(found, 1, 3, f) == 3 && !strcmp(found, "old"), "%s: allocation %lld", targets[k], (long long)left);
+            (void)fclose(f);
+        }
+    }
+    md_free(&m);
+    scratch_end();
+}
+END_TEST
+
+int main(void)
+{
+    Suite *s = suite_create("exports");
+    TCase *c = tcase_create("exports");
+    tcase_set_timeout(c, 120);
+    tcase_add_loop_test(c, folded_and_exported_equal_fake_quant, 0, N_MADE_SHAPES);
+    tcase_add_test(c, every_target_is_written_for_most_shapes);
+    tcase_add_loop_test(c, what_a_target_cannot_hold_is_refused, 0, sizeof refusals / sizeof *refusals);
+    tcase_add_test(c, table_says_what_the_targets_do);
+    tcase_add_test(c, failed_writing_leaves_what_was_there);
+    suite_add_tcase(s, c);
+    TCase *slow = tcase_create("many seeds");
+    tcase_set_timeout(slow, 600);
+    tcase_set_tags(slow, "slow");
+    tcase_add_loop_test(slow, folded_and_exported_equal_fake_quant, N_MADE_SHAPES, 6 * N_MADE_SHAPES);
+    suite_add_tcase(s, slow);
+    SRunner *r = srunner_create(s);
+    srunner_run_all(r, CK_ENV);
+    int failed = srunner_ntests_failed(r);
+    srunner_free(r);
+    return failed ? 1 : 0;
+}
