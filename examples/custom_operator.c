@@ -6,7 +6,7 @@
  *   da[c] = sum_m dy (x sin(2 a x) / a - sin^2(a x) / a^2)
  *
  * An operator is a table (name, forward, backward, which values backward reads) and a constructor that checks shapes.
- * The program compares its gradient with central differences, then trains it: a [1] has to find the frequency of a wave.
+ * The program compares its gradient with central differences, then trains it: a [1] has to find a wave's frequency.
  */
 #include <math.h>
 #include <nibble/autograd.h>
