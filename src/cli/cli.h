@@ -28,8 +28,9 @@ CL_COMMAND_LIST(X)
 status cl_begin(const cl_common *c);
 int cl_exit(status s); /* the exit code; prints "nibble: message" where s is no success */
 
-/* What -o names must not be there unless --force, and its folder must be: asked before any work. */
-status cl_check_output(const cl_common *c);
+/* What -o names must not be there unless --force, and its folder must be: asked before any work. is_folder: what will be
+ * written is a folder (an empty one may be there). */
+status cl_check_output(const cl_common *c, bool is_folder);
 /* Precision of float products; auto: bf16 where the CPU has it and the model is large enough to gain from it. */
 status cl_precision(kn_precision *p, const cl_common *c, const md_config *config);
 /* A model file or run folder, with the tokenizer of the common options if there is one. recipe: NULL, or one for a float model. */

@@ -45,7 +45,7 @@ static status generate(const char *model, const data_options *o)
     kd_data_options k = {.start = o->start == 0 ? KD_START_BOS : KD_START_HYBRID,
                          .sampling = {o->temperature, o->top_k, o->top_p}, .tokens = o->tokens, .ctx = o->common.ctx,
                          .slots = o->batch, .seed = o->common.seed};
-    TRY(cl_check_output(&o->common));
+    TRY(cl_check_output(&o->common, false));
     if (o->tokens < 1)
         return nb_fail(NB_USAGE, "how many tokens? (--tokens 400k)");
     TRY(cl_begin(&o->common));

@@ -79,7 +79,7 @@ static status export_model(const char *path, const export_options *o)
                        path ? "in which format? --to TARGET" : "which model? nibble export MODEL --to TARGET -o FILE");
     if (!is_target(o->target))
         return nb_fail(NB_USAGE, "--to %s: there is no such target (`nibble export --list` names them)", o->target);
-    TRY(cl_check_output(&o->common));
+    TRY(cl_check_output(&o->common, !strcmp(o->target, "safetensors")));
     TRY(cl_begin(&o->common));
     TRY(cl_open_model(&m, path, &o->common, NULL, false));
     status s = write_target(&m, o, report, sizeof report);

@@ -1,5 +1,6 @@
 /* cli_files.c - what the commands open and write, and how they start and end. */
 #include "cli/cli.h"
+#include <dirent.h>
 #include <errno.h>
 #include <omp.h>
 #include <stdlib.h>
@@ -30,18 +31,15 @@ int cl_exit(status s)
     return s == NB_USAGE ? 2 : s == NB_INTERRUPTED ? 130 : 1;
 }
 
-status cl_check_output(const cl_common *c)
+/* Whether the folder that holds `path` is there and can be written. */
+static status check_parent(const char *path)
 {
-    const char *path = c->output;
-    if (!path || !*path)
-        return nb_fail(NB_USAGE, "where should it be written? (-o FILE)");
-    if (nb_path_is_folder(path))
-        return nb_fail(NB_IO, "%s: is a folder, -o wants the name of a file", path);
-    if (nb_path_exists(path) && !c->force)
-        return nb_fail(NB_IO, "%s: is there already (--force replaces it)", path);
     char *folder = nb_string(path);
     if (!folder)
         return NB_NOMEM;
+    size_t n = strlen(folder);
+    while (n > 1 && folder[n - 1] == '/')
+        folder[--n] = 0;
     char *slash = strrchr(folder, '/');
     const char *parent = !slash ? "." : slash == folder ? "/" : folder;
     if (slash && slash != folder)
@@ -50,9 +48,34 @@ status cl_check_output(const cl_common *c)
     if (!nb_path_is_folder(parent))
         s = nb_fail(NB_IO, "%s: there is no folder %s to write it in", path, parent);
     else if (access(parent, W_OK))
-        s = nb_fail(NB_IO, "%s: the folder cannot be written: %s", path, strerror(errno));
+        s = nb_fail(NB_IO, "%s: the folder it stands in cannot be written: %s", path, strerror(errno));
     free(folder);
     return s;
+}
+
+static bool is_empty_folder(const char *path)
+{
+    DIR *d = opendir(path);
+    int n = 0;
+    if (!d)
+        return false;
+    while (n < 3 && readdir(d))
+        n++;
+    closedir(d);
+    return n < 3; /* "." and ".." */
+}
+
+status cl_check_output(const cl_common *c, bool is_folder)
+{
+    const char *path = c->output;
+    if (!path || !*path)
+        return nb_fail(NB_USAGE, "where should it be written? (-o %s)", is_folder ? "FOLDER" : "FILE");
+    if (nb_path_exists(path) && nb_path_is_folder(path) != is_folder)
+        return nb_fail(NB_IO, "%s: is a %s, -o wants the name of a %s", path, is_folder ? "file" : "folder",
+                       is_folder ? "folder" : "file");
+    if (nb_path_exists(path) && !c->force && !(is_folder && is_empty_folder(path)))
+        return nb_fail(NB_IO, "%s: is there already (--force replaces it)", path);
+    return check_parent(path);
 }
 
 status cl_precision(kn_precision *p, const cl_common *c, const md_config *config)

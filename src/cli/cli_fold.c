@@ -97,7 +97,7 @@ static status fold_model(md_model *m, const char *path, const fold_options *o)
 static status fold(const char *path, const fold_options *o)
 {
     md_model m = {0};
-    TRY(cl_check_output(&o->common));
+    TRY(cl_check_output(&o->common, false));
     TRY(cl_begin(&o->common));
     TRY(cl_open_model(&m, path, &o->common, o->recipe, false));
     status s = fold_model(&m, path, o);

@@ -3,6 +3,7 @@
 #include <omp.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #ifndef NIBBLE_VERSION
 #define NIBBLE_VERSION "unknown"
@@ -69,9 +70,24 @@ static int unknown(const char *name)
     return 2;
 }
 
+/* Threads that wait spin unless OpenMP is told otherwise before the program starts; where other programs want the same
+ * cores that makes everything several times slower. So the program starts itself once more, with the word said. */
+static void wait_without_spinning(char **argv)
+{
+    char path[4096];
+    if (getenv("OMP_WAIT_POLICY") || setenv("OMP_WAIT_POLICY", "passive", 1) != 0)
+        return;
+    ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
+    if (n > 0) {
+        path[n] = 0;
+        execv(path, argv); /* where this fails, work goes on as it is */
+    }
+}
+
 int main(int argc, char **argv)
 {
     char option[] = "--help", *help[] = {NULL, option, NULL};
+    wait_without_spinning(argv);
     cl_catch_interrupts();
     if (argc < 2) {
         print_overview(stderr);

@@ -1,0 +1,316 @@
+"""The nibble program from outside: every command on a real model with small settings, wrong usage, resuming.
+
+    test_cli.py PROGRAM      needs ../shared/data beside the project; without it only usage is tested
+"""
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+PROGRAM = os.path.abspath(sys.argv.pop(1)) if len(sys.argv) > 1 else "build/nibble"
+DATA = os.path.abspath("../shared/data")
+MODEL = f"{DATA}/stories260k/stories260K.bin"
+TOKENIZER = ["--tokenizer", f"{DATA}/stories260k/tok512.bin"]
+STORIES = f"{DATA}/reference/stories100.txt"
+needs_data = unittest.skipUnless(os.path.exists(MODEL), f"no {MODEL}")
+
+
+def run(*arguments, code=0, **more):
+    """Runs the program in the current folder; its exit code is asserted. Returns stdout and stderr as text."""
+    done = subprocess.run([PROGRAM, *arguments], capture_output=True, timeout=240, **more)
+    out, err = done.stdout.decode(), done.stderr.decode()
+    assert done.returncode == code, f"nibble {' '.join(arguments)}: exit {done.returncode}, wanted {code}\n{err}"
+    return out, err
+
+
+def parsed(*arguments, **more):
+    return json.loads(run(*arguments, "--json", **more)[0])
+
+
+def content(path):
+    with open(path, "rb") as file:
+        return file.read()
+
+
+class Usage(unittest.TestCase):
+    def test_wrong_usage_exits_with_2_and_says_why(self):
+        for arguments, words in [
+            ([], "usage"),
+            (["evla"], "did you mean eval"),
+            (["eval"], "an argument is missing"),
+            (["eval", "a", "b"], "too many"),
+            (["eval", "a"], "--data"),
+            (["eval", "a", "--dta", "x"], "did you mean --data"),
+            (["eval", "a", "--data"], "needs a value"),
+            (["eval", "a", "--json=1"], "takes no value"),
+            (["eval", "a", "--data", "x", "--ctx", "1.5"], "--ctx"),
+            (["eval", "a", "--data", "x", "--split", "words"], "none|line|blank"),
+            (["run", "a", "--temp", "nan"], "--temp"),
+            (["run", "a", "--seed", "-1"], "--seed"),
+            (["data", "a", "-o", "x.h5"], "--tokens"),
+            (["fold", "a"], "-o"),
+            (["export", "a", "--to", "exe", "-o", "x"], "no such target"),
+            (["qat", "a", "--data", "x"], "-o"),
+            (["train", "--data", "x", "-o", "y"], "--config"),
+            (["help", "evla"], "did you mean eval"),
+        ]:
+            with self.subTest(arguments):
+                out, err = run(*arguments, code=2)
+                self.assertEqual(out, "")
+                self.assertIn(words, err)
+
+    def test_help_explains_every_command(self):
+        overview = run("help")[0]
+        self.assertEqual(run("--help")[0], overview)
+        for name in ["info", "eval", "data", "qat", "train", "fold", "run", "export", "recipes"]:
+            with self.subTest(name):
+                text, _ = run(name, "--help")
+                self.assertEqual(text, run("help", name)[0])
+                for part in [f"nibble {name}", "usage:", "examples", "--threads", "--quiet"]:
+                    self.assertIn(part, text)
+                self.assertIn(f"  {name} ", overview)
+                self.assertLessEqual(max(map(len, text.splitlines())), 120)
+
+    def test_errors_exit_with_1(self):
+        self.assertIn("nowhere.bin", run("info", "nowhere.bin", code=1)[1])
+        self.assertIn("NIBBLE_ISA", run("info", "nowhere.bin", code=1, env={**os.environ, "NIBBLE_ISA": "z80"})[1])
+
+    def test_version_names_the_libraries(self):
+        out, _ = run("--version")
+        for part in ["nibble ", "OpenBLAS", "instruction set", "threads"]:
+            self.assertIn(part, out)
+        out, _ = run("--version", env={**os.environ, "OPENBLAS_CORETYPE": "Haswell"})
+        self.assertIn("OPENBLAS_CORETYPE", out)
+
+    def test_recipes_print_in_the_form_of_a_recipe_file(self):
+        self.assertIn("w4a8kv8", run("recipes")[0])
+        text, _ = run("recipes", "w4a8kv8")
+        with tempfile.TemporaryDirectory() as folder:
+            path = f"{folder}/own.txt"
+            with open(path, "w") as file:
+                file.write(text)
+            own, named = parsed("recipes", path), parsed("recipes", "w4a8kv8")
+        self.assertEqual(own["rules"], named["rules"])
+        self.assertIn("no-such", run("recipes", "no-such", code=2)[1])
+
+    def test_control_characters_of_names_do_not_reach_the_terminal(self):
+        _, err = run("info", "no\x1b[31m.bin", code=1)
+        self.assertNotIn("\x1b", err)
+
+
+@needs_data
+class Commands(unittest.TestCase):
+    """One folder for all: a small token file and a short run are made once."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.home, cls.folder = os.getcwd(), tempfile.TemporaryDirectory()
+        os.chdir(cls.folder.name)
+        run("data", MODEL, *TOKENIZER, "--tokens", "4k", "--ctx", "64", "--batch", "16", "--seed", "1", "-o", "train.h5")
+        run("data", MODEL, *TOKENIZER, "--tokens", "1k", "--ctx", "64", "--seed", "2", "-o", "heldout.h5")
+        run(*cls.qat("run"))
+        run("fold", "run", "-o", "student.h5")
+
+    @classmethod
+    def tearDownClass(cls):
+        os.chdir(cls.home)
+        cls.folder.cleanup()
+
+    @staticmethod
+    def qat(folder, steps="6"):
+        return ["qat", MODEL, "--data", "train.h5", "--heldout", "heldout.h5", "--recipe", "w4a8kv8", "--steps", steps,
+                "--batch", "4", "--seed", "1", "--save-every", "2", "-o", folder]
+
+    def test_greedy_text_equals_the_reference(self):
+        out, _ = run("run", MODEL, *TOKENIZER, "-p", "", "-n", "200", "--temp", "0", "--quiet")
+        self.assertEqual(out.encode(), content(f"{DATA}/stories260k/greedy_200.txt"))
+
+    def test_run_prints_prompt_text_and_one_newline(self):
+        line = ["run", "student.h5", "-p", "Once upon a time", "-n", "20", "--seed", "3"]
+        out, err = run(*line, "--quiet")
+        told = parsed(*line)
+        self.assertEqual(out, "Once upon a time" + told["text"] + "\n")
+        self.assertEqual(told["tokens"], 20)
+        self.assertEqual(out, run(*line)[0])
+        self.assertNotEqual(out, run(*line[:-1], "4")[0])
+        self.assertEqual(run("run", "student.h5", "-n", "0", "-p", "Zoo")[0], "Zoo\n")
+        self.assertIn("tokenizer", run("run", MODEL, code=2)[1])
+
+    def test_eval_reports_likelihood_and_distance(self):
+        with open(STORIES) as file, open("few.txt", "w") as few:
+            few.writelines(file.readlines()[:3])
+        told = parsed("eval", MODEL, *TOKENIZER, "--data", "few.txt", "--split", "line", "--ctx", "512", "--teacher", MODEL)
+        self.assertLess(told["nll"], 1.8)
+        self.assertGreater(told["nll"], 1.1)
+        low, high = told["ppl_ci95"]
+        self.assertTrue(low <= told["ppl"] <= high)
+        self.assertEqual(told["windows"], 3)
+        self.assertLess(told["kl"], 1e-9)
+        self.assertEqual(told["same_top"], 1)
+        told = parsed("eval", "student.h5", "--teacher", MODEL, "--data", "heldout.h5")
+        self.assertTrue(0 < told["kl"] < 0.3)
+        self.assertTrue(0 <= told["kl_median"] <= told["kl"] <= told["kl_p99"])
+        self.assertTrue(0.5 < told["same_top"] < 1)
+        self.assertNotIn("kl", parsed("eval", "student.h5", "--data", "heldout.h5"))
+        out, _ = run("eval", "student.h5", "--data", "heldout.h5")
+        self.assertIn("ppl", out)
+        run("eval", MODEL, "--data", "few.txt", code=2)
+
+    def test_eval_does_not_depend_on_threads(self):
+        line = ["eval", "student.h5", "--data", "heldout.h5"]
+        self.assertEqual(parsed(*line, "--threads", "1"), parsed(*line, "--threads", "2"))
+
+    def test_outputs_are_not_replaced_unless_forced(self):
+        before = content("heldout.h5")
+        for line in [["data", MODEL, *TOKENIZER, "--tokens", "1k"], ["fold", "run"], ["export", "run", "--to", "llama2c"]]:
+            with self.subTest(line[0]):
+                self.assertIn("--force", run(*line, "-o", "heldout.h5", code=1)[1])
+                self.assertIn("no folder", run(*line, "-o", "no/where.h5", code=1)[1])
+                self.assertIn("is a folder", run(*line, "-o", "run", code=1)[1])
+        self.assertEqual(content("heldout.h5"), before)
+        run("fold", "run", "-o", "again.h5")
+        run("fold", "run", "-o", "again.h5", "--force")
+        self.assertEqual(content("again.h5"), content("student.h5"))
+
+    def test_data_is_the_same_for_the_same_seed_and_goes_on_after_an_interruption(self):
+        line = ["data", MODEL, *TOKENIZER, "--tokens", "60k", "--batch", "8", "--ctx", "256", "--seed", "5", "-o"]
+        run(*line, "whole.h5")
+        started = subprocess.Popen([PROGRAM, *line, "parts.h5"], stderr=subprocess.DEVNULL)
+        deadline = time.time() + 60
+        while started.poll() is None and time.time() < deadline:
+            if os.path.exists("parts.h5.part") and os.path.getsize("parts.h5.part") > 9000:
+                started.send_signal(signal.SIGINT)
+                break
+            time.sleep(0.001)
+        if started.wait() != 0:  # a fast machine may have finished
+            self.assertEqual(started.returncode, 130)
+            self.assertFalse(os.path.exists("parts.h5"))
+            run(*line, "parts.h5")
+        self.assertEqual(content("whole.h5"), content("parts.h5"))
+        self.assertFalse(os.path.exists("parts.h5.part"))
+
+    def test_a_finished_run_says_so(self):
+        self.assertIn("finished before", run(*self.qat("run"))[1])
+        told = parsed(*self.qat("run"))
+        self.assertTrue(told["was_finished"])
+        self.assertEqual(told["step"], 6)
+
+    def test_other_settings_are_refused_and_named(self):
+        line = self.qat("run")
+        _, err = run(*line, "--lr", "1e-4", code=2)
+        self.assertIn("lr", err)
+        self.assertIn("--restart", err)
+
+    def test_an_interrupted_run_ends_in_the_same_bits(self):
+        for number in [signal.SIGINT, signal.SIGKILL]:
+            with self.subTest(number):
+                folder = f"cut{int(number)}"
+                started = subprocess.Popen([PROGRAM, *self.qat(folder)], stderr=subprocess.DEVNULL)
+                deadline = time.time() + 60
+                while started.poll() is None and time.time() < deadline:
+                    if os.path.exists(f"{folder}/last.h5"):
+                        started.send_signal(number)
+                        break
+                    time.sleep(0.002)
+                if started.wait() != 0 and number == signal.SIGINT:
+                    self.assertEqual(started.returncode, 130)
+                run(*self.qat(folder))
+                self.assertEqual(content(f"{folder}/last.h5"), content("run/last.h5"))
+                self.assertEqual(content(f"{folder}/best.h5"), content("run/best.h5"))
+
+    def test_restart_discards_a_run(self):
+        run(*self.qat("again", "2"))
+        run(*self.qat("again", "3"), code=2)
+        run(*self.qat("again", "3"), "--restart")
+        self.assertEqual(parsed("info", "again")["steps"], 3)
+
+    def test_a_dry_run_predicts_and_writes_nothing(self):
+        told = parsed(*self.qat("dry", "100"), "--dry-run")
+        self.assertEqual(told["steps"], 100)
+        for key in ["seconds", "memory_bytes", "disk_bytes", "tokens_per_second"]:
+            self.assertGreater(told[key], 0)
+        self.assertFalse(os.path.exists("dry"))
+
+    def test_training_lowers_the_distance_to_the_teacher(self):
+        run("fold", MODEL, *TOKENIZER, "--recipe", "w4a8kv8", "-o", "rtn.h5")
+        kl = [parsed("eval", f, "--teacher", MODEL, "--data", "heldout.h5")["kl"] for f in ["student.h5", "rtn.h5"]]
+        self.assertLess(kl[0], kl[1])
+
+    def test_fold_needs_what_it_needs(self):
+        self.assertIn("--recipe", run("fold", MODEL, "-o", "x.h5", code=2)[1])
+        self.assertIn("folded", run("fold", "student.h5", "-o", "x.h5", code=2)[1])
+        with open("static.txt", "w") as file:
+            file.write("base w8a8kv8\n*.input int8 tensor f32 static:minmax\n")
+        line = ["fold", MODEL, *TOKENIZER, "--recipe", "static.txt", "-o", "static.h5"]
+        self.assertIn("layers.0.attn.input", run(*line, code=1)[1])
+        self.assertFalse(os.path.exists("static.h5"))
+        run(*line, "--data", "train.h5")
+        self.assertLess(parsed("eval", "static.h5", "--teacher", MODEL, "--data", "heldout.h5")["kl"], 0.2)
+
+    def test_info_tells_what_files_hold(self):
+        told = parsed("info", MODEL)
+        self.assertEqual(told["params"], 260032)
+        self.assertEqual(told["config"]["hidden"], 172)
+        self.assertEqual(told["bits_per_param"], 32)
+        told = parsed("info", "student.h5", "--tensors")
+        self.assertEqual(told["recipe"], "w4a8kv8")
+        self.assertTrue(4.9 < told["bits_per_param"] < 5.2)
+        specs = {t["name"]: t["spec"] for t in told["tensors"]}
+        self.assertIn("int4", specs["layers.0.attn.wq.weight"])
+        self.assertEqual(specs["norm.weight"], "float")
+        told = parsed("info", "train.h5")
+        self.assertEqual(told["tokens"], 63 * 64)
+        self.assertEqual(told["settings"]["ctx"], 64)
+        told = parsed("info", "run")
+        self.assertEqual((told["step"], told["steps"]), (6, 6))
+        self.assertTrue(0 < told["best_kl"] < 0.3)
+        self.assertEqual(parsed("info", TOKENIZER[1])["kind"], "tokenizer")
+        self.assertIn("SentencePiece", run("info", TOKENIZER[1])[0])
+        run("info", STORIES, code=1)
+
+    def test_exports_open_again(self):
+        run("export", "student.h5", "--to", "llama2c", "-o", "student.bin")
+        told = parsed("info", "student.bin")
+        self.assertEqual(told["params"], 260032 + 5 * 3 * 20 * 64)  # hidden 172 is padded to 192
+        kl = parsed("eval", "student.bin", "--teacher", "run", *TOKENIZER, "--data", "heldout.h5")["kl"]
+        self.assertLess(kl, 5e-3)
+        self.assertIn("q4_0", run("export", "student.h5", "--to", "gguf", "-o", "x.gguf", code=1)[1])
+        run("fold", MODEL, *TOKENIZER, "--recipe", "q4_0", "-o", "q4.h5")
+        run("export", "q4.h5", "--to", "gguf", "-o", "q4.gguf")
+        told = parsed("info", "q4.gguf", "--tensors")
+        self.assertEqual(told["metadata"]["general.architecture"], "llama")
+        self.assertIn("Q4_0", [t["type"] for t in told["tensors"]])
+        run("export", MODEL, *TOKENIZER, "--to", "safetensors", "-o", "hf")
+        self.assertIn("--force", run("export", MODEL, "--to", "safetensors", "-o", "hf", code=1)[1])
+        nll = [parsed("eval", m, *TOKENIZER, "--data", "heldout.h5")["nll"] for m in [MODEL, "hf"]]
+        self.assertAlmostEqual(*nll, places=5)
+        run("export", MODEL, *TOKENIZER, "--to", "h5-bf16", "-o", "small.h5")
+        self.assertLess(os.path.getsize("small.h5"), os.path.getsize(MODEL))
+        self.assertEqual(parsed("info", "small.h5")["kind"], "nibble model")
+
+    def test_a_new_model_learns_from_text(self):
+        config = "dim=32,hidden=64,layers=2,heads=4,ctx=64"
+        line = ["train", "--config", config, "--tokenizer", "bytes", "--data", STORIES, "--split", "line", "--steps", "40",
+                "--batch", "8", "--ctx", "64", "-o", "tiny"]
+        told = parsed(*line)
+        self.assertLess(told["best_nll"], 3.6)  # a uniform guess has ln 258 = 5.55
+        self.assertEqual(parsed("info", "tiny")["config"]["vocab"], 258)
+        run("run", "tiny", "-p", "The", "-n", "5")
+        self.assertIn("hiden", run(*line[:2], "dim=32,hiden=64", *line[3:-1], "bad", code=2)[1])
+
+    def test_text_can_be_piped_away_early(self):
+        p = subprocess.run(f"'{PROGRAM}' recipes | head -n 1", shell=True, capture_output=True)
+        self.assertEqual(p.stderr, b"")
+        full = subprocess.run(f"'{PROGRAM}' recipes > /dev/full", shell=True, capture_output=True)
+        self.assertEqual(full.returncode, 1)
+        self.assertIn(b"cannot be written", full.stderr)
+
+
+if __name__ == "__main__":
+    if not os.path.exists(MODEL):
+        print(f"skipped: what needs {MODEL}, which is not here")
+    unittest.main()
