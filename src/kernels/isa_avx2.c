@@ -8,6 +8,7 @@
 #include <string.h>
 #include <tgmath.h>
 
+#define INLINE static inline __attribute__((always_inline)) /* for loops over a constant register tile */
 enum { TILE_ROWS = 3, TILE_VECTORS = 2, TILE_TALL = 4, LINEAR_ROWS = 3, LINEAR_PANELS = 1, LINEAR_GROUP_ROWS = 2 };
 
 typedef struct {

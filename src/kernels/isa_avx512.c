@@ -8,6 +8,7 @@
 #include <string.h>
 #include <tgmath.h>
 
+#define INLINE static inline __attribute__((always_inline)) /* for loops over a constant register tile */
 enum { TILE_ROWS = 6, TILE_VECTORS = 4, TILE_TALL = 8, LINEAR_ROWS = 6, LINEAR_PANELS = 4, LINEAR_GROUP_ROWS = 3 };
 
 typedef __m512 v16;

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <tgmath.h>
 
+#define INLINE static
 enum { TILE_ROWS = 2, TILE_VECTORS = 1, TILE_TALL = 2, LINEAR_ROWS = 1, LINEAR_PANELS = 1, LINEAR_GROUP_ROWS = 1 };
 
 typedef struct {

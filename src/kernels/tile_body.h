@@ -2,8 +2,6 @@
  * tile:  c[m,n] = (add ? c[m,n] : 0) + sum_k a(m,k) b[k,n], a(m,k) = a[m*am + k*ak]; one fused chain, k ascending, so that
  *        a sum may be cut anywhere along k without changing a bit.
  * dots:  y[m,n] = sum_k x[m,k] w[n,k], in 16 lanes over k. */
-#define INLINE static inline __attribute__((always_inline))
-
 /* rows x vectors is the register tile, both constants where this is called. `left` columns of c and b are real. */
 INLINE void tile_fixed(const int rows, const int vectors, real *c, int64_t ldc, const real *a, int64_t am, int64_t ak,
                        const real *b, int64_t ldb, int64_t K, bool add, int64_t left)
