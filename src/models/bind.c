@@ -237,7 +237,7 @@ status md_check_arrays(const fm_arrays *a, const md_config *c, md_naming naming,
 
 status md_check_ctx(const md_config *c, const fm_arrays *a)
 {
-    const int64_t always = 1 << 24; /* elements: tables of 64 MiB; beyond that 16 bytes of table per byte of file */
+    const int64_t always = 1 << 22; /* elements: tables of 16 MiB; beyond that 16 bytes of table per byte of file */
     size_t bytes = 0;
     for (int64_t i = 0; i < a->n; i++)
         bytes += a->array[i].bytes;

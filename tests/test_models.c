@@ -1,0 +1,639 @@
+/* test_models.c - configs; opening llama2.c, Hugging Face and HDF5 files; what is saved comes back bit for bit; what makes no
+ * sense is refused with its reason.
+ */
+#include "models_made.h"
+#include "scratch.h"
+#include <math.h>
+
+#define STORIES "../shared/data/stories260k/"
+
+static bool have(const char *path)
+{
+    if (!nb_path_exists(path))
+        printf("skipped: no %s\n", path);
+    return nb_path_exists(path);
+}
+
+static void opened(md_model *m, const char *path, const md_open_options *o)
+{
+    ck_assert_msg(md_open(m, path, o) == NB_OK, "%s", nb_fail_message());
+}
+
+static void refused(const char *path, const md_open_options *o, status wanted, const char *says)
+{
+    md_model m;
+    status s = md_open(&m, path, o);
+    ck_assert_msg(s == wanted, "%s: status %d (%s), wanted %d", says, (int)s, s == NB_OK ? "" : nb_fail_message(),
+                  (int)wanted);
+    ck_assert_msg(strstr(nb_fail_message(), says) != NULL, "\"%s\" lacks \"%s\"", nb_fail_message(), says);
+    ck_assert(m.block == NULL && m.params.n == 0 && m.sites.n == 0);
+}
+
+/* ---- configs ------------------------------------------------------------------------------ */
+
+START_TEST(config_survives_json)
+{
+    md_config c = made_shapes[_i], back;
+    c.norm_eps = 1e-6;
+    c.rope_theta = 500000;
+    if (_i == 3) {
+        c.rope_factor = 8;
+        c.rope_low = 1;
+        c.rope_high = 4;
+        c.rope_ctx = 8192;
+    }
+    nb_writer w = {0};
+    nb_json_open(&w, NULL, '{');
+    md_config_to_json(&c, &w);
+    nb_json_close(&w, '}');
+    char *text = nb_json_text(&w);
+    ck_assert(text != NULL);
+    ck_assert_msg(md_config_from_text(&back, text, strlen(text), "test") == NB_OK, "%s", nb_fail_message());
+    free(text);
+    ck_assert_str_eq(back.architecture, c.architecture);
+    ck_assert(back.dim == c.dim && back.hidden == c.hidden && back.layers == c.layers && back.heads == c.heads);
+    ck_assert(back.kv_heads == c.kv_heads && back.head_size == c.head_size && back.vocab == c.vocab &&
+              back.ctx == c.ctx);
+    ck_assert(back.norm_eps == c.norm_eps && back.rope_theta == c.rope_theta && back.pairing == c.pairing);
+    ck_assert(back.tied == c.tied && back.qkv_bias == c.qkv_bias && back.out_bias == c.out_bias);
+    ck_assert(back.rope_factor == c.rope_factor && back.rope_low == c.rope_low && back.rope_high == c.rope_high);
+    ck_assert(back.rope_ctx == c.rope_ctx && back.bos == c.bos && back.eos == c.eos);
+}
+END_TEST
+
+START_TEST(short_config_gets_defaults)
+{
+    static const char text[] = "{\"dim\": 64, \"hidden\": 172, \"layers\": 5, \"heads\": 8, \"vocab\": 512}";
+    md_config c;
+    ck_assert_msg(md_config_from_text(&c, text, sizeof text - 1, "test") == NB_OK, "%s", nb_fail_message());
+    ck_assert(c.kv_heads == 8 && c.head_size == 8 && c.ctx == 256 && c.norm_eps == 1e-5 && c.rope_theta == 10000);
+    ck_assert(c.tied && c.pairing == KN_ROPE_INTERLEAVED && c.bos == -1 && c.eos == -1 && c.rope_factor == 0);
+    c.kv_heads = 4;
+    ck_assert_int_eq(md_config_params(&c), 260032); /* stories260K */
+}
+END_TEST
+
+static const struct {
+    const char *extra, *says;
+} bad_configs[] = {
+    {"\"heads\": 0", "heads"},
+    {"\"kv_heads\": 3", "kv_heads"},
+    {"\"head_size\": 7", "head_size"},
+    {"\"dim\": 1e9", "dim"},
+    {"\"dim\": 64.5", "dim"},
+    {"\"dim\": \"64\"", "dim"},
+    {"\"layers\": -1", "layers"},
+    {"\"layers\": 5000", "layers"},
+    {"\"vocab\": 1e300", "vocab"},
+    {"\"ctx\": 4194304, \"head_size\": 4096", "ctx"},
+    {"\"tied\": 1", "tied"},
+    {"\"norm_eps\": -1", "norm_eps"},
+    {"\"norm_eps\": null", "norm_eps"},
+    {"\"rope_theta\": 0", "rope_theta"},
+    {"\"rope_factor\": 8", "rope_low"},
+    {"\"pairing\": \"both\"", "pairing"},
+    {"\"architecture\": \"mamba\"", "architecture"},
+    {"\"architecture\": \"a name that is too long for it\"", "architecture"},
+    {"\"bos\": 512", "bos"},
+    {"\"hiden\": 3", "unknown field \"hiden\""},
+    {"\"x\": [", "JSON"},
+};
+
+START_TEST(config_without_sense_is_refused)
+{
+    char text[512];
+    md_config c;
+    (void)snprintf(text, sizeof text, "{\"dim\": 64, \"hidden\": 172, \"layers\": 5, \"heads\": 8, \"vocab\": 512, %s}",
+                   bad_configs[_i].extra);
+    status s = md_config_from_text(&c, text, strlen(text), "my.json");
+    ck_assert_msg(s == NB_FORMAT || s == NB_UNSUPPORTED, "%s: status %d", text, (int)s);
+    ck_assert_msg(strstr(nb_fail_message(), bad_configs[_i].says) && strstr(nb_fail_message(), "my.json"), "%s",
+                  nb_fail_message());
+}
+END_TEST
+
+START_TEST(config_without_what_is_wanted_is_refused)
+{
+    static const char *const wanted[] = {"dim", "hidden", "layers", "heads", "vocab"};
+    for (int leave = 0; leave < 5; leave++) {
+        char text[256] = "{";
+        md_config c;
+        for (int i = 0; i < 5; i++)
+            if (i != leave)
+                (void)snprintf(text + strlen(text), sizeof text - strlen(text), "%s\"%s\": 8",
+                               strlen(text) > 1 ? ", " : "", wanted[i]);
+        strcat(text, "}");
+        ck_assert(md_config_from_text(&c, text, strlen(text), "t") == NB_FORMAT);
+        ck_assert_msg(strstr(nb_fail_message(), wanted[leave]) != NULL, "%s", nb_fail_message());
+    }
+    md_config c;
+    ck_assert(md_config_from_text(&c, "[1]", 3, "t") == NB_FORMAT);
+    ck_assert(md_config_from_text(&c, "{}", 2, "t") == NB_FORMAT);
+    ck_assert(md_config_from_text(&c, "7", 1, "t") == NB_FORMAT);
+}
+END_TEST
+
+START_TEST(pairings_are_inverse_permutations)
+{
+    static const int64_t half_to_interleaved[] = {0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11};
+    for (int64_t r = 0; r < 12; r++) {
+        int64_t from = md_paired_row(r, 6, KN_ROPE_INTERLEAVED, KN_ROPE_HALF);
+        ck_assert_int_eq(from, half_to_interleaved[r]);
+        ck_assert_int_eq(md_paired_row(from, 6, KN_ROPE_HALF, KN_ROPE_INTERLEAVED), r);
+        ck_assert_int_eq(md_paired_row(r, 6, KN_ROPE_HALF, KN_ROPE_HALF), r);
+    }
+}
+END_TEST
+
+/* ---- llama2.c ----------------------------------------------------------------------------- */
+
+START_TEST(versions_0_and_1_hold_the_same_model)
+{
+    md_model a, b;
+    const md_open_options o = {.tokenizer = STORIES "tok512.bin"};
+    if (!have(STORIES "stories260K.bin") || !have(STORIES "stories260K_v1.bin") || !have(STORIES "tok512.bin"))
+        return;
+    opened(&a, STORIES "stories260K.bin", &o);
+    opened(&b, STORIES "stories260K_v1.bin", NULL);
+    ck_assert(a.config.dim == 64 && a.config.hidden == 172 && a.config.layers == 5 && a.config.heads == 8);
+    ck_assert(a.config.kv_heads == 4 && a.config.vocab == 512 && a.config.ctx == 512 && a.config.tied);
+    ck_assert_int_eq(ag_params_count(&a.params), 260032);
+    ck_assert(a.tokenizer.kind == FM_TOKENIZER_SPM && b.tokenizer.kind == FM_TOKENIZER_NONE);
+    ck_assert(a.config.bos == 1 && a.config.eos == 2);
+    made_compare_models(&a, &b, "v1");
+    md_free(&a);
+    md_free(&b);
+}
+END_TEST
+
+START_TEST(int8_files_are_decoded)
+{
+    md_model a, b;
+    md_tensor *t;
+    int64_t n;
+    double error = 0, power = 0;
+    if (!have(STORIES "stories260K.bin") || !have(STORIES "stories260K-q8.bin"))
+        return;
+    opened(&a, STORIES "stories260K.bin", NULL);
+    opened(&b, STORIES "stories260K-q8.bin", NULL);
+    ck_assert(md_tensors_new(&t, &n, &a.config) == NB_OK);
+    for (int64_t i = 0; i < n; i++) {
+        real *x = made_values(&a, &t[i]), *y = made_values(&b, &t[i]);
+        for (int64_t k = 0; k < md_tensor_count(&t[i]); k++) {
+            error += ((double)x[k] - (double)y[k]) * ((double)x[k] - (double)y[k]);
+            power += (double)x[k] * (double)x[k];
+        }
+        free(x);
+        free(y);
+    }
+    ck_assert_msg(sqrt(error / power) < 0.005, "%g", sqrt(error / power)); /* 8 bits in groups of 8: measured 0.0027 */
+    free(t);
+    md_free(&a);
+    md_free(&b);
+}
+END_TEST
+
+/* ---- HDF5 --------------------------------------------------------------------------------- */
+
+/* A checkpoint as the trainer writes it, its latent parameters in `as`. */
+static const char *save_checkpoint(md_model *m, fm_dtype as)
+{
+    const char *path = scratch_path("checkpoint.h5");
+    fm_h5 f;
+    ck_assert_msg(fm_h5_create(&f, path, "checkpoint") == NB_OK, "%s", nb_fail_message());
+    ck_assert_msg(md_save_header(m, &f) == NB_OK && md_save_params(m, &f, as) == NB_OK, "%s", nb_fail_message());
+    ck_assert_msg(fm_h5_commit(&f) == NB_OK, "%s", nb_fail_message());
+    return path;
+}
+
+static void same_params(const md_model *a, const md_model *b)
+{
+    ck_assert_int_eq(a->params.n, b->params.n);
+    for (int64_t i = 0; i < a->params.n; i++) {
+        const ag_param *p = a->params.p[i], *q = b->params.p[i];
+        ck_assert_str_eq(p->name, q->name);
+        ck_assert_int_eq(p->count, q->count);
+        ck_assert_msg(!memcmp(p->x, q->x, (size_t)p->count * sizeof *p->x), "%s", p->name);
+    }
+}
+
+static void same_site_states(const md_model *a, const md_model *b, bool weights_too)
+{
+    ck_assert_int_eq(a->sites.n, b->sites.n);
+    for (int64_t i = 0; i < a->sites.n; i++) {
+        const int64_t n = fq_site_state(a->sites.s[i], NULL);
+        if (n == 0 || (a->sites.s[i]->is_weight && !weights_too))
+            continue;
+        double *x = calloc((size_t)n, sizeof *x), *y = calloc((size_t)n, sizeof *y);
+        ck_assert_int_eq(fq_site_state(a->sites.s[i], x), n);
+        ck_assert_int_eq(fq_site_state(b->sites.s[i], y), n);
+        ck_assert_msg(!memcmp(x, y, (size_t)n * sizeof *x), "%s", a->sites.s[i]->name);
+        free(x);
+        free(y);
+    }
+}
+
+static void same_recipe(const fq_recipe *a, const fq_recipe *b)
+{
+    char *x = fq_recipe_text(a), *y = fq_recipe_text(b);
+    ck_assert_str_eq(a->name, b->name);
+    ck_assert_str_eq(x, y);
+    free(x);
+    free(y);
+}
+
+START_TEST(checkpoint_comes_back_bit_for_bit)
+{
+    md_model m, back;
+    scratch_begin();
+    made_model(&m, &made_shapes[_i % N_MADE_SHAPES], made_recipes[_i], (uint64_t)_i);
+    opened(&back, save_checkpoint(&m, FM_F32), NULL);
+    same_params(&m, &back);
+    same_site_states(&m, &back, true);
+    same_recipe(&m.recipe, &back.recipe);
+    made_compare_models(&m, &back, "checkpoint");
+    md_free(&back);
+    md_free(&m);
+    scratch_end();
+}
+END_TEST
+
+START_TEST(small_floats_round_once)
+{
+    static const fm_dtype types[] = {FM_F16, FM_BF16};
+    md_model m, back;
+    scratch_begin();
+    made_model(&m, &made_shapes[0], "w4a8kv8", 5);
+    opened(&back, save_checkpoint(&m, types[_i]), NULL);
+    for (int64_t i = 0; i < m.params.n; i++)
+        for (int64_t k = 0; k < m.params.p[i]->count; k++) {
+            const ag_param *p = m.params.p[i];
+            real x = p->x[k], y = back.params.p[i]->x[k];
+            real wanted = p->group == AG_SCALE  ? x
+                          : types[_i] == FM_F16 ? nb_half_to(nb_half_from(x))
+                                                : nb_bf16_to(nb_bf16_from(x));
+            if (y != wanted)
+                ck_abort_msg("%s[%lld] is %g", p->name, (long long)k, (double)y);
+        }
+    md_free(&back);
+    m.params.p[0]->x[0] = 1e6f;
+    fm_h5 f;
+    ck_assert(fm_h5_create(&f, scratch_path("big.h5"), "model") == NB_OK);
+    ck_assert(md_save_params(&m, &f, types[_i]) == (_i == 0 ? NB_UNSUPPORTED : NB_OK));
+    fm_h5_close(&f);
+    md_free(&m);
+    scratch_end();
+}
+END_TEST
+
+START_TEST(model_file_is_float_and_takes_any_recipe)
+{
+    md_model m, back;
+    const char *path;
+    const md_open_options q8 = {.recipe = "q8_0"};
+    scratch_begin();
+    made_model(&m, &made_shapes[2], "w4a8kv8", 6);
+    ck_assert(md_save_model(&m, path = scratch_path("model.h5"), FM_F32) == NB_OK);
+    opened(&back, path, NULL);
+    ck_assert(back.recipe.n == 0 && !back.folded);
+    for (int64_t i = 0; i < back.params.n; i++) {
+        const ag_param *p = back.params.p[i], *q = ag_param_find(&m.params, p->name);
+        ck_assert(q && !memcmp(p->x, q->x, (size_t)p->count * sizeof *p->x));
+    }
+    md_free(&back);
+    opened(&back, path, &q8);
+    ck_assert_str_eq(back.recipe.name, "q8_0");
+    md_free(&back);
+    opened(&back, save_checkpoint(&m, FM_F32), &q8); /* latent floats under another recipe */
+    ck_assert_str_eq(back.recipe.name, "q8_0");
+    md_free(&back);
+    md_free(&m);
+    scratch_end();
+}
+END_TEST
+
+START_TEST(folded_file_with_latent_floats_goes_on)
+{
+    md_model m, folded, train;
+    const md_open_options o = {.train = true}, other = {.recipe = "q8_0"};
+    scratch_begin();
+    made_model(&m, &made_shapes[2], "w4a8kv8", 7);
+    const char *both = scratch_path("both.h5"), *codes = scratch_path("codes.h5");
+    ck_assert_msg(md_save_folded(&m, both, true) == NB_OK, "%s", nb_fail_message());
+    ck_assert(md_save_folded(&m, codes, false) == NB_OK);
+    opened(&train, both, &o);
+    same_params(&m, &train);
+    same_site_states(&m, &train, true);
+    made_compare_models(&m, &train, "latent");
+    opened(&folded, both, NULL);
+    made_compare_models(&m, &folded, "folded");
+    ck_assert(folded.embed == NULL && folded.block[0].attn.wq.w == NULL);
+    ck_assert(md_save_folded(&folded, scratch_path("again.h5"), true) == NB_USAGE);
+    ck_assert(md_save_model(&folded, scratch_path("again.h5"), FM_F32) == NB_USAGE);
+    ck_assert_msg(md_save_folded(&folded, scratch_path("again.h5"), false) == NB_OK, "%s", nb_fail_message());
+    md_free(&folded);
+    opened(&folded, scratch_path("again.h5"), NULL);
+    made_compare_models(&m, &folded, "folded twice");
+    refused(codes, &o, NB_USAGE, "latent floats");
+    refused(codes, &other, NB_USAGE, "is folded by recipe q8_0");
+    md_free(&folded);
+    md_free(&train);
+    md_free(&m);
+    scratch_end();
+}
+END_TEST
+
+START_TEST(static_ranges_travel_with_the_codes)
+{
+    static const char recipe[] =
+        "*.weight int4 row f32 learned\n*.input int8 asym tensor static:minmax\n*.attn.[kv] int8 head f32 learned\n";
+    md_model m, back;
+    scratch_begin();
+    const char *path = scratch_path("static.h5");
+    made_model(&m, &made_shapes[0], recipe, 8);
+    ck_assert(md_save_folded(&m, path, false) == NB_USAGE);
+    ck_assert_msg(strstr(nb_fail_message(), "layers.0.attn.input") != NULL, "%s", nb_fail_message());
+    ck_assert(!nb_path_exists(path));
+    for (int64_t i = 0; i < m.sites.n; i++) {
+        fq_site *s = m.sites.s[i];
+        const int64_t n = fq_site_state(s, NULL);
+        if (s->is_weight || n == 0)
+            continue;
+        double *state = calloc((size_t)n, sizeof *state);
+        (void)fq_site_state(s, state);
+        state[0] = 1; /* started */
+        for (int64_t k = 1; k <= s->n_scales; k++)
+            state[k] = 0.01 * (double)(k + i);
+        ck_assert_msg(fq_site_restore(s, state, n) == NB_OK, "%s", nb_fail_message());
+        free(state);
+    }
+    ck_assert_msg(md_save_folded(&m, path, false) == NB_OK, "%s", nb_fail_message());
+    opened(&back, path, NULL);
+    same_site_states(&m, &back, false);
+    for (int64_t i = 0; i < back.params.n; i++) { /* learned scales of activations are values */
+        const ag_param *p = back.params.p[i], *q = ag_param_find(&m.params, p->name);
+        ck_assert(q && !memcmp(p->x, q->x, (size_t)p->count * sizeof *p->x));
+    }
+    md_free(&back);
+    md_free(&m);
+    scratch_end();
+}
+END_TEST
+
+/* A file without one of its parts, or with one too many. */
+START_TEST(incomplete_checkpoint_is_refused)
+{
+    md_model m;
+    fm_h5 f;
+    scratch_begin();
+    const char *path = scratch_path("part.h5");
+    made_model(&m, &made_shapes[0], "w4a8kv8", 9);
+    const char *kept = m.params.p[2]->name;
+    char says[128];
+    for (int k = 0; k < 3; k++) {
+        ck_assert(fm_h5_create(&f, path, "checkpoint") == NB_OK && md_save_header(&m, &f) == NB_OK);
+        ag_param *last = m.params.p[m.params.n - 1], *third = m.params.p[2];
+        if (k == 0)
+            m.params.p[2] = last;
+        if (k < 2)
+            m.params.n--;
+        if (k == 2)
+            ck_assert(fm_h5_write(&f, "param/stranger", FM_F32, 1, last->dim, last->x) == NB_OK);
+        ck_assert(md_save_params(&m, &f, FM_F32) == NB_OK && fm_h5_commit(&f) == NB_OK);
+        m.params.n += k < 2;
+        m.params.p[2] = third;
+        (void)snprintf(says, sizeof says, "%s", k == 0 ? kept : k == 1 ? last->name : "/param has");
+        refused(path, NULL, NB_FORMAT, says);
+    }
+    md_free(&m);
+    scratch_end();
+}
+END_TEST
+
+START_TEST(values_that_are_not_finite_are_refused)
+{
+    md_model m;
+    scratch_begin();
+    made_model(&m, &made_shapes[0], "float", 10);
+    m.params.p[3]->x[1] = (real)NAN;
+    ck_assert(md_save_model(&m, scratch_path("nan.h5"), FM_F32) == NB_OK);
+    refused(scratch_path("nan.h5"), NULL, NB_FORMAT, m.params.p[3]->name);
+    md_free(&m);
+    scratch_end();
+}
+END_TEST
+
+START_TEST(other_files_are_refused_by_name)
+{
+    scratch_begin();
+    const char *text = scratch_write("text.txt", "Once upon a time", 16);
+    const char *gguf = scratch_write("a.gguf", "GGUF\3\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0", 24);
+    const md_open_options recipe = {.recipe = "no such recipe"};
+    fm_h5 f;
+    const int64_t none = 0;
+    refused(text, NULL, NB_FORMAT, "text.txt");
+    refused(gguf, NULL, NB_UNSUPPORTED, "GGUF");
+    refused(scratch_folder, NULL, NB_FORMAT, "model.safetensors");
+    refused(scratch_path("absent"), NULL, NB_IO, "absent");
+    ck_assert(fm_h5_create(&f, scratch_path("tokens.h5"), "tokens") == NB_OK);
+    ck_assert(fm_h5_write(&f, "ids", FM_U16, 1, &none, NULL) == NB_OK && fm_h5_commit(&f) == NB_OK);
+    refused(scratch_path("tokens.h5"), NULL, NB_USAGE, "tokens");
+    ck_assert(fm_h5_create(&f, scratch_path("empty.h5"), "folded") == NB_OK && fm_h5_commit(&f) == NB_OK);
+    refused(scratch_path("empty.h5"), NULL, NB_FORMAT, "format_version");
+    md_model m;
+    ck_assert(md_open(&m, text, &recipe) != NB_OK);
+    scratch_end();
+}
+END_TEST
+
+/* ---- Hugging Face ------------------------------------------------------------------------- */
+
+/* A folder with the weights of a made model and this config.json. */
+static const char *hf_folder(const md_config *c, const char *config)
+{
+    md_model m;
+    const char *folder = scratch_path("hf");
+    char path[1100];
+    made_model(&m, c, "float", 11);
+    ck_assert_msg(md_export(&m, "safetensors", folder, NULL, 0) == NB_OK, "%s", nb_fail_message());
+    md_free(&m);
+    (void)snprintf(path, sizeof path, "%s/config.json", folder);
+    FILE *f = config ? fopen(path, "wb") : NULL;
+    if (f) {
+        ck_assert(fputs(config, f) >= 0);
+        (void)fclose(f);
+    }
+    return folder;
+}
+
+static const struct {
+    const char *json, *says; /* says NULL: opened */
+} hf_configs[] = {
+    {"\"model_type\": \"llama\", \"rms_norm_eps\": 1e-5", NULL},
+    {"\"model_type\": \"mistral\", \"sliding_window\": null, \"rope_theta\": 1000000.0", NULL},
+    {"\"model_type\": \"mistral\", \"sliding_window\": 64", NULL}, /* wider than the context */
+    {"\"model_type\": \"llama\", \"eos_token_id\": [2, 3], \"head_dim\": 32, \"rope_scaling\": null", NULL},
+    {"\"model_type\": \"llama\", \"rope_parameters\": {\"rope_type\": \"default\", \"rope_theta\": 500000.0}", NULL},
+    {"\"model_type\": \"llama\", \"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 8.0, \"low_freq_factor\": "
+     "1.0, "
+     "\"high_freq_factor\": 4.0, \"original_max_position_embeddings\": 8192}",
+     NULL},
+    {"\"rms_norm_eps\": 1e-5", "model_type"},
+    {"\"model_type\": \"qwen3\"", "qwen3"},
+    {"\"model_type\": \"qwen2\"", "q_proj.bias"},
+    {"\"model_type\": \"llama\", \"attention_bias\": true", "bias"},
+    {"\"model_type\": \"llama\", \"mlp_bias\": true", "mlp_bias"},
+    {"\"model_type\": \"llama\", \"hidden_act\": \"gelu\"", "gelu"},
+    {"\"model_type\": \"mistral\", \"sliding_window\": 16", "sliding_window"},
+    {"\"model_type\": \"llama\", \"rope_scaling\": {\"type\": \"yarn\", \"factor\": 4.0}", "yarn"},
+    {"\"model_type\": \"llama\", \"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 8.0}", "rope_low"},
+    {"\"model_type\": \"llama\", \"partial_rotary_factor\": 0.5", "partial_rotary_factor"},
+    {"\"model_type\": \"llama\", \"quantization_config\": {\"quant_method\": \"gptq\"}", "gptq"},
+    {"\"model_type\": \"llama\", \"num_hidden_layers\": 2", "layers"},
+    {"\"model_type\": \"llama\", \"num_hidden_layers\": 4000000", "layers"},
+    {"\"model_type\": \"llama\", \"hidden_size\": 192", "embed_tokens"},
+    {"\"model_type\": \"llama\", \"intermediate_size\": 34", "gate_proj"},
+    {"\"model_type\": \"llama\", \"max_position_embeddings\": 4000000", "context"},
+};
+
+START_TEST(hf_configs_are_read_or_refused)
+{
+    char json[1024];
+    md_model m, original;
+    scratch_begin();
+    /* later keys of the same name are not seen: cJSON takes the first, so the row comes before the common part */
+    (void)snprintf(
+        json, sizeof json,
+        "{%s, \"hidden_size\": 96, \"intermediate_size\": 33, \"num_hidden_layers\": 1, \"num_attention_heads\": 3, "
+        "\"vocab_size\": 41, \"max_position_embeddings\": 32, \"tie_word_embeddings\": false}",
+        hf_configs[_i].json);
+    const char *folder = hf_folder(&made_shapes[3], json);
+    if (hf_configs[_i].says) {
+        status s = md_open(&m, folder, NULL);
+        ck_assert_msg(s == NB_FORMAT || s == NB_UNSUPPORTED, "%s: status %d", hf_configs[_i].json, (int)s);
+        ck_assert_msg(strstr(nb_fail_message(), hf_configs[_i].says) != NULL, "%s", nb_fail_message());
+    } else {
+        opened(&m, folder, NULL);
+        made_model(&original, &made_shapes[3], "float", 11);
+        made_compare_models(&original, &m, "hf");
+        ck_assert(m.config.pairing == KN_ROPE_HALF && !m.config.tied && m.config.kv_heads == 3 &&
+                  m.config.head_size == 32);
+        ck_assert(m.config.eos == (strstr(hf_configs[_i].json, "eos") ? 2 : -1));
+        ck_assert(m.config.rope_theta == (strstr(hf_configs[_i].json, "1000000.0")  ? 1e6
+                                          : strstr(hf_configs[_i].json, "500000.0") ? 5e5
+                                                                                    : 1e4));
+        ck_assert(m.config.norm_eps == (strstr(hf_configs[_i].json, "1e-5") ? 1e-5 : 1e-6));
+        ck_assert((m.config.rope_factor == 8) == (strstr(hf_configs[_i].json, "llama3") != NULL));
+        md_free(&original);
+        md_free(&m);
+    }
+    scratch_end();
+}
+END_TEST
+
+START_TEST(hf_export_reads_back_its_config)
+{
+    md_config c = made_shapes[_i];
+    md_model m;
+    char file[1100];
+    scratch_begin();
+    c.rope_factor = _i == 3 ? 8 : 0;
+    c.rope_low = 1;
+    c.rope_high = 4;
+    c.rope_ctx = 1024;
+    const char *folder = hf_folder(&c, NULL);
+    opened(&m, folder, NULL);
+    ck_assert(m.config.tied == c.tied && m.config.qkv_bias == c.qkv_bias && m.config.out_bias == c.out_bias);
+    ck_assert(m.config.rope_theta == 10000 && m.config.rope_factor == c.rope_factor && m.config.ctx == c.ctx);
+    ck_assert(m.config.head_size == c.head_size && m.config.bos == 1 && m.config.eos == 2);
+    md_free(&m);
+    (void)snprintf(file, sizeof file, "%s/model.safetensors", folder); /* config.json beside it */
+    opened(&m, file, NULL);
+    md_free(&m);
+    scratch_end();
+}
+END_TEST
+
+/* ---- tokenizers, memory ------------------------------------------------------------------- */
+
+START_TEST(tokenizer_of_another_size_is_refused)
+{
+    md_model m;
+    md_config c = made_shapes[0];
+    const md_open_options bytes = {.tokenizer = "bytes"};
+    scratch_begin();
+    c.vocab = 260; /* padded by 2 */
+    made_model(&m, &c, "float", 12);
+    ck_assert(md_save_model(&m, scratch_path("padded.h5"), FM_F32) == NB_OK);
+    md_free(&m);
+    c.vocab = 257;
+    made_model(&m, &c, "float", 12);
+    ck_assert(md_save_model(&m, scratch_path("small.h5"), FM_F32) == NB_OK);
+    md_free(&m);
+    opened(&m, scratch_path("padded.h5"), &bytes);
+    ck_assert(m.tokenizer.kind == FM_TOKENIZER_BYTES && m.config.bos == 256 && m.config.eos == 257);
+    ck_assert(md_save_folded(&m, scratch_path("with.h5"), false) == NB_OK);
+    md_free(&m);
+    opened(&m, scratch_path("with.h5"), NULL);
+    ck_assert(m.tokenizer.kind == FM_TOKENIZER_BYTES && m.config.bos == 256);
+    md_free(&m);
+    refused(scratch_path("small.h5"), &bytes, NB_USAGE, "258 pieces");
+    scratch_end();
+}
+END_TEST
+
+START_TEST(every_failing_allocation_is_survived)
+{
+    md_model m;
+    const char *paths[4];
+    scratch_begin();
+    made_model(&m, &made_shapes[1], "w4a8kv8", 13);
+    ck_assert(md_save_folded(&m, paths[0] = scratch_path("folded.h5"), false) == NB_OK);
+    paths[1] = save_checkpoint(&m, FM_F32);
+    ck_assert(md_export(&m, "llama2c", paths[2] = scratch_path("v2.bin"), NULL, 0) == NB_OK);
+    ck_assert(md_export(&m, "safetensors", paths[3] = scratch_path("hf"), NULL, 0) == NB_OK);
+    md_free(&m);
+    for (int64_t left = 0;; left++) {
+        allocations_left = left;
+        status s = md_open(&m, paths[_i], NULL);
+        allocations_left = -1;
+        if (s == NB_OK)
+            break;
+        ck_assert(m.block == NULL && m.params.n == 0 && m.sites.n == 0 && m.tokenizer.vocab == NULL);
+    }
+    md_free(&m);
+    scratch_end();
+}
+END_TEST
+
+int main(void)
+{
+    Suite *s = suite_create("models");
+    TCase *c = tcase_create("models");
+    tcase_set_timeout(c, 120);
+    tcase_add_loop_test(c, config_survives_json, 0, N_MADE_SHAPES);
+    tcase_add_test(c, short_config_gets_defaults);
+    tcase_add_loop_test(c, config_without_sense_is_refused, 0, sizeof bad_configs / sizeof *bad_configs);
+    tcase_add_test(c, config_without_what_is_wanted_is_refused);
+    tcase_add_test(c, pairings_are_inverse_permutations);
+    tcase_add_test(c, versions_0_and_1_hold_the_same_model);
+    tcase_add_test(c, int8_files_are_decoded);
+    tcase_add_loop_test(c, checkpoint_comes_back_bit_for_bit, 0, N_MADE_RECIPES);
+    tcase_add_loop_test(c, small_floats_round_once, 0, 2);
+    tcase_add_test(c, model_file_is_float_and_takes_any_recipe);
+    tcase_add_test(c, folded_file_with_latent_floats_goes_on);
+    tcase_add_test(c, static_ranges_travel_with_the_codes);
+    tcase_add_test(c, incomplete_checkpoint_is_refused);
+    tcase_add_test(c, values_that_are_not_finite_are_refused);
+    tcase_add_test(c, other_files_are_refused_by_name);
+    tcase_add_loop_test(c, hf_configs_are_read_or_refused, 0, sizeof hf_configs / sizeof *hf_configs);
+    tcase_add_loop_test(c, hf_export_reads_back_its_config, 0, N_MADE_SHAPES);
+    tcase_add_test(c, tokenizer_of_another_size_is_refused);
+    tcase_add_loop_test(c, every_failing_allocation_is_survived, 0, 4);
+    suite_add_tcase(s, c);
+    SRunner *r = srunner_create(s);
+    srunner_run_all(r, CK_ENV);
+    int failed = srunner_ntests_failed(r);
+    srunner_free(r);
+    return failed ? 1 : 0;
+}
