@@ -1,4 +1,6 @@
-/* rows.c - threads around the row kernels: rows, or chunks of elements, are shared out. Formulas: kernels.h. */
+/* rows.c - threads around the row kernels: rows, or chunks of elements, are shared out. Formulas: kernels.h.
+ * One chunk needs no team: elementwise kernels are also called row by row inside parallel loops, where a nested team is
+ * not free. */
 #include "kernels/kernels_isa.h"
 
 #include <tgmath.h>
@@ -10,6 +12,10 @@ typedef void two_inputs(real *y, const real *a, const real *b, int64_t n);
 
 static void map(one_input *f, real *y, const real *x, int64_t n)
 {
+    if (n <= KN_CHUNK) {
+        f(y, x, n);
+        return;
+    }
 #pragma omp parallel for if (n > KN_PARALLEL) schedule(static)
     for (int64_t i = 0; i < n; i += KN_CHUNK)
         f(y + i, x + i, kn_min(KN_CHUNK, n - i));
@@ -17,6 +23,10 @@ static void map(one_input *f, real *y, const real *x, int64_t n)
 
 static void map2(two_inputs *f, real *y, const real *a, const real *b, int64_t n)
 {
+    if (n <= KN_CHUNK) {
+        f(y, a, b, n);
+        return;
+    }
 #pragma omp parallel for if (n > KN_PARALLEL) schedule(static)
     for (int64_t i = 0; i < n; i += KN_CHUNK)
         f(y + i, a + i, b + i, kn_min(KN_CHUNK, n - i));
