@@ -219,9 +219,8 @@ void fm_unpack_bits(uint8_t *codes, const uint8_t *src, int64_t n, int bits);
  *   0  8 bytes magic "nibble\r\n"    8  u32 layout 1    12  u32 0    16  24 bytes kind, NUL-padded
  *   40 u64 bytes of the rest         48 u32 CRC-32C of the rest      52  u32 CRC-32C of bytes 0..51, then zeros
  * A reader verifies it before HDF5 sees the file. Datasets hold numbers (I8 ... U64, F16, BF16, F32, F64; BOOL is
- * written as U8), contiguous or in chunks, without filters; groups come from '/' in names. Links other than hard ones,
- * external storage, virtual datasets, filters other than deflate, shuffle and fletcher32, variable-length and compound
- * types are refused. The CRC finds damage, not malice: libhdf5 is not safe on files forged with care.
+ * written as U8), contiguous or in chunks; groups come from '/' in names. Links other than hard ones, external storage,
+ * virtual datasets, filters, variable-length and compound types are refused. The CRC finds damage, not malice: libhdf5 is not safe on files forged with care.
  * Equal content, written in equal order, gives equal bytes. Not for use by several threads at once. */
 enum { FM_H5_MAX_STRING = 60000 }; /* bytes of an attribute; longer texts are datasets of U8 */
 typedef struct {
