@@ -10,15 +10,15 @@
 #include "distill/distill.h"
 
 /* Every command once: name, function. Each is called with argv[0] = its name and returns the exit code. */
-#define CL_COMMAND_LIST(X)                                                   \
-    X(info, "what a file or a run folder holds")                             \
-    X(eval, "likelihood of a text, and the distance to a teacher")           \
-    X(data, "let a model write its own training data")                       \
-    X(qat, "train a model to live on integers")                              \
-    X(train, "train a model from scratch on text")                           \
-    X(fold, "make a file of integers from a trained or a float model")       \
-    X(run, "continue a text")                                                \
-    X(export, "write a model in another program's format")                   \
+#define CL_COMMAND_LIST(X)                                                                                             \
+    X(info, "what a file or a run folder holds")                                                                       \
+    X(eval, "likelihood of a text, and the distance to a teacher")                                                     \
+    X(data, "let a model write its own training data")                                                                 \
+    X(qat, "train a model to live on integers")                                                                        \
+    X(train, "train a model from scratch on text")                                                                     \
+    X(fold, "make a file of integers from a trained or a float model")                                                 \
+    X(run, "continue a text")                                                                                          \
+    X(export, "write a model in another program's format")                                                             \
     X(recipes, "the named recipes, and what one of them says")
 #define X(name, summary) int cl_##name(int argc, char **argv);
 CL_COMMAND_LIST(X)
@@ -28,12 +28,13 @@ CL_COMMAND_LIST(X)
 status cl_begin(const cl_common *c);
 int cl_exit(status s); /* the exit code; prints "nibble: message" where s is no success */
 
-/* What -o names must not be there unless --force, and its folder must be: asked before any work. is_folder: what will be
- * written is a folder (an empty one may be there). */
+/* What -o names must not be there unless --force, and its folder must be: asked before any work. is_folder: what
+ * will be written is a folder (an empty one may be there). */
 status cl_check_output(const cl_common *c, bool is_folder);
 /* Precision of float products; auto: bf16 where the CPU has it and the model is large enough to gain from it. */
 status cl_precision(kn_precision *p, const cl_common *c, const md_config *config);
-/* A model file or run folder, with the tokenizer of the common options if there is one. recipe: NULL, or one for a float model. */
+/* A model file or run folder, with the tokenizer of the common options if there is one. recipe: NULL, or one for a
+ * float model. train: latent floats are wanted. */
 status cl_open_model(md_model *m, const char *path, const cl_common *c, const char *recipe, bool train);
 /* The text or token file of --data, with the model's tokenizer. */
 status cl_open_data(fm_tokens *t, const char *path, const cl_common *c, const md_model *m);

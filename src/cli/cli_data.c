@@ -43,8 +43,11 @@ static status generate(const char *model, const data_options *o)
     kd_data_report report;
     cl_progress line;
     kd_data_options k = {.start = o->start == 0 ? KD_START_BOS : KD_START_HYBRID,
-                         .sampling = {o->temperature, o->top_k, o->top_p}, .tokens = o->tokens, .ctx = o->common.ctx,
-                         .slots = o->batch, .seed = o->common.seed};
+                         .sampling = {o->temperature, o->top_k, o->top_p},
+                         .tokens = o->tokens,
+                         .ctx = o->common.ctx,
+                         .slots = o->batch,
+                         .seed = o->common.seed};
     TRY(cl_check_output(&o->common, false));
     if (o->tokens < 1)
         return nb_fail(NB_USAGE, "how many tokens? (--tokens 400k)");
@@ -68,7 +71,8 @@ int cl_data(int argc, char **argv)
     const cl_option option[] = {
         {"--tokens", "N", CL_COUNT, &o.tokens, NULL, "how many in all (400k, 3M); rounded up to whole rows"},
         {"--start", "bos|hybrid", CL_CHOICE, &o.start, "bos",
-         "how a row begins: with BOS and sampling; or with a random token, 3 to 5 likely ones, then sampling (LLM-QAT)"},
+         "how a row begins: with BOS and sampling; or with a random token, 3 to 5 likely ones, then sampling "
+         "(LLM-QAT)"},
         {"--temp", "T", CL_NUMBER, &o.temperature, "1", "temperature of sampling"},
         {"--top-k", "N", CL_COUNT, &o.top_k, "0", "sample among the N likeliest tokens only (0: all)"},
         {"--top-p", "P", CL_NUMBER, &o.top_p, "0", "sample among the likeliest tokens of this probability (0: all)"},
@@ -76,16 +80,19 @@ int cl_data(int argc, char **argv)
         {"--restart", NULL, CL_FLAG, &o.restart, NULL, "discard what an interrupted run of this command left"},
     };
     const cl_command command = {
-        .name = "data", .arguments = "MODEL", .summary = "let a model write its own training data",
-        .explanation =
-            "Samples rows of --ctx tokens (256) from the model and writes them as a token file, with document boundaries,\n"
-            "the tokenizer and all settings. A student trained on what its teacher says needs no corpus. The end token\n"
-            "closes a document and the next one begins in the same row. Interrupted, the same command goes on where it\n"
-            "stopped (from FILE.part) and ends in the same file.",
-        .examples =
-            "  nibble data stories260K.bin --tokenizer tok512.bin --tokens 400k --seed 1 -o train.h5\n"
-            "  nibble data stories260K.bin --tokenizer tok512.bin --tokens 25k  --seed 2 -o heldout.h5",
-        .option = option, .n = sizeof option / sizeof *option, .common = &o.common,
+        .name = "data",
+        .arguments = "MODEL",
+        .summary = "let a model write its own training data",
+        .explanation = "Samples rows of --ctx tokens (256) from the model and writes them as a token file, with\n"
+                       "document boundaries, the tokenizer and all settings. A student trained on what its\n"
+                       "teacher says needs no corpus. The end token closes a document and the next one begins in\n"
+                       "the same row. Interrupted, the same command goes on where it stopped (from FILE.part)\n"
+                       "and ends in the same file.",
+        .examples = "  nibble data stories260K.bin --tokenizer tok512.bin --tokens 400k --seed 1 -o train.h5\n"
+                    "  nibble data stories260K.bin --tokenizer tok512.bin --tokens 25k  --seed 2 -o heldout.h5",
+        .option = option,
+        .n = sizeof option / sizeof *option,
+        .common = &o.common,
         .common_mask = CL_CTX | CL_TOKENIZER | CL_WHICH | CL_OUTPUT | CL_FORCE | CL_SEEDED | CL_PRECISION | CL_JSON};
     const char *argument[CL_MAX_ARGUMENTS];
     int code;

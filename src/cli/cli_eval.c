@@ -1,4 +1,5 @@
-/* cli_eval.c - nibble eval: mean negative log likelihood and perplexity of a text, and with a teacher KL(teacher || model). */
+/* cli_eval.c - nibble eval: mean negative log likelihood and perplexity of a text; with a teacher KL(teacher || model).
+ */
 #include "cli/cli.h"
 
 typedef struct {
@@ -59,7 +60,9 @@ static status measure(kd_eval *e, md_model *m, md_model *teacher, fm_tokens *dat
 {
     cl_progress line;
     nb_progress progress = cl_progress_start(&line, "evaluating", "tokens", o->common.quiet);
-    kd_eval_options k = {.ctx = o->common.ctx, .max_tokens = o->tokens, .progress = &progress,
+    kd_eval_options k = {.ctx = o->common.ctx,
+                         .max_tokens = o->tokens,
+                         .progress = &progress,
                          .cut = data->from_text && o->common.split != FM_SPLIT_NONE};
     TRY(cl_precision(&k.precision, &o->common, &m->config));
     status s = kd_evaluate(e, m, teacher, data, &k);
@@ -98,17 +101,21 @@ int cl_eval(int argc, char **argv)
         {"--tokens", "N", CL_COUNT, &o.tokens, "0", "score at most about this many tokens in all (0: all)"},
     };
     const cl_command command = {
-        .name = "eval", .arguments = "MODEL", .summary = "likelihood of a text, and the distance to a teacher",
-        .explanation =
-            "MODEL is a model file or a run folder. Reports the mean negative log likelihood of a token (nll, natural\n"
-            "logarithm), the perplexity exp(nll) with its 95 % interval, and with --teacher the Kullback-Leibler\n"
-            "divergence KL(teacher || model). Every token of a window but its first is scored. Texts split by line or\n"
-            "blank lines are cut at --ctx; unsplit texts and token files go on in further windows.\n"
-            "A folded model is computed with its integers, exactly as `nibble run` does.",
+        .name = "eval",
+        .arguments = "MODEL",
+        .summary = "likelihood of a text, and the distance to a teacher",
+        .explanation = "MODEL is a model file or a run folder. Reports the mean negative log likelihood of a\n"
+                       "token (nll, natural logarithm), the perplexity exp(nll) with its 95 % interval, and with\n"
+                       "--teacher the Kullback-Leibler divergence KL(teacher || model). Every token of a window\n"
+                       "but its first is scored. Texts split by line or blank lines are cut at --ctx; unsplit\n"
+                       "texts and token files go on in further windows. A folded model is computed with its\n"
+                       "integers, exactly as `nibble run` does.",
         .examples =
             "  nibble eval stories260K.bin --tokenizer tok512.bin --data stories100.txt --split line --ctx 512\n"
             "  nibble eval student.h5 --teacher stories260K.bin --data heldout.h5 --json",
-        .option = option, .n = sizeof option / sizeof *option, .common = &o.common,
+        .option = option,
+        .n = sizeof option / sizeof *option,
+        .common = &o.common,
         .common_mask = CL_DATA | CL_SPLIT | CL_CTX | CL_TOKENIZER | CL_WHICH | CL_PRECISION | CL_JSON};
     const char *argument[CL_MAX_ARGUMENTS];
     int code;

@@ -91,20 +91,24 @@ int cl_export(int argc, char **argv)
 {
     export_options o = {0};
     const cl_option option[] = {
-        {"--to", "TARGET", CL_TEXT, &o.target, NULL, "llama2c, llama2c-f32, gguf, gguf-f32, gguf-f16, safetensors, h5, ..."},
+        {"--to", "TARGET", CL_TEXT, &o.target, NULL,
+         "llama2c, llama2c-f32, gguf, gguf-f32, gguf-f16, safetensors, h5, ..."},
         {"--list", NULL, CL_FLAG, &o.list, NULL, "say what each target holds, and when it is exact"},
     };
     const cl_command command = {
-        .name = "export", .arguments = "[MODEL]", .summary = "write a model in another program's format",
-        .explanation =
-            "MODEL is a folded file, a run folder or a float model. What is written are the codes and scales that training\n"
-            "used; nothing is quantized a second time. Where a format cannot hold them the command refuses, says why, and\n"
-            "names a recipe that fits. It tells where the other program's arithmetic differs from the trained one.",
-        .examples =
-            "  nibble export student.h5 --to llama2c -o student.bin\n"
-            "  nibble export q4_0_student.h5 --to gguf -o student.gguf\n"
-            "  nibble export --list",
-        .option = option, .n = sizeof option / sizeof *option, .common = &o.common,
+        .name = "export",
+        .arguments = "[MODEL]",
+        .summary = "write a model in another program's format",
+        .explanation = "MODEL is a folded file, a run folder or a float model. What is written are the codes and\n"
+                       "scales that training used; nothing is quantized a second time. Where a format cannot\n"
+                       "hold them the command refuses, says why, and names a recipe that fits. It tells where\n"
+                       "the other program's arithmetic differs from the trained one.",
+        .examples = "  nibble export student.h5 --to llama2c -o student.bin\n"
+                    "  nibble export q4_0_student.h5 --to gguf -o student.gguf\n"
+                    "  nibble export --list",
+        .option = option,
+        .n = sizeof option / sizeof *option,
+        .common = &o.common,
         .common_mask = CL_TOKENIZER | CL_WHICH | CL_OUTPUT | CL_FORCE | CL_JSON};
     const char *argument[CL_MAX_ARGUMENTS];
     int code;

@@ -1,4 +1,4 @@
-/* cli_fold.c - nibble fold: integer codes and scales from a trained model, or from a float one by rounding to nearest. */
+/* cli_fold.c - nibble fold: integer codes and scales from a trained model, or from a float one by plain rounding. */
 #include "cli/cli.h"
 #include <stdlib.h>
 
@@ -74,8 +74,8 @@ static status report(const md_model *m, const fold_options *o)
         return NB_OK;
     char text[32];
     cl_size(text, sizeof text, (double)bytes);
-    cl_say("%s: %s of codes, scales and float tensors, %.2f bits per parameter, recipe %s\n", o->common.output, text, bits,
-           m->recipe.name);
+    cl_say("%s: %s of codes, scales and float tensors, %.2f bits per parameter, recipe %s\n", o->common.output, text,
+           bits, m->recipe.name);
     return NB_OK;
 }
 
@@ -84,7 +84,8 @@ static status fold_model(md_model *m, const char *path, const fold_options *o)
     if (m->folded)
         return nb_fail(NB_USAGE, "%s: is folded already, by recipe %s", path, m->recipe.name);
     if (m->recipe.n == 0)
-        return nb_fail(NB_USAGE, "%s: is a float model: by which recipe? (--recipe w4a8kv8; `nibble recipes` lists them)", path);
+        return nb_fail(NB_USAGE,
+                       "%s: is a float model: by which recipe? (--recipe w4a8kv8; `nibble recipes` lists them)", path);
     if (o->recipe) {
         TRY(fq_start_weights(&m->sites, o->range == 0 ? FQ_START_ABSMAX : FQ_START_MSE, NULL, NULL));
         m->params.version++;
@@ -110,24 +111,27 @@ int cl_fold(int argc, char **argv)
     fold_options o = {0};
     const cl_option option[] = {
         {"--recipe", "NAME|FILE", CL_TEXT, &o.recipe, NULL,
-         "how a float model is quantized; a trained one has its own, and with this option starts again from its floats"},
+         "how a float model is quantized; a trained one has its own, and given another starts again from its floats"},
         {"--range", "absmax|mse", CL_CHOICE, &o.range, "absmax",
-         "scales of a float model's weights: largest magnitude / largest code (the ggml recipes: ggml's own rule), or least "
+         "scales of a float model's weights: largest magnitude / largest code (ggml recipes: ggml's rule), or least "
          "squared error"},
         {"--batches", "N", CL_COUNT, &o.batches, "8", "batches of 16 rows of --data that static ranges are taken from"},
         {"--latent", NULL, CL_FLAG, &o.latent, NULL, "keep the floats too, so that training can start from the file"},
     };
     const cl_command command = {
-        .name = "fold", .arguments = "MODEL", .summary = "make a file of integers from a trained or a float model",
-        .explanation =
-            "MODEL is a run folder of `nibble qat`, or a float model with --recipe: plain rounding to nearest, the baseline.\n"
-            "The file holds integer codes, scales and zero points, config, recipe and tokenizer; what it decodes to are bit\n"
-            "for bit the weights that training saw. `nibble eval` and `run` compute with its integers.",
-        .examples =
-            "  nibble fold run/ -o student.h5\n"
-            "  nibble fold stories260K.bin --tokenizer tok512.bin --recipe w4a8kv8 -o rtn.h5\n"
-            "  nibble fold stories260K.bin --tokenizer tok512.bin --recipe w4a16g32 --range mse -o mse.h5",
-        .option = option, .n = sizeof option / sizeof *option, .common = &o.common,
+        .name = "fold",
+        .arguments = "MODEL",
+        .summary = "make a file of integers from a trained or a float model",
+        .explanation = "MODEL is a run folder of `nibble qat`, or a float model with --recipe: plain rounding to\n"
+                       "nearest, the baseline. The file holds integer codes, scales and zero points, config,\n"
+                       "recipe and tokenizer; what it decodes to are bit for bit the weights that training saw.\n"
+                       "`nibble eval` and `run` compute with its integers.",
+        .examples = "  nibble fold run/ -o student.h5\n"
+                    "  nibble fold stories260K.bin --tokenizer tok512.bin --recipe w4a8kv8 -o rtn.h5\n"
+                    "  nibble fold stories260K.bin --tokenizer tok512.bin --recipe w4a16g32 --range mse -o mse.h5",
+        .option = option,
+        .n = sizeof option / sizeof *option,
+        .common = &o.common,
         .common_mask = CL_DATA | CL_SPLIT | CL_CTX | CL_TOKENIZER | CL_WHICH | CL_OUTPUT | CL_FORCE | CL_JSON};
     const char *argument[CL_MAX_ARGUMENTS];
     int code;

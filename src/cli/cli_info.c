@@ -1,4 +1,4 @@
-/* cli_info.c - nibble info: what a file or a run folder holds. Facts are gathered once, for the table and for --json. */
+/* cli_info.c - nibble info: what a file or a run folder holds. Facts are gathered once, for the table and for JSON. */
 #include "cli/cli_info.h"
 #include <math.h>
 #include <stdlib.h>
@@ -36,8 +36,9 @@ void cl_fact_tokenizer(cl_facts *f, const fm_tokenizer *tk)
         cl_row(&f->table, "tokenizer\tnone (--tokenizer)");
         return;
     }
-    snprintf(text, sizeof text, "%s, %lld pieces, hash %016llx", tk->kind == FM_TOKENIZER_BYTES ? "bytes" : "SentencePiece BPE",
-             (long long)tk->vocab_size, (unsigned long long)tk->hash);
+    snprintf(text, sizeof text, "%s, %lld pieces, hash %016llx",
+             tk->kind == FM_TOKENIZER_BYTES ? "bytes" : "SentencePiece BPE", (long long)tk->vocab_size,
+             (unsigned long long)tk->hash);
     cl_fact_text(f, "tokenizer", text);
 }
 
@@ -79,7 +80,8 @@ static void fact_value(cl_facts *f, const fm_value *v)
         cl_fact_text(f, v->key, text);
     } else if (v->dtype == FM_STRING) {
         fm_text s = fm_value_text(v, 0);
-        snprintf(text, sizeof text, "%.*s%s", s.bytes < 100 ? (int)s.bytes : 100, s.text ? s.text : "", s.bytes > 100 ? "..." : "");
+        snprintf(text, sizeof text, "%.*s%s", s.bytes < 100 ? (int)s.bytes : 100, s.text ? s.text : "",
+                 s.bytes > 100 ? "..." : "");
         cl_fact_text(f, v->key, text);
     } else {
         cl_fact_number(f, v->key, fm_value_number(v, 0, NAN));
@@ -187,7 +189,8 @@ static status gather(cl_facts *f, const char *path, const cl_common *c, bool ten
     md_model m = {0};
     status s = cl_open_model(&m, path, c, NULL, false);
     if (s == NB_OK) {
-        static const char *const names[] = {[FM_FILE_SAFETENSORS] = "safetensors model", [FM_FILE_LLAMA2C] = "llama2.c model"};
+        static const char *const names[] = {
+            [FM_FILE_SAFETENSORS] = "safetensors model", [FM_FILE_LLAMA2C] = "llama2.c model"};
         char text[40];
         snprintf(text, sizeof text, "nibble %s", h5);
         cl_fact_text(f, "kind", kind == FM_FILE_HDF5 ? text : names[kind]);
@@ -221,13 +224,16 @@ int cl_info(int argc, char **argv)
         {"--tensors", NULL, CL_FLAG, &tensors, NULL, "list every tensor: its name, shape and how it is quantized"},
     };
     const cl_command command = {
-        .name = "info", .arguments = "FILE", .summary = "what a file or a run folder holds",
-        .explanation =
-            "Models (llama2.c, safetensors, nibble's own), run folders of `nibble qat`, token files, tokenizers, GGUF files:\n"
-            "what they are, their shape, recipe, tokenizer and size. Bits per parameter count codes, scales, zero points and\n"
-            "float tensors.",
+        .name = "info",
+        .arguments = "FILE",
+        .summary = "what a file or a run folder holds",
+        .explanation = "Models (llama2.c, safetensors, nibble's own), run folders of `nibble qat`, token files,\n"
+                       "tokenizers, GGUF files: what they are, their shape, recipe, tokenizer and size. Bits per\n"
+                       "parameter count codes, scales, zero points and float tensors.",
         .examples = "  nibble info stories260K.bin\n  nibble info student.h5 --tensors\n  nibble info run/ --json",
-        .option = option, .n = sizeof option / sizeof *option, .common = &common,
+        .option = option,
+        .n = sizeof option / sizeof *option,
+        .common = &common,
         .common_mask = CL_TOKENIZER | CL_WHICH | CL_JSON};
     const char *argument[CL_MAX_ARGUMENTS];
     int code;

@@ -8,11 +8,12 @@ static void shape(cl_facts *f, const md_config *c)
     nb_json_open(&f->json, "config", '{');
     md_config_to_json(c, &f->json);
     nb_json_close(&f->json, '}');
-    cl_row(&f->table, "architecture\t%s, %lld layers, %lld channels, %lld hidden", c->architecture, (long long)c->layers,
-           (long long)c->dim, (long long)c->hidden);
+    cl_row(&f->table, "architecture\t%s, %lld layers, %lld channels, %lld hidden", c->architecture,
+           (long long)c->layers, (long long)c->dim, (long long)c->hidden);
     cl_row(&f->table, "attention\t%lld heads of %lld, %lld for keys and values", (long long)c->heads,
            (long long)c->head_size, (long long)c->kv_heads);
-    cl_row(&f->table, "vocabulary\t%lld, head %s", (long long)c->vocab, c->tied ? "tied to the embedding" : "of its own");
+    cl_row(&f->table, "vocabulary\t%lld, head %s", (long long)c->vocab,
+           c->tied ? "tied to the embedding" : "of its own");
     cl_row(&f->table, "context\t%lld", (long long)c->ctx);
 }
 

@@ -14,23 +14,28 @@ static int64_t rows(cl_option row[CL_TRAIN_ROWS], cl_train_options *o, bool dist
 {
     kd_train_options *k = &o->train;
     const cl_option both[] = {
-        {"-o", "FOLDER", CL_TEXT, &o->common.output, NULL, "run folder: checkpoints and metrics; one that is there is resumed"},
+        {"-o", "FOLDER", CL_TEXT, &o->common.output, NULL,
+         "run folder: checkpoints and metrics; one that is there is resumed"},
         {"--heldout", "FILE", CL_TEXT, &o->heldout, NULL,
          "what to evaluate on while training; without it the last 2 % of --data, at most 25k tokens, never trained on"},
         {"--recipe", "NAME|FILE", CL_TEXT, &o->recipe, NULL,
-         distill ? "how the model is quantized (`nibble recipes`)" : "quantize while training; without it: a float model"},
+         distill ? "how the model is quantized (`nibble recipes`)"
+                 : "quantize while training; without it: a float model"},
         {"--steps", "N", CL_COUNT, &o->steps, NULL, "optimizer steps (600)"},
         {"--epochs", "X", CL_NUMBER, &o->epochs, NULL, "passes over the data, instead of --steps"},
         {"--batch", "N", CL_COUNT, &k->batch, NULL, "rows of a micro-batch (16; 4 from 256 channels on)"},
         {"--accumulate", "N", CL_COUNT, &k->accumulate, NULL, "micro-batches of a step (1)"},
         {"--lr", "X", CL_NUMBER, &k->lr, NULL,
-         distill ? "learning rate (1e-3; 2e-4 from 256 channels on)" : "learning rate (2e-3; 6e-4 from 256 channels on)"},
+         distill ? "learning rate (1e-3; 2e-4 from 256 channels on)"
+                 : "learning rate (2e-3; 6e-4 from 256 channels on)"},
         {"--scale-lr", "X", CL_NUMBER, &k->scale_rate, NULL, "rate of learned scales, relative to their size (1e-3)"},
         {"--schedule", "constant|linear|cosine|wsd", CL_CHOICE, &o->schedule, NULL,
          "of the rate (wsd: constant, then falling as 1 - sqrt over the last part)"},
         {"--warmup", "N", CL_COUNT, &k->schedule.warmup, NULL, "steps until the full rate (3 %)"},
-        {"--decay-share", "X", CL_NUMBER, &k->schedule.decay_share, NULL, "last part of the steps, in which wsd falls (0.4)"},
-        {"--weight-decay", "X", CL_NUMBER, &k->decay, NULL, distill ? "of weights, decoupled (0)" : "of weights, decoupled (0.1)"},
+        {"--decay-share", "X", CL_NUMBER, &k->schedule.decay_share, NULL,
+         "last part of the steps, in which wsd falls (0.4)"},
+        {"--weight-decay", "X", CL_NUMBER, &k->decay, NULL,
+         distill ? "of weights, decoupled (0)" : "of weights, decoupled (0.1)"},
         {"--beta1", "X", CL_NUMBER, &k->beta1, NULL, "AdamW: memory of the gradient (0.9)"},
         {"--beta2", "X", CL_NUMBER, &k->beta2, NULL,
          distill ? "AdamW: memory of its square (0.999)" : "AdamW: memory of its square (0.95)"},
@@ -47,10 +52,12 @@ static int64_t rows(cl_option row[CL_TRAIN_ROWS], cl_train_options *o, bool dist
         {"--precision", "fp32|bf16|auto", CL_CHOICE, &o->common.precision, "auto",
          "of float products; auto: bf16 where this CPU is fast at it and the model large enough"},
         {"--eval-every", "N", CL_COUNT, &k->eval_every, NULL, "steps between evaluations (a tenth of the run)"},
+        {"--eval-tokens", "N", CL_COUNT, &k->eval_tokens, NULL, "tokens of an evaluation at most (25k)"},
         {"--save-every", "N", CL_COUNT, &o->run.save_every, NULL, "steps between checkpoints (a fifth of the run)"},
         {"--keep", "N", CL_COUNT, &o->run.keep, NULL, "newest checkpoints kept (1), older ones as step-N.h5"},
         {"--restart", NULL, CL_FLAG, &o->run.restart, NULL, "discard the run in the folder and start over"},
-        {"--dry-run", NULL, CL_FLAG, &o->run.dry_run, NULL, "predict memory, disk and time from three steps; write nothing"},
+        {"--dry-run", NULL, CL_FLAG, &o->run.dry_run, NULL,
+         "predict memory, disk and time from three steps; write nothing"},
     };
     const cl_option qat[] = {
         {"--teacher", "MODEL", CL_TEXT, &o->teacher, NULL, "what to learn from (the model itself, in floats)"},
@@ -65,10 +72,11 @@ static int64_t rows(cl_option row[CL_TRAIN_ROWS], cl_train_options *o, bool dist
     };
     const cl_option train[] = {
         {"--config", "FILE|key=value,...", CL_TEXT, &o->config, NULL,
-         "shape of a new model: dim, hidden, layers, heads, kv_heads, ctx, tied, ... as JSON or as a list; the vocabulary is "
-         "the tokenizer's"},
+         "shape of a new model: dim, hidden, layers, heads, kv_heads, ctx, tied, ... as JSON or as a list; the "
+         "vocabulary is the tokenizer's"},
     };
-    const int64_t n = sizeof both / sizeof *both, more = distill ? sizeof qat / sizeof *qat : sizeof train / sizeof *train;
+    const int64_t n = sizeof both / sizeof *both,
+                  more = distill ? sizeof qat / sizeof *qat : sizeof train / sizeof *train;
     memcpy(row, both, sizeof both);
     memcpy(row + n, distill ? qat : train, (size_t)more * sizeof *row);
     return n + more;
@@ -95,15 +103,17 @@ static status open_models(workshop *w, const char *path, const cl_train_options 
         return path ? cl_open_model(&w->student, path, &o->common, o->recipe, true) : cl_new_model(&w->student, o);
     TRY(cl_open_model(&w->student, path, &o->common, o->recipe, true));
     if (w->student.recipe.n == 0)
-        return nb_fail(NB_USAGE, "%s: is a float model: quantized how? (--recipe w4a8kv8; `nibble recipes` lists them)", path);
+        return nb_fail(NB_USAGE, "%s: is a float model: quantized how? (--recipe w4a8kv8; `nibble recipes` lists them)",
+                       path);
     TRY(cl_open_model(&w->teacher, o->teacher ? o->teacher : path, &o->common, NULL, false));
     if (!o->teacher && w->teacher.recipe.n)
-        return nb_fail(NB_USAGE, "%s: is quantized by recipe %s itself, so the float model must be named (--teacher)", path,
-                       w->teacher.recipe.name);
+        return nb_fail(NB_USAGE, "%s: is quantized by recipe %s itself, so the float model must be named (--teacher)",
+                       path, w->teacher.recipe.name);
     return NB_OK;
 }
 
-/* A token file may carry the tokenizer that the model's own file lacks: the student keeps it, so that a folded file runs. */
+/* A token file may carry the tokenizer that the model's own file lacks: the student keeps it, so that a folded file
+ * runs. */
 static status adopt_tokenizer(md_model *m, const fm_tokens *data)
 {
     uint8_t *bytes;
@@ -208,30 +218,39 @@ static int train_or_distill(int argc, char **argv, cl_command command, bool dist
 
 int cl_qat(int argc, char **argv)
 {
-    return train_or_distill(argc, argv, (cl_command){
-        .name = "qat", .arguments = "MODEL", .summary = "train a model to live on integers",
-        .explanation =
-            "Trains a student, the model with its tensors rounded as the recipe says, to say what its teacher, the same model\n"
-            "in floats, would say (KL of the logits). Said again it goes on where it stopped, to the same bits as a run that\n"
-            "was never interrupted; Ctrl-C saves first. The folder holds last.h5, best.h5 (least held-out KL) and\n"
-            "metrics.jsonl; `nibble fold` makes integers of it.",
-        .examples =
-            "  nibble qat stories260K.bin --data train.h5 --recipe w4a8kv8 --steps 600 --seed 1 -o run/\n"
-            "  nibble qat stories260K.bin --data train.h5 --recipe w3a16 --epochs 2 --dry-run -o run3/\n"
-            "  nibble qat stories260K.bin --tokenizer tok512.bin --data tale.txt --ce 1 --kl 0 --recipe w4a8kv8 -o hard/"},
+    return train_or_distill(
+        argc, argv,
+        (cl_command){
+            .name = "qat",
+            .arguments = "MODEL",
+            .summary = "train a model to live on integers",
+            .explanation = "Trains a student, the model with its tensors rounded as the recipe says, to say what its\n"
+                           "teacher, the same model in floats, would say (KL of the logits). Said again it goes on\n"
+                           "where it stopped, to the same bits as a run that was never interrupted; Ctrl-C saves\n"
+                           "first. The folder holds last.h5, best.h5 (least held-out KL) and metrics.jsonl; `nibble\n"
+                           "fold` makes integers of it.",
+            .examples = "  nibble qat stories260K.bin --data train.h5 --recipe w4a8kv8 --steps 600 --seed 1 -o run/\n"
+                        "  nibble qat stories260K.bin --data train.h5 --recipe w3a16 --epochs 2 --dry-run -o run3/\n"
+                        "  nibble qat stories260K.bin --tokenizer tok512.bin --data tale.txt \\\n"
+                        "             --ce 1 --kl 0 --recipe w4a8kv8 -o hard/"},
         true);
 }
 
 int cl_train(int argc, char **argv)
 {
-    return train_or_distill(argc, argv, (cl_command){
-        .name = "train", .arguments = "[MODEL]", .summary = "train a model from scratch on text",
-        .explanation =
-            "Trains on the next token of a text or token file: a new model of --config, or MODEL further. Resumes and saves\n"
-            "as `nibble qat` does. `nibble export RUN --to h5-bf16 -o model.h5` makes one file of the result.",
-        .examples =
-            "  nibble train --config dim=96,hidden=256,layers=4,heads=6,ctx=256 --data book.txt --split blank \\\n"
-            "               --tokenizer bytes --epochs 5 -o book/\n"
-            "  nibble train stories260K.bin --tokenizer tok512.bin --data tales.txt --split line --steps 100 -o finer/"},
+    return train_or_distill(
+        argc, argv,
+        (cl_command){
+            .name = "train",
+            .arguments = "[MODEL]",
+            .summary = "train a model from scratch on text",
+            .explanation = "Trains on the next token of a text or token file: a new model of --config, or MODEL\n"
+                           "further. Resumes and saves as `nibble qat` does. `nibble export RUN --to h5-bf16 -o\n"
+                           "model.h5` makes one file of the result.",
+            .examples =
+                "  nibble train --config dim=96,hidden=256,layers=4,heads=6,ctx=256 --data book.txt --split blank \\\n"
+                "               --tokenizer bytes --epochs 5 -o book/\n"
+                "  nibble train stories260K.bin --tokenizer tok512.bin --data tales.txt --split line \\\n"
+                "               --steps 100 -o finer/"},
         false);
 }

@@ -68,13 +68,16 @@ int cl_recipes(int argc, char **argv)
 {
     cl_common common = {0};
     const cl_command command = {
-        .name = "recipes", .arguments = "[NAME]", .summary = "the named recipes, and what one of them says",
-        .explanation =
-            "A recipe is a list of rules, a pattern of site names and how the tensor there is quantized; the later rule wins.\n"
-            "Without NAME: all that ship. With NAME, or the path of a recipe file: its rules, in the form of a recipe file,\n"
-            "so `nibble recipes w4a8kv8 > mine.txt` is a start for one of your own (--recipe mine.txt).",
+        .name = "recipes",
+        .arguments = "[NAME]",
+        .summary = "the named recipes, and what one of them says",
+        .explanation = "A recipe is a list of rules, a pattern of site names and how the tensor there is\n"
+                       "quantized; the later rule wins. Without NAME: all that ship. With NAME, or the path of a\n"
+                       "recipe file: its rules, in the form of a recipe file, so `nibble recipes w4a8kv8 >\n"
+                       "mine.txt` is a start for one of your own (--recipe mine.txt).",
         .examples = "  nibble recipes\n  nibble recipes w4a8kv8",
-        .common = &common, .common_mask = CL_JSON};
+        .common = &common,
+        .common_mask = CL_JSON};
     const char *argument[CL_MAX_ARGUMENTS];
     int code;
     if (!cl_parse(&command, argc, argv, argument, &code))

@@ -89,7 +89,8 @@ static status continue_text(runner *r, const run_options *o)
     start = nb_seconds();
     for (int64_t i = 0; i < o->n && !cl_interrupted(); i++) {
         TRY(rt_head(r->session, r->logits, last, 1));
-        int32_t id = rt_sample(r->logits, m->config.vocab, &how, nb_random_unit(o->common.seed, 0, (uint64_t)i), r->scratch);
+        int32_t id =
+            rt_sample(r->logits, m->config.vocab, &how, nb_random_unit(o->common.seed, 0, (uint64_t)i), r->scratch);
         if (is_end(m, id))
             break;
         TRY(fm_ids_reserve(&r->ids, 1));
@@ -162,15 +163,17 @@ int cl_run(int argc, char **argv)
         {"--top-p", "P", CL_NUMBER, &o.top_p, "0", "sample among the likeliest tokens of this probability (0: all)"},
     };
     const cl_command command = {
-        .name = "run", .arguments = "MODEL", .summary = "continue a text",
-        .explanation =
-            "Prints the prompt and its continuation, as it is made, and one newline. A folded model computes with its\n"
-            "integers, keys and values in their 4 or 8 bits too. Stops at the end token, after -n tokens or at the end of\n"
-            "the context.",
-        .examples =
-            "  nibble run student.h5 -p \"Once upon a time\" -n 200 --temp 0.8 --seed 3\n"
-            "  nibble run stories260K.bin --tokenizer tok512.bin -p \"\" -n 200 --temp 0",
-        .option = option, .n = sizeof option / sizeof *option, .common = &o.common,
+        .name = "run",
+        .arguments = "MODEL",
+        .summary = "continue a text",
+        .explanation = "Prints the prompt and its continuation, as it is made, and one newline. A folded model\n"
+                       "computes with its integers, keys and values in their 4 or 8 bits too. Stops at the end\n"
+                       "token, after -n tokens or at the end of the context.",
+        .examples = "  nibble run student.h5 -p \"Once upon a time\" -n 200 --temp 0.8 --seed 3\n"
+                    "  nibble run stories260K.bin --tokenizer tok512.bin -p \"\" -n 200 --temp 0",
+        .option = option,
+        .n = sizeof option / sizeof *option,
+        .common = &o.common,
         .common_mask = CL_CTX | CL_TOKENIZER | CL_WHICH | CL_SEEDED | CL_PRECISION | CL_JSON};
     const char *argument[CL_MAX_ARGUMENTS];
     int code;

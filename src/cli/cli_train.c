@@ -145,10 +145,12 @@ status cl_train_report(const kd_train_report *r, const cl_train_options *o)
     else if (isfinite(r->best_nll))
         snprintf(best, sizeof best, ", best held-out nll %.4f", r->best_nll);
     if (r->was_finished) {
-        cl_say("%s: finished before, all %lld steps%s (--restart starts over)\n", o->common.output, (long long)r->steps, best);
+        cl_say("%s: finished before, all %lld steps%s (--restart starts over)\n", o->common.output, (long long)r->steps,
+               best);
         return NB_OK;
     }
     cl_duration(time, sizeof time, r->seconds);
-    cl_say("%s: %lld steps%s; %s, %.0f tokens/s\n", o->common.output, (long long)r->steps, best, time, r->tokens_per_second);
+    cl_say("%s: %lld steps%s; %s, %.0f tokens/s\n", o->common.output, (long long)r->steps, best, time,
+           r->tokens_per_second);
     return NB_OK;
 }

@@ -15,18 +15,22 @@ static int64_t common_rows(cl_option row[CL_COMMON_COUNT + 1], const cl_command 
         cl_option option;
     } all[] = {
         {CL_DATA, {"--data", "FILE", CL_TEXT, &o->data, NULL, "a text (plain or .gz) or a token file"}},
-        {CL_SPLIT, {"--split", "none|line|blank", CL_CHOICE, &o->split, "none",
-                    "where documents end in a text: nowhere, at each line, at blank lines"}},
-        {CL_CTX, {"--ctx", "N", CL_COUNT, &o->ctx, "0", "length of a sequence in tokens (0: what the file or model has)"}},
-        {CL_TOKENIZER, {"--tokenizer", "FILE", CL_TEXT, &o->tokenizer, NULL,
-                        "tokenizer.bin, tokenizer.model, or \"bytes\" for the built-in one; files that carry their own "
-                        "need none"}},
+        {CL_SPLIT,
+         {"--split", "none|line|blank", CL_CHOICE, &o->split, "none",
+          "where documents end in a text: nowhere, at each line, at blank lines"}},
+        {CL_CTX,
+         {"--ctx", "N", CL_COUNT, &o->ctx, "0", "length of a sequence in tokens (0: what the file or model has)"}},
+        {CL_TOKENIZER,
+         {"--tokenizer", "FILE", CL_TEXT, &o->tokenizer, NULL,
+          "tokenizer.bin, tokenizer.model, or \"bytes\" for the built-in one; files that carry their own "
+          "need none"}},
         {CL_WHICH, {"--which", "best|last", CL_CHOICE, &o->which, "best", "which checkpoint of a run folder"}},
         {CL_OUTPUT, {"-o", "FILE", CL_TEXT, &o->output, NULL, "file to write"}},
         {CL_FORCE, {"--force", NULL, CL_FLAG, &o->force, NULL, "replace the file of -o if it is there"}},
         {CL_SEEDED, {"--seed", "N", CL_SEED, &o->seed, "1", "of the random numbers: the same seed, the same result"}},
-        {CL_PRECISION, {"--precision", "fp32|bf16|auto", CL_CHOICE, &o->precision, "fp32",
-                        "of float products; auto: bf16 where this CPU is fast at it"}},
+        {CL_PRECISION,
+         {"--precision", "fp32|bf16|auto", CL_CHOICE, &o->precision, "fp32",
+          "of float products; auto: bf16 where this CPU is fast at it"}},
         {CL_JSON, {"--json", NULL, CL_FLAG, &o->json, NULL, "print the result as one JSON object"}},
         {0, {"--threads", "N", CL_COUNT, &o->threads, "0", "threads to compute with (0: all)"}},
         {0, {"--quiet", NULL, CL_FLAG, &o->quiet, NULL, "nothing on stderr but errors"}},
@@ -191,7 +195,8 @@ static status assign(const cl_option *o, const char *text)
 
 static bool wrong(const cl_command *c, int *code, const char *what, const char *why)
 {
-    cl_say("nibble %s: %s%s%s\n(nibble %s --help explains the options)\n", c->name, what, *why ? ": " : "", why, c->name);
+    cl_say("nibble %s: %s%s%s\n(nibble %s --help explains the options)\n", c->name, what, *why ? ": " : "", why,
+           c->name);
     *code = 2;
     return false;
 }

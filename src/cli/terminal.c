@@ -86,8 +86,8 @@ static void progress_text(char *text, size_t bytes, const cl_progress *p, double
     if (figures && !strcmp(figures, p->what))
         figures = NULL;
     double share = total > 0 ? 100.0 * (double)done / (double)total : 0;
-    snprintf(text, bytes, "%s %lld/%lld %s %3.0f %%%s%s%s%s", p->what, (long long)done, (long long)total, p->unit, share,
-             figures && *figures ? "  " : "", figures ? figures : "", speed, left);
+    snprintf(text, bytes, "%s %lld/%lld %s %3.0f %%%s%s%s%s", p->what, (long long)done, (long long)total, p->unit,
+             share, figures && *figures ? "  " : "", figures ? figures : "", speed, left);
     clean(text, false);
 }
 

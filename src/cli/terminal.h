@@ -8,9 +8,9 @@
 
 void cl_say(const char *fmt, ...) __attribute__((format(printf, 1, 2))); /* to stderr, newlines kept */
 
-void cl_duration(char *text, size_t bytes, double seconds);    /* "0.4 s", "2 min 35 s", "3 h 12 min" */
-void cl_size(char *text, size_t bytes, double n_bytes);        /* "812 B", "1.04 MB": powers of 1000 */
-void cl_thousands(char *text, size_t bytes, int64_t n);        /* "260,032" */
+void cl_duration(char *text, size_t bytes, double seconds); /* "0.4 s", "2 min 35 s", "3 h 12 min" */
+void cl_size(char *text, size_t bytes, double n_bytes);     /* "812 B", "1.04 MB": powers of 1000 */
+void cl_thousands(char *text, size_t bytes, int64_t n);     /* "260,032" */
 
 /* A progress line: on a terminal one line that is rewritten; elsewhere a line now and then. Time left is told from the
  * rate since the start of this process, once there is one. */
