@@ -99,8 +99,9 @@ static void log_ratio_sums(double sum[2], const real *p, const real *q, const re
     }
 }
 
-/* KL(P||Q) and KL(Q||P) at temperature t; g (NULL: not wanted) += kl t^2 dKL(P||Q)/dz + reverse t^2 dKL(Q||P)/dz. What is
- * lost when lse(z/t) - lse(T/t) is rounded to real is the same for all v, so it is added to both sums at the end. */
+/* KL(P||Q) and KL(Q||P) at temperature t; g (NULL: not wanted) += kl t^2 dKL(P||Q)/dz + reverse t^2 dKL(Q||P)/dz.
+ * What is lost when lse(z/t) - lse(T/t) is rounded to real is the same for all v: it is added to both sums at the end.
+ */
 static void divergences(double both[2], real *g, const row_softmax *p, const row_softmax *q, const real *z,
                         const real *zt, int64_t V, real t, real kl, real reverse)
 {

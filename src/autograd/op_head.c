@@ -1,8 +1,8 @@
 /* op_head.c - the head and its losses in one operator: z = x w' + b is made in chunks of 256 rows and never kept whole.
  *   L = mean over scored rows (target >= 0) of the row losses of head_row.c;  dz = dL/dz in the same pass
  *   dx = dL dz w,  dw = dL dz' x,  db = dL * column sums of dz
- * Where a gradient is wanted, dz w [M,C], dz' x [V,C] and the column sums [V] are kept, for dL = 1, and the backward pass
- * scales them: no source is read there. Rows are independent; their results are added in row order.
+ * Where a gradient is wanted, dz w [M,C], dz' x [V,C] and the column sums [V] are kept, for dL = 1, and the backward
+ * pass scales them: no source is read there. Rows are independent; their results are added in row order.
  */
 #include "head_row.h"
 #include "op.h"
