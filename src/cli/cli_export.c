@@ -1,5 +1,6 @@
 /* cli_export.c - nibble export: a model in another program's format, with the codes that training used. */
 #include "cli/cli.h"
+#include <stdlib.h>
 #include <string.h>
 
 typedef struct {
@@ -19,16 +20,24 @@ static const struct {
 };
 enum { N_OWN = sizeof own_targets / sizeof *own_targets };
 
-static status list_targets(void)
+static status list_targets(bool json)
 {
     cl_table t = {0};
+    nb_writer w = {0};
     int64_t n;
     const md_target *target = md_targets(&n);
-    for (int64_t i = 0; i < n; i++)
-        cl_row(&t, "%s\t%s", target[i].name, target[i].explanation);
-    for (int i = 0; i < N_OWN; i++)
-        cl_row(&t, "%s\t%s", own_targets[i].name, own_targets[i].explanation);
-    return cl_table_print(stdout, &t, "ll");
+    nb_json_open(&w, NULL, '{');
+    for (int64_t i = 0; i < n + N_OWN; i++) {
+        const char *name = i < n ? target[i].name : own_targets[i - n].name;
+        const char *explanation = i < n ? target[i].explanation : own_targets[i - n].explanation;
+        nb_json_put_string(&w, name, explanation);
+        cl_row(&t, "%s\t%s", name, explanation);
+    }
+    nb_json_close(&w, '}');
+    status s = json ? cl_print_json(&w) : cl_table_print(stdout, &t, "ll");
+    free(nb_json_text(&w));
+    cl_table_free(&t);
+    return s;
 }
 
 static bool is_target(const char *name)
@@ -73,7 +82,7 @@ static status export_model(const char *path, const export_options *o)
     md_model m = {0};
     char report[2048] = "";
     if (o->list)
-        return list_targets();
+        return list_targets(o->common.json);
     if (!path || !o->target)
         return nb_fail(NB_USAGE, "%s (`nibble export --list` names the targets)",
                        path ? "in which format? --to TARGET" : "which model? nibble export MODEL --to TARGET -o FILE");

@@ -163,6 +163,21 @@ static status h5_kind(char kind[24], const char *path)
     return NB_OK;
 }
 
+static status llama2c_layout(cl_facts *f, const char *path)
+{
+    fm_arrays a = {0};
+    fm_llama2c header;
+    char text[64];
+    TRY(fm_llama2c_open(&a, &header, path));
+    if (header.version < 2)
+        snprintf(text, sizeof text, "version %d, fp32", header.version);
+    else
+        snprintf(text, sizeof text, "version %d, int8 in groups of %d", header.version, header.group_size);
+    cl_fact_text(f, "layout", text);
+    fm_arrays_free(&a);
+    return NB_OK;
+}
+
 static status gather(cl_facts *f, const char *path, const cl_common *c, bool tensors)
 {
     fm_file_kind kind;
@@ -186,6 +201,8 @@ static status gather(cl_facts *f, const char *path, const cl_common *c, bool ten
         return info_tokenizer(f, path);
     if (kind == FM_FILE_GGUF)
         return info_foreign(f, path, kind, tensors);
+    if (kind == FM_FILE_LLAMA2C)
+        TRY(llama2c_layout(f, path));
     md_model m = {0};
     status s = cl_open_model(&m, path, c, NULL, false);
     if (s == NB_OK) {
