@@ -103,12 +103,14 @@ typedef struct {
     kd_recompute recompute;
     bool sgd;
     double hidden;
+    int64_t top_k;
 } training;
-static const training trainings[] = {{"w4a8kv4", 0, 1, 0, 0, KD_RECOMPUTE_OFF, false, 0},
-                                     {"w4a8kv16", 0.9, 2, 0, 0, KD_RECOMPUTE_ON, false, 0},
-                                     {"q4_0", 0, 1, 3, 0, KD_RECOMPUTE_OFF, false, 0},
-                                     {"w2a16", 0, 1, 0, 6, KD_RECOMPUTE_OFF, true, 0.1},
-                                     {"llmqat-4-8-4", 0, 1, 0, 0, KD_RECOMPUTE_OFF, false, 0}};
+static const training trainings[] = {{"w4a8kv4", 0, 1, 0, 0, KD_RECOMPUTE_OFF, false, 0, 0},
+                                     {"w4a8kv16", 0.9, 2, 0, 0, KD_RECOMPUTE_ON, false, 0, 0},
+                                     {"q4_0", 0, 1, 3, 0, KD_RECOMPUTE_OFF, false, 0, 0},
+                                     {"w2a16", 0, 1, 0, 6, KD_RECOMPUTE_OFF, true, 0.1, 0},
+                                     {"llmqat-4-8-4", 0, 1, 0, 0, KD_RECOMPUTE_OFF, false, 0, 0},
+                                     {"w4a16g32", 0, 1, 0, 0, KD_RECOMPUTE_OFF, false, 0, 8}};
 enum { N_TRAININGS = sizeof trainings / sizeof *trainings };
 
 static status train(const char *folder, const char *data, const training *how, int *left, int64_t steps, kd_train_report *report)
@@ -128,12 +130,16 @@ static status train(const char *folder, const char *data, const training *how, i
     o.recompute = how->recompute;
     o.sgd = how->sgd;
     o.hidden = how->hidden;
+    o.top_k = how->top_k;
     o.eval_every = 4;
-    kd_run_options run = {.save_every = 3, .keep = 2, .progress = {left ? countdown : NULL, left}};
+    /* one file of stored logits for the interrupted and the whole run: making it does not go on where it was stopped */
+    char *logits = path_of(scratch_folder, "logits.h5");
+    kd_run_options run = {.save_every = 3, .keep = 2, .logits = logits, .progress = {left ? countdown : NULL, left}};
     status s = kd_train(folder, &student, &teacher, &tokens, NULL, &o, &run, report);
     fm_tokens_close(&tokens);
     md_free(&teacher);
     md_free(&student);
+    free(logits);
     return s;
 }
 
@@ -170,6 +176,28 @@ START_TEST(interrupted_training_ends_in_the_same_bytes)
     free(data);
     free(whole);
     free(pieces);
+    scratch_end();
+}
+END_TEST
+
+START_TEST(stored_logits_of_nearly_all_tokens_train_as_the_teacher_does)
+{
+    kd_train_report live, stored;
+    md_model m;
+    scratch_begin();
+    open_model(&m, "float");
+    char *data = path_of(scratch_folder, "data.h5"), *a = path_of(scratch_folder, "live"), *b = path_of(scratch_folder, "stored");
+    training how = trainings[5];
+    generate(&m, data, 6000, 1, KD_START_BOS);
+    md_free(&m);
+    how.top_k = 0;
+    OK(train(a, data, &how, NULL, 40, &live));
+    how.top_k = 40; /* of 41; the logarithms are halves, so another path, to the same place */
+    OK(train(b, data, &how, NULL, 40, &stored));
+    ck_assert_msg(fabs(stored.best_kl - live.best_kl) < 0.15 * live.best_kl, "KL %g, %g with the teacher", stored.best_kl, live.best_kl);
+    free(data);
+    free(a);
+    free(b);
     scratch_end();
 }
 END_TEST
@@ -240,6 +268,7 @@ int main(void)
     tcase_set_timeout(tc, 120);
     tcase_add_loop_test(tc, interrupted_generation_ends_in_the_same_bytes, 0, 2);
     tcase_add_loop_test(tc, interrupted_training_ends_in_the_same_bytes, 0, N_TRAININGS);
+    tcase_add_test(tc, stored_logits_of_nearly_all_tokens_train_as_the_teacher_does);
     tcase_add_test(tc, damaged_checkpoints_are_refused_and_kept);
     tcase_add_test(tc, distillation_beats_round_to_nearest);
     suite_add_tcase(suite, tc);

@@ -62,6 +62,7 @@ typedef struct {
     ag_schedule schedule;                  /* steps is filled in */
     double ce, kl, reverse_kl, temperature, mse, cosine, hidden; /* weights of the losses; hidden: relative error of hidden states, every 5th block, falling to 0 by half time */
     bool sgd;
+    int64_t top_k;                         /* distil from the teacher's top k probabilities, stored once; 0: from the teacher itself, in every step */
     int64_t quant_after, freeze_after;     /* steps; 0: from the start, never */
     double average;                        /* decay of the average of latents over the schedule's decay; 0: none. The better one is kept */
     fq_start start;
@@ -74,6 +75,7 @@ typedef struct {
 typedef struct {
     int64_t save_every, keep; /* 0: 5 times a run; 1 */
     bool restart, dry_run;
+    const char *logits;       /* file of stored logits, shared by runs; NULL: logits.h5 in the folder */
     nb_progress progress;
 } kd_run_options;
 kd_train_options kd_train_defaults(bool distill, const fq_recipe *recipe, const md_config *config); /* of qat (distill) or of training from scratch */

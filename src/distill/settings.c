@@ -29,6 +29,7 @@
     X(number, "cosine", cosine)                          \
     X(number, "hidden", hidden)                          \
     X(bool, "sgd", sgd)                                  \
+    X(int, "top_k", top_k)                               \
     X(int, "quant_after", quant_after)                   \
     X(int, "freeze_after", freeze_after)                 \
     X(number, "average", average)                        \
@@ -45,6 +46,13 @@ static uint64_t fingerprint(const md_model *m)
     for (int64_t i = 0; m && i < m->params.n; i++)
         h = nb_hash(h, m->params.p[i]->x, (size_t)m->params.p[i]->count * sizeof(real));
     return h;
+}
+
+uint64_t kd_fingerprint(const kd_trainer *t)
+{
+    uint64_t h = fingerprint(t->teacher);
+    h = nb_hash(h, t->data->settings, strlen(t->data->settings));
+    return nb_hash(h, t->train.start, (size_t)t->train.n * sizeof *t->train.start);
 }
 
 static void put_hash(nb_writer *w, const char *key, uint64_t h)

@@ -46,6 +46,10 @@ const int32_t *kd_lengths(const kd_trainer *t)
 static status teacher_logits(void *ctx, real *dst, int64_t row, int64_t n)
 {
     kd_trainer *t = ctx;
+    if (t->stored) {
+        kd_stored_rows(t->stored, dst, row, n);
+        return NB_OK;
+    }
     return rt_head(t->session, dst, t->teacher_rows + row * t->teacher->config.dim, n);
 }
 
@@ -53,6 +57,8 @@ static status teacher_logits(void *ctx, real *dst, int64_t row, int64_t n)
 static status teacher_forward(kd_trainer *t, bool blocks, ag_tensor **hidden)
 {
     const int64_t B = t->o.batch, T = t->o.ctx;
+    if (t->stored)
+        return kd_stored_batch(t);
     if (!blocks) {
         for (int64_t b = 0; b < B; b++)
             rt_clear(t->session, b);
@@ -94,7 +100,7 @@ static status micro_step(kd_trainer *t, ag_head_report *report, double *total)
     const md_config *c = &t->student->config;
     double fade = 1 - 2 * (double)t->step / (double)t->o.steps, hidden = t->o.hidden * (fade > 0 ? fade : 0);
     ag_tensor *ours[256] = {0}, *theirs[256] = {0};
-    bool teach = t->teacher && kd_distils(&t->o), blocks = teach && hidden > 0 && c->layers >= HIDDEN_EVERY && c->layers <= 256;
+    bool teach = t->teacher && kd_distils(&t->o), blocks = teach && !t->stored && hidden > 0 && c->layers >= HIDDEN_EVERY && c->layers <= 256;
     if (teach)
         TRY(teacher_forward(t, blocks, theirs));
     ag_reset(&t->tape);

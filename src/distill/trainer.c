@@ -173,6 +173,7 @@ static void trainer_free(kd_trainer *t)
     ag_tape_free(&t->tape);
     ag_tape_free(&t->teacher_tape);
     rt_close(t->session);
+    kd_stored_close(t->stored);
     free(t->teacher_hidden);
     free(t->ids);
     free(t->target);
@@ -245,6 +246,17 @@ static status loop(kd_trainer *t, kd_train_report *r)
     return finish(t);
 }
 
+static status open_stored(kd_trainer *t)
+{
+    if (!t->teacher || t->o.hidden > 0)
+        return nb_fail(NB_USAGE, "stored logits (--top-k) need a teacher and cannot give its hidden states (--hidden)");
+    snprintf(t->source, sizeof t->source, "%016llx", (unsigned long long)kd_fingerprint(t));
+    char *inside = t->run->logits ? NULL : nb_path_join(t->folder, "logits.h5");
+    status s = t->run->logits || inside ? kd_stored_open(t, inside ? inside : t->run->logits) : NB_NOMEM;
+    free(inside);
+    return s;
+}
+
 static status run(kd_trainer *t, kd_train_report *r)
 {
     bool found = false;
@@ -262,6 +274,8 @@ static status run(kd_trainer *t, kd_train_report *r)
         r->was_finished = r->finished = true;
         return NB_OK;
     }
+    if (t->o.top_k > 0)
+        TRY(open_stored(t));
     TRY(kd_metrics_cut(t));
     if (!found)
         TRY(kd_start_ranges(t));

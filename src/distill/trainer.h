@@ -1,8 +1,10 @@
 /* trainer.h - the state of a training run; private to distill: trainer.c (loop), train_step.c, train_start.c,
- * checkpoint.c (files), settings.c. */
+ * stored_logits.c, checkpoint.c (files), settings.c. */
 #ifndef NIBBLE_DISTILL_TRAINER_H
 #define NIBBLE_DISTILL_TRAINER_H
 #include "distill/windows.h"
+
+typedef struct kd_stored kd_stored; /* the teacher's logits made once; stored_logits.c */
 
 typedef struct {
     char *folder;
@@ -20,6 +22,8 @@ typedef struct {
     /* buffers of one micro-batch */
     ag_tape tape, teacher_tape;
     rt_session *session; /* the teacher's */
+    kd_stored *stored;           /* NULL: the teacher runs in every step */
+    char source[64];             /* fingerprints of data and teacher, for the file of stored logits */
     real *teacher_hidden;        /* [B*T, C] */
     const real *teacher_rows;    /* the same, or the teacher tape's */
     int32_t *ids, *target, *length, *slot;
@@ -32,6 +36,14 @@ const int32_t *kd_lengths(const kd_trainer *t);          /* of the batch; NULL w
 status kd_step(kd_trainer *t);                           /* one optimizer step; raises t->step */
 status kd_start_ranges(kd_trainer *t);
 
+/* Opens the logits stored at path, making them where the file is not there; then, per batch (t->index): reads its rows, and gives logits of rows
+ * [row, row+n) of it. */
+status kd_stored_open(kd_trainer *t, const char *path);
+status kd_stored_batch(kd_trainer *t);
+void kd_stored_rows(const kd_stored *s, real *dst, int64_t row, int64_t n);
+void kd_stored_close(kd_stored *s); /* NULL is fine */
+
+uint64_t kd_fingerprint(const kd_trainer *t); /* of the teacher and the training windows */
 /* o as a JSON object; caller frees. */
 char *kd_settings_text(const kd_trainer *t);
 /* NB_USAGE naming the first setting that differs between two such objects, else NB_OK. */
