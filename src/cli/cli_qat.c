@@ -69,6 +69,9 @@ static int64_t rows(cl_option row[CL_TRAIN_ROWS], cl_train_options *o, bool dist
         {"--hidden", "X", CL_NUMBER, &k->hidden, NULL,
          "weight of the relative error of hidden states, falling to 0 by half time (0)"},
         {"--temperature", "X", CL_NUMBER, &k->temperature, NULL, "softens teacher and student in the losses (1)"},
+        {"--top-k", "N", CL_COUNT, &k->top_k, NULL,
+         "store the teacher's N likeliest tokens of each position once and learn from those (0: it runs in every step)"},
+        {"--logits", "FILE", CL_TEXT, &o->run.logits, NULL, "where they are stored, for several runs (logits.h5 in the run folder)"},
     };
     const cl_option train[] = {
         {"--config", "FILE|key=value,...", CL_TEXT, &o->config, NULL,
