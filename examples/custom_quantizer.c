@@ -2,11 +2,11 @@
  *
  *   code = sign, exponent e in 0..7         value = +-scale 2^-e, scale = max|w| of the row          (16 levels, no zero)
  *   encode: e = round(log2(scale / |x|)), clamped to 0..7; two codes to a byte
- *   straight through: dw = dy where |w| is within the levels' reach, for what was rounded counts as if it was not
+ *   straight through: dw = dy, as if nothing had been rounded; the scale follows max|w|, so nothing is clipped
  *
- * A multiplication by such a weight is a shift. What it takes: an encoder and a decoder, an operator whose forward is
- * exactly decode(encode(w)), so that what is trained is what is stored, and a backward pass. The program fits a linear map
- * once in float and rounds it, and once through the operator; the second has to be better, at the same 4 bits.
+ * What it takes: an encoder and a decoder, an operator whose forward is exactly decode(encode(w)), so that what is trained
+ * is what is stored, and a backward pass. The program fits a linear map in float and rounds it, then trains on through the
+ * operator; that has to be better, at the same 4 bits.
  */
 #include <math.h>
 #include <nibble/autograd.h>
@@ -28,11 +28,6 @@ static real decode(uint8_t code, real scale)
     return (real)ldexp((double)scale, -(code & 7)) * (code & 8 ? -1 : 1);
 }
 
-static real scale_of(const real *row, int64_t n)
-{
-    return kn_absmax(row, n);
-}
-
 /* ---- the operator: w [N, K] -> decode(encode(w)) ---- */
 
 static void pow2_forward(ag_tensor *out)
@@ -40,7 +35,7 @@ static void pow2_forward(ag_tensor *out)
     const real *w = ag_value(out->src[0]);
     int64_t K = ag_cols(out);
     for (int64_t n = 0; w && n < ag_rows(out); n++) {
-        real scale = scale_of(w + n * K, K);
+        real scale = kn_absmax(w + n * K, K);
         for (int64_t k = 0; k < K; k++)
             out->x[n * K + k] = decode(encode(w[n * K + k], scale), scale);
     }
@@ -100,21 +95,15 @@ static status train(ag_params *params, ag_param *w, data *d, bool quantized, dou
     return s;
 }
 
-/* The fold: two codes to a byte and a scale per row; then what a reader makes of it. */
-static void fold(uint8_t *packed, real *scale, const real *w)
+/* The fold: two codes to a byte and a scale per row; back: what a reader makes of them. */
+static void fold(uint8_t *packed, real *scale, real *back, const real *w)
 {
-    for (int n = 0; n < OUT; n++) {
-        scale[n] = scale_of(w + n * IN, IN);
-        for (int k = 0; k < IN; k += 2)
-            packed[(n * IN + k) / 2] =
-                (uint8_t)(encode(w[n * IN + k], scale[n]) | encode(w[n * IN + k + 1], scale[n]) << 4);
+    for (int i = 0; i < OUT * IN; i += 2) {
+        real s = scale[i / IN] = i % IN ? scale[i / IN] : kn_absmax(w + i, IN);
+        packed[i / 2] = (uint8_t)(encode(w[i], s) | encode(w[i + 1], s) << 4);
     }
-}
-
-static void unfold(real *w, const uint8_t *packed, const real *scale)
-{
     for (int i = 0; i < OUT * IN; i++)
-        w[i] = decode(packed[i / 2] >> (i % 2 * 4) & 15, scale[i / IN]);
+        back[i] = decode(packed[i / 2] >> (i % 2 * 4) & 15, scale[i / IN]);
 }
 
 int main(void)
@@ -136,14 +125,12 @@ int main(void)
     bool same = false;
     if (s == NB_OK) {
         in_float = mean_square(&d, w->x);
-        fold(packed, scale, w->x);
-        unfold(back, packed, scale);
+        fold(packed, scale, back, w->x);
         rounded = mean_square(&d, back);
         s = train(&params, w, &d, true, 0.003);
     }
     if (s == NB_OK) {
-        fold(packed, scale, w->x);
-        unfold(back, packed, scale);
+        fold(packed, scale, back, w->x);
         trained = mean_square(&d, back);
         ag_tape t = {0}; /* fake-quant == folded, bit for bit */
         ag_tensor *y = pow2(&t, ag_use(&t, w));

@@ -3,6 +3,7 @@
 #include "scratch.h"
 #include "world.h"
 #include <math.h>
+#include <omp.h>
 
 #define W4 "int4 row f32 learned"
 
@@ -394,6 +395,42 @@ START_TEST(activation_of_a_row_depends_on_that_row_alone)
 }
 END_TEST
 
+static const char *const threaded[] = {"int4 row f32 learned", "int4 tensor f32 learned:lsq",
+                                       "int4 group:32 f16 learned", "int4 block:100 learned",
+                                       "int8 asym row f32 learned:pact"};
+
+START_TEST(gradients_do_not_depend_on_threads)
+{
+    enum { ROWS = 150, COLS = 200 };
+    real *r = nb_alloc(ROWS * COLS, sizeof *r), *g = NULL, *u = NULL;
+    world m;
+    world_new(&m, threaded[_i]);
+    fq_site *s = weight_site(&m, "a", ROWS, COLS, 1);
+    for (int i = 0; i < ROWS * COLS; i++)
+        r[i] = (real)nb_random_normal(2, 1, (uint64_t)i);
+    ck_assert(fq_start_weights(&m.sites, FQ_START_MSE, NULL, NULL) == NB_OK);
+    const size_t bytes = ROWS * COLS * sizeof *r, scales = (size_t)s->n_scales * sizeof *r;
+    for (int threads = 1; threads <= 3; threads++) {
+        omp_set_num_threads(threads);
+        ag_reset(&m.tape);
+        ag_params_clear_grad(&m.params);
+        m.params.version++;
+        ck_assert(ag_backward(&m.tape, ag_dot(&m.tape, fq_weight(&m.tape, s, s->w), r)) == NB_OK);
+        if (threads == 1) {
+            g = nb_alloc(1, bytes);
+            u = nb_alloc(1, scales);
+            memcpy(g, s->w->g, bytes);
+            memcpy(u, s->u->g, scales);
+        }
+        ck_assert(!memcmp(g, s->w->g, bytes) && !memcmp(u, s->u->g, scales));
+    }
+    free(r);
+    free(g);
+    free(u);
+    world_free(&m);
+}
+END_TEST
+
 START_TEST(running_out_of_memory_is_a_message)
 {
     int64_t reached = 0;
@@ -443,6 +480,7 @@ int main(void)
     tc = tcase_create("operators");
     tcase_add_loop_test(tc, a_site_left_alone_gives_its_input_and_is_watched, 0, 4);
     LOOP(tc, gradient_passes_where_the_variant_lets_it, masks);
+    LOOP(tc, gradients_do_not_depend_on_threads, threaded);
     tcase_add_test(tc, learned_scale_stays_within_a_factor_of_two);
     tcase_add_test(tc, no_gradient_keeps_nothing_and_forgets_nothing);
     tcase_add_test(tc, channels_that_do_not_fit_fail_with_both_numbers);

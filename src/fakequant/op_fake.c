@@ -20,15 +20,16 @@ enum { CHUNK = 256, LANES = 16 };
 /* What one scale needs to tell inside from outside. */
 typedef struct {
     real inv, lo, hi; /* inside: lo <= x inv <= hi */
-    real rounded;     /* 1: r is subtracted inside; 0: sign */
-    int32_t zero;
+    real rounded;     /* 1: r is subtracted inside; 0: signs, and where the scale is 0 */
 } bounds;
 
 static bounds bounds_of(const kn_codes *c, int64_t index)
 {
     const kn_grid *g = &c->grid;
     const real alpha = g->levels == KN_LEVELS_HALF_STEP ? (real)(1 << g->bits) : (real)1.5;
-    bounds b = {.inv = kn_inverse(c->scale[index]), .rounded = 1, .zero = c->zero ? c->zero[index] : 0};
+    const int32_t zero = c->zero ? c->zero[index] : 0;
+    bounds b = {.inv = kn_inverse(c->scale[index])};
+    b.rounded = b.inv != 0 ? (real)1 : 0;
     if (g->levels == KN_LEVELS_SIGN) {
         b.hi = 1;
         b.lo = -1;
@@ -37,50 +38,72 @@ static bounds bounds_of(const kn_codes *c, int64_t index)
         b.hi = (real)0.99 * alpha;
         b.lo = -b.hi;
     } else {
-        b.hi = (real)(g->hi - b.zero);
-        b.lo = (real)(g->lo - b.zero);
+        b.hi = (real)(g->hi - zero);
+        b.lo = (real)(g->lo - zero);
     }
     return b;
 }
 
-/* Sums of one unit; lanes in reals over a chunk, chunks in doubles. */
+/* Sums of one unit; lanes in reals over a chunk, chunks in doubles. y = s l, so s ds needs no codes. */
 typedef struct {
-    double ds, outside; /* sum dy * (l - r inside), sum of dy outside */
+    double sds, outside; /* s ds = sum dy * (y - x inside), sum of dy outside */
 } sums;
 
-static void add_chunk(sums *s, const real *dy, const real *x, const real *level, int64_t n, const bounds *b)
+/* without a branch, for loops over many */
+static inline bool within(real r, real lo, real hi)
 {
-    real ds[LANES] = {0}, outside[LANES] = {0};
+    return (r >= lo) & (r <= hi);
+}
+
+/* a chunk's sum in lanes: element i goes to lane i % LANES */
+static double lane_sum(const real *restrict p, int64_t n)
+{
+    real lane[LANES] = {0};
     int64_t i = 0;
     for (; i + LANES <= n; i += LANES)
-        for (int j = 0; j < LANES; j++) {
-            real r = x[i + j] * b->inv, in = r >= b->lo && r <= b->hi ? (real)1 : (real)0;
-            ds[j] += dy[i + j] * (level[i + j] - (in != 0 ? r * b->rounded : 0));
-            outside[j] += dy[i + j] * (1 - in);
-        }
-    for (int j = 0; i < n; i++, j++) {
-        real r = x[i] * b->inv, in = r >= b->lo && r <= b->hi ? (real)1 : (real)0;
-        ds[j] += dy[i] * (level[i] - (in != 0 ? r * b->rounded : 0));
-        outside[j] += dy[i] * (1 - in);
+        for (int j = 0; j < LANES; j++)
+            lane[j] += p[i + j];
+    for (int j = 0; i < n; i++, j++)
+        lane[j] += p[i];
+    for (int half = LANES / 2; half; half /= 2)
+        for (int j = 0; j < half; j++)
+            lane[j] += lane[j + half];
+    return (double)lane[0];
+}
+
+/* n <= CHUNK elements; outside only where there is a zero point to learn from it */
+static void add_chunk(sums *s, const real *restrict dy, const real *restrict x, const real *restrict y, int64_t n,
+                      const bounds *b, bool zero)
+{
+    const real inv = b->inv, lo = b->lo, hi = b->hi, rounded = b->rounded;
+    real p[CHUNK];
+    for (int64_t i = 0; i < n; i++) {
+        const real r = x[i] * inv, in = within(r, lo, hi) ? rounded : 0;
+        p[i] = dy[i] * (y[i] - x[i] * in);
     }
-    for (int j = 0; j < LANES; j++) {
-        s->ds += (double)ds[j];
-        s->outside += (double)outside[j];
+    s->sds += lane_sum(p, n);
+    if (!zero)
+        return;
+    for (int64_t i = 0; i < n; i++) {
+        const real r = x[i] * inv;
+        p[i] = within(r, lo, hi) ? 0 : dy[i];
     }
+    s->outside += lane_sum(p, n);
 }
 
 /* dx (written where beta is 0, else added to) = dy where x lies within [lo, hi] of r = x inv */
-static void pass_range(real *dx, real beta, const real *dy, const real *x, int64_t n, real inv, real lo, real hi)
+static void pass_range(real *restrict dx, real beta, const real *restrict dy, const real *restrict x, int64_t n,
+                       real inv, real lo, real hi)
 {
     if (beta == 0)
         for (int64_t i = 0; i < n; i++) {
-            real r = x[i] * inv;
-            dx[i] = r >= lo && r <= hi ? dy[i] : 0;
+            const real r = x[i] * inv;
+            dx[i] = within(r, lo, hi) ? dy[i] : 0;
         }
     else
         for (int64_t i = 0; i < n; i++) {
-            real r = x[i] * inv;
-            dx[i] += r >= lo && r <= hi ? dy[i] : 0;
+            const real r = x[i] * inv;
+            dx[i] += within(r, lo, hi) ? dy[i] : 0;
         }
 }
 
@@ -112,20 +135,16 @@ typedef struct {
 } save_fake;
 
 /* Gradient of one unit where x is at hand; sums only if s. */
-static void unit_backward(real *dx, real beta, sums *s, const real *dy, const real *x, const kn_codes *c, int64_t unit,
-                          fq_ste ste)
+static void unit_backward(real *dx, real beta, sums *s, const real *dy, const real *x, const real *y, const kn_codes *c,
+                          int64_t unit, fq_ste ste)
 {
     int64_t at, end;
-    real level[CHUNK];
     const bounds b = bounds_of(c, fq_unit_scale(c, unit));
     fq_unit(c, unit, &at, &end);
     while (at < end) {
-        int64_t col = at % c->cols, n = end - at < CHUNK ? end - at : CHUNK;
-        n = n < c->cols - col ? n : c->cols - col;
-        if (s) {
-            fq_levels(level, c, at, n, b.zero);
-            add_chunk(s, dy + at, x + at, level, n, &b);
-        }
+        const int64_t n = end - at < CHUNK ? end - at : CHUNK;
+        if (s)
+            add_chunk(s, dy + at, x + at, y + at, n, &b, c->zero != NULL);
         if (dx && ste == FQ_STE_CLIPPED)
             pass_range(dx + at, beta, dy + at, x + at, n, b.inv, b.lo, b.hi);
         else if (dx && ste == FQ_STE_LLMQAT)
@@ -152,13 +171,13 @@ static void learn(const fq_site *site, real *gu, real *gv, int64_t i, sums s, do
     const double scale = (double)now.scale, dz = -scale * s.outside;
     if (g->has_zero && site->spec.learning == FQ_PACT) {
         const double inv = (double)kn_inverse(now.scale), max = (double)now.max, min = (double)now.min;
-        const double dmax = (s.ds + dz * min * inv * inv) / steps;
+        const double dmax = (s.sds + dz * min * inv) * inv / steps;
         push(site->u, gu, i, max * dmax, u, -limit, limit);
         push(site->v, gv, i, min * (-dmax - dz * inv), v, -limit, limit);
         return;
     }
     const double f = site->spec.learning == FQ_LSQ ? 1 / sqrt(n * (g->has_zero ? steps : (double)g->hi)) : 1;
-    push(site->u, gu, i, scale * s.ds * f, u, -limit, limit);
+    push(site->u, gu, i, s.sds * f, u, -limit, limit);
     push(site->v, gv, i, steps * dz * f, now.zero_latent, (double)g->lo, (double)g->hi);
 }
 
@@ -174,7 +193,7 @@ static void learn_all(const ag_tensor *out, const fq_site *site, const kn_codes 
     for (int64_t k = 0; k < units; k++) {
         int64_t begin, end, i = site->is_weight ? fq_unit_scale(c, k) : k % scales;
         fq_unit(c, k, &begin, &end);
-        total[i].ds += part[k].ds;
+        total[i].sds += part[k].sds;
         total[i].outside += part[k].outside;
         count[i] += (double)(end - begin);
     }
@@ -182,7 +201,7 @@ static void learn_all(const ag_tensor *out, const fq_site *site, const kn_codes 
         learn(site, gu, gv, i, total[i], count[i]);
 }
 
-/* Backward where x is at hand: weights, and activations with a learned range. */
+/* Backward where x is at hand (y is decoded where no reader of it did): weights, and activations with a learned range. */
 static void backward_by_value(const ag_tensor *out, const fq_site *site, const kn_codes *c, const real *x)
 {
     ag_tape *t = out->tape;
@@ -192,14 +211,15 @@ static void backward_by_value(const ag_tensor *out, const fq_site *site, const k
     const fq_ste ste = site->spec.ste;
     real beta = 1, *dx = out->src[0]->needs_grad ? ag_grad_write(out->src[0], &beta) : NULL;
     const real *dy = out->g;
+    const real *y = learned ? ag_value(out) : NULL;
     sums *part = learned ? ag_take(t, bytes) : NULL;
-    if ((learned && !part) || (!learned && !dx))
+    if ((learned && (!y || !part)) || (!learned && !dx))
         return;
     if (part)
         memset(part, 0, bytes);
 #pragma omp parallel for schedule(static) if (n > FQ_PARALLEL)
     for (int64_t k = 0; k < units; k++)
-        unit_backward(dx, beta, part ? &part[k] : NULL, dy, x, c, k, ste);
+        unit_backward(dx, beta, part ? &part[k] : NULL, dy, x, y, c, k, ste);
     if (part) {
         learn_all(out, site, c, part, part + units, (double *)(part + units + scales));
         ag_give_back(t, part, bytes);

@@ -15,9 +15,6 @@ int64_t fq_units(const kn_codes *c);
 void fq_unit(const kn_codes *c, int64_t unit, int64_t *begin, int64_t *end);
 int64_t fq_unit_scale(const kn_codes *c, int64_t unit); /* index of its scale */
 
-/* level = mul q + add - zero of elements [at, at + n) of the flattened matrix; they lie in one row. */
-void fq_levels(real *level, const kn_codes *c, int64_t at, int64_t n, int32_t zero);
-
 bool fq_is_ternary(const kn_grid *g);
 
 typedef struct {

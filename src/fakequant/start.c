@@ -17,6 +17,19 @@ typedef struct {
     double error, wl, ll; /* sums of h (w - s l)^2, h w l, h l^2 */
 } fit;
 
+/* level = mul q + add - zero of elements [at, at + n) of the flattened matrix; they lie in one row. */
+static void levels_of(real *level, const kn_codes *c, int64_t at, int64_t n, int32_t zero)
+{
+    const int mul = kn_mul(&c->grid), add = kn_add(&c->grid) - zero;
+    const int64_t q = at / c->cols * c->ld + at % c->cols;
+    if (c->q)
+        for (int64_t i = 0; i < n; i++)
+            level[i] = (real)(mul * c->q[q + i] + add);
+    else
+        for (int64_t i = 0; i < n; i++)
+            level[i] = (real)(mul * c->q16[q + i] + add);
+}
+
 static fit fit_unit(const kn_codes *c, int64_t unit, const real *x, const real *h)
 {
     int64_t at, end;
@@ -28,7 +41,7 @@ static fit fit_unit(const kn_codes *c, int64_t unit, const real *x, const real *
     while (at < end) {
         int64_t col = at % c->cols, n = end - at < CHUNK ? end - at : CHUNK;
         n = n < c->cols - col ? n : c->cols - col;
-        fq_levels(level, c, at, n, zero);
+        levels_of(level, c, at, n, zero);
         for (int64_t i = 0; i < n; i++) {
             double l = (double)level[i], w = (double)x[at + i], k = h ? (double)h[col + i] : 1,
                    d = w - l * (double)c->scale[index];

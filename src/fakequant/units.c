@@ -32,18 +32,6 @@ int64_t fq_unit_scale(const kn_codes *c, int64_t unit)
     return c->grid.grain == KN_TENSOR ? 0 : unit;
 }
 
-void fq_levels(real *level, const kn_codes *c, int64_t at, int64_t n, int32_t zero)
-{
-    const int mul = kn_mul(&c->grid), add = kn_add(&c->grid) - zero;
-    const int64_t q = at / c->cols * c->ld + at % c->cols;
-    if (c->q)
-        for (int64_t i = 0; i < n; i++)
-            level[i] = (real)(mul * c->q[q + i] + add);
-    else
-        for (int64_t i = 0; i < n; i++)
-            level[i] = (real)(mul * c->q16[q + i] + add);
-}
-
 bool fq_is_ternary(const kn_grid *g)
 {
     return g->levels == KN_LEVELS_INT && g->lo == -1 && g->hi == 1 && !g->has_zero;
