@@ -65,10 +65,11 @@ static double lane_sum(const real *restrict p, int64_t n)
             lane[j] += p[i + j];
     for (int j = 0; i < n; i++, j++)
         lane[j] += p[i];
-    for (int half = LANES / 2; half; half /= 2)
-        for (int j = 0; j < half; j++)
-            lane[j] += lane[j + half];
-    return (double)lane[0];
+    for (int j = 0; j < 8; j++)
+        lane[j] += lane[j + 8];
+    for (int j = 0; j < 4; j++)
+        lane[j] += lane[j + 4];
+    return (double)(lane[0] + lane[2] + (lane[1] + lane[3]));
 }
 
 /* n <= CHUNK elements; outside only where there is a zero point to learn from it */
@@ -85,8 +86,8 @@ static void add_chunk(sums *s, const real *restrict dy, const real *restrict x, 
     if (!zero)
         return;
     for (int64_t i = 0; i < n; i++) {
-        const real r = x[i] * inv;
-        p[i] = within(r, lo, hi) ? 0 : dy[i];
+        const real r = x[i] * inv, d = dy[i];
+        p[i] = within(r, lo, hi) ? 0 : d;
     }
     s->outside += lane_sum(p, n);
 }
@@ -97,13 +98,13 @@ static void pass_range(real *restrict dx, real beta, const real *restrict dy, co
 {
     if (beta == 0)
         for (int64_t i = 0; i < n; i++) {
-            const real r = x[i] * inv;
-            dx[i] = within(r, lo, hi) ? dy[i] : 0;
+            const real r = x[i] * inv, d = dy[i];
+            dx[i] = within(r, lo, hi) ? d : 0;
         }
     else
         for (int64_t i = 0; i < n; i++) {
-            const real r = x[i] * inv;
-            dx[i] += within(r, lo, hi) ? dy[i] : 0;
+            const real r = x[i] * inv, d = dy[i];
+            dx[i] += within(r, lo, hi) ? d : 0;
         }
 }
 
