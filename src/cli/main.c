@@ -70,12 +70,13 @@ static int unknown(const char *name)
     return 2;
 }
 
-/* Threads that wait spin unless OpenMP is told otherwise before the program starts; where other programs want the same
- * cores that makes everything several times slower. So the program starts itself once more, with the word said. */
+/* Threads that wait spin for milliseconds unless OpenMP is told otherwise before the program starts; where other programs
+ * want the same cores that makes everything ten times slower. So the program starts itself once more with the word said:
+ * sleep, after a few microseconds (GNU's runtime) or at once (LLVM's). Whoever sets OMP_WAIT_POLICY decides alone. */
 static void wait_without_spinning(char **argv)
 {
     char path[4096];
-    if (getenv("OMP_WAIT_POLICY") || setenv("OMP_WAIT_POLICY", "passive", 1) != 0)
+    if (getenv("OMP_WAIT_POLICY") || setenv("OMP_WAIT_POLICY", "passive", 1) || setenv("GOMP_SPINCOUNT", "300", 0))
         return;
     ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
     if (n > 0) {
