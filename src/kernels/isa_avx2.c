@@ -8,8 +8,9 @@
 #include <string.h>
 #include <tgmath.h>
 
-#define INLINE static inline __attribute__((always_inline)) /* for loops over a constant register tile */
-enum { TILE_ROWS = 3, TILE_VECTORS = 2, TILE_TALL = 4, LINEAR_ROWS = 3, LINEAR_PANELS = 1, LINEAR_GROUP_ROWS = 2 };
+#define INLINE static inline __attribute__((always_inline)) /* what a register tile is a constant of */
+#define NOINLINE __attribute__((noinline))
+enum { FLOAT_TILE = 6, FLOAT_VECTORS = 2, LINEAR_TILE = 4, LINEAR_PANELS = 1 }; /* vectors of a register tile */
 
 typedef struct {
     __m256 a, b;
@@ -155,11 +156,17 @@ static inline w16 w_load(const int32_t *p)
 {
     return b_load(p);
 }
+static inline void w_store(int32_t *p, w16 x)
+{
+    _mm256_storeu_si256((__m256i *)p, x.a);
+    _mm256_storeu_si256((__m256i *)p + 1, x.b);
+}
 #define BOTH_INTEGERS(name, intrinsic)                                                                                 \
     static inline w16 name(w16 x, w16 y)                                                                               \
     {                                                                                                                  \
         return (w16){intrinsic(x.a, y.a), intrinsic(x.b, y.b)};                                                        \
     }
+BOTH_INTEGERS(w_add, _mm256_add_epi32)
 BOTH_INTEGERS(w_sub, _mm256_sub_epi32)
 BOTH_INTEGERS(w_mul, _mm256_mullo_epi32)
 static inline w16 w_from_v(v16 x)

@@ -8,8 +8,9 @@
 #include <string.h>
 #include <tgmath.h>
 
-#define INLINE static inline __attribute__((always_inline)) /* for loops over a constant register tile */
-enum { TILE_ROWS = 6, TILE_VECTORS = 4, TILE_TALL = 8, LINEAR_ROWS = 6, LINEAR_PANELS = 4, LINEAR_GROUP_ROWS = 3 };
+#define INLINE static inline __attribute__((always_inline)) /* what a register tile is a constant of */
+#define NOINLINE __attribute__((noinline))
+enum { FLOAT_TILE = 24, FLOAT_VECTORS = 4, LINEAR_TILE = 24, LINEAR_PANELS = 4 }; /* vectors of a register tile */
 
 typedef __m512 v16;
 typedef __m512i w16;
@@ -136,6 +137,14 @@ static inline w16 w_set1(int32_t x)
 static inline w16 w_load(const int32_t *p)
 {
     return _mm512_loadu_si512(p);
+}
+static inline void w_store(int32_t *p, w16 x)
+{
+    _mm512_storeu_si512(p, x);
+}
+static inline w16 w_add(w16 x, w16 y)
+{
+    return _mm512_add_epi32(x, y);
 }
 static inline w16 w_sub(w16 x, w16 y)
 {

@@ -5,8 +5,9 @@
 #include <string.h>
 #include <tgmath.h>
 
-#define INLINE static
-enum { TILE_ROWS = 2, TILE_VECTORS = 1, TILE_TALL = 2, LINEAR_ROWS = 1, LINEAR_PANELS = 1, LINEAR_GROUP_ROWS = 1 };
+#define NOINLINE __attribute__((noinline))
+#define INLINE   static NOINLINE /* one copy for every register tile */
+enum { FLOAT_TILE = 4, FLOAT_VECTORS = 1, LINEAR_TILE = 2, LINEAR_PANELS = 1 }; /* vectors of a register tile */
 
 typedef struct {
     real l[16];
@@ -97,6 +98,7 @@ static inline void v_transpose(v16 r[16])
 INTEGERS(w_zero, (void), 0)
 INTEGERS(w_set1, (int32_t a), a)
 INTEGERS(w_load, (const int32_t *p), p[i])
+INTEGERS(w_add, (w16 a, w16 b), (uint32_t)a.l[i] + (uint32_t)b.l[i])
 INTEGERS(w_sub, (w16 a, w16 b), (uint32_t)a.l[i] - (uint32_t)b.l[i])
 INTEGERS(w_mul, (w16 a, w16 b), (uint32_t)a.l[i] * (uint32_t)b.l[i])
 INTEGERS(w_from_v, (v16 a), a.l[i] >= -2147483648.0 && a.l[i] < 2147483648.0 ? (int32_t)rint(a.l[i]) : INT32_MIN)
@@ -104,6 +106,10 @@ INTEGERS(w_from_s8, (const int8_t *p, int64_t n), i < n ? p[i] : 0)
 INTEGERS(w_from_u8, (const uint8_t *p, int64_t n), i < n ? p[i] : 0)
 INTEGERS(w_from_s16, (const int16_t *p, int64_t n), i < n ? p[i] : 0)
 
+static inline void w_store(int32_t *p, w16 a)
+{
+    memcpy(p, a.l, sizeof a.l);
+}
 static inline void w_to_s8(int8_t *p, w16 a, int64_t n)
 {
     for (int i = 0; i < 16 && i < n; i++)

@@ -103,6 +103,14 @@ enum {
     X(void, attend, (const kn_attend_job *job))                                                                        \
     X(void, attend_backward_row, (real * p, real * ds, int64_t n, int64_t keys, real lse, real delta, real scale))
 
+/* In front of a loop over a register tile of up to 32 vectors. Such loops are not nested: gcc unrolls inner loops before,
+ * outer ones after it turns arrays into registers. */
+#ifdef __clang__
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 32")
+#endif
+
 typedef struct {
     const char *name;
     bool bf16; /* library products may use bfloat16 beside it */

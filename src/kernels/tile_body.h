@@ -6,79 +6,72 @@
 INLINE void tile_fixed(const int rows, const int vectors, real *c, int64_t ldc, const real *a, int64_t am, int64_t ak,
                        const real *b, int64_t ldb, int64_t K, bool add, int64_t left)
 {
-    v16 acc[8][4];
-    for (int r = 0; r < rows; r++)
-        for (int v = 0; v < vectors; v++)
-            acc[r][v] = add ? v_get(c + r * ldc + 16 * v, left - 16 * v) : v_zero();
+    v16 acc[24];
+    UNROLL
+    for (int i = 0; i < 24; i++)
+        acc[i] = v_zero();
+    if (add) {
+        UNROLL
+        for (int i = 0; i < rows * vectors; i++)
+            acc[i] = v_get(c + i / vectors * ldc + i % vectors * 16, left - i % vectors * 16);
+    }
     for (int64_t k = 0; k < K; k++) {
-        v16 bv[4];
+        v16 bv[4], s = v_zero();
+        UNROLL
         for (int v = 0; v < vectors; v++)
             bv[v] = v_get(b + k * ldb + 16 * v, left - 16 * v);
-        for (int r = 0; r < rows; r++) {
-            const v16 s = v_set1(a[r * am + k * ak]);
-            for (int v = 0; v < vectors; v++)
-                acc[r][v] = v_fma(s, bv[v], acc[r][v]);
+        UNROLL
+        for (int i = 0; i < rows * vectors; i++) {
+            if (i % vectors == 0)
+                s = v_set1(a[i / vectors * am + k * ak]);
+            acc[i] = v_fma(s, bv[i % vectors], acc[i]);
         }
     }
-    for (int r = 0; r < rows; r++)
-        for (int v = 0; v < vectors; v++)
-            v_put(c + r * ldc + 16 * v, acc[r][v], left - 16 * v);
+    UNROLL
+    for (int i = 0; i < rows * vectors; i++)
+        v_put(c + i / vectors * ldc + i % vectors * 16, acc[i], left - i % vectors * 16);
 }
 
-INLINE void tile_column(const int vectors, const int most, real *c, int64_t ldc, const real *a, int64_t am, int64_t ak,
-                        const real *b, int64_t ldb, int64_t M, int64_t K, bool add, int64_t left)
-{
-    int64_t m = 0;
-    for (; m + most <= M; m += most)
-        tile_fixed(most, vectors, c + m * ldc, ldc, a + m * am, am, ak, b, ldb, K, add, left);
-    c += m * ldc;
-    a += m * am;
-    if ((M - m) & 4 && most > 4) {
-        tile_fixed(4, vectors, c, ldc, a, am, ak, b, ldb, K, add, left);
-        c += 4 * ldc;
-        a += 4 * am;
+/* Tiles that are compiled: rows x vectors <= FLOAT_TILE, and one vector that is cut off. Each is a function of its own;
+ * the compiler loses track of the registers otherwise. */
+typedef void tile_rows(real *c, int64_t ldc, const real *a, int64_t am, int64_t ak, const real *b, int64_t ldb, int64_t K,
+                       bool add, int64_t left);
+#define TILE(rows, vectors)                                                                                            \
+    static NOINLINE void tile_##rows##x##vectors(real *c, int64_t ldc, const real *a, int64_t am, int64_t ak,          \
+                                                 const real *b, int64_t ldb, int64_t K, bool add, int64_t left)        \
+    {                                                                                                                  \
+        (void)left;                                                                                                    \
+        if (rows * vectors <= FLOAT_TILE)                                                                              \
+            tile_fixed(rows, vectors, c, ldc, a, am, ak, b, ldb, K, add, 16 * vectors);                                \
     }
-    switch ((M - m) % (most > 4 ? 4 : most)) {
-    case 3:
-        tile_fixed(3, vectors, c, ldc, a, am, ak, b, ldb, K, add, left);
-        break;
-    case 2:
-        tile_fixed(2, vectors, c, ldc, a, am, ak, b, ldb, K, add, left);
-        break;
-    case 1:
-        tile_fixed(1, vectors, c, ldc, a, am, ak, b, ldb, K, add, left);
-        break;
-    default:
-        break;
+#define TILES(rows)                                                                                                    \
+    TILE(rows, 1) TILE(rows, 2) TILE(rows, 3) TILE(rows, 4)                                                            \
+    static NOINLINE void tile_##rows##x0(real *c, int64_t ldc, const real *a, int64_t am, int64_t ak, const real *b,   \
+                                         int64_t ldb, int64_t K, bool add, int64_t left)                               \
+    {                                                                                                                  \
+        if (rows <= FLOAT_TILE)                                                                                        \
+            tile_fixed(rows, 1, c, ldc, a, am, ak, b, ldb, K, add, left);                                              \
     }
-}
-
-static void tile_wide(real *c, int64_t ldc, const real *a, int64_t am, int64_t ak, const real *b, int64_t ldb,
-                      int64_t M, int64_t K, bool add)
-{
-    tile_column(TILE_VECTORS, TILE_ROWS, c, ldc, a, am, ak, b, ldb, M, K, add, 16 * TILE_VECTORS);
-}
-static void tile_narrow(real *c, int64_t ldc, const real *a, int64_t am, int64_t ak, const real *b, int64_t ldb,
-                        int64_t M, int64_t K, bool add)
-{
-    tile_column(1, TILE_TALL, c, ldc, a, am, ak, b, ldb, M, K, add, 16);
-}
-static void tile_rest(real *c, int64_t ldc, const real *a, int64_t am, int64_t ak, const real *b, int64_t ldb,
-                      int64_t M, int64_t K, bool add, int64_t left)
-{
-    tile_column(1, TILE_TALL, c, ldc, a, am, ak, b, ldb, M, K, add, left);
-}
+TILES(1) TILES(2) TILES(3) TILES(4) TILES(5) TILES(6) TILES(7) TILES(8)
+#undef TILE
+#undef TILES
+#define ROW(r) {tile_##r##x0, tile_##r##x1, tile_##r##x2, tile_##r##x3, tile_##r##x4}
+static tile_rows *const tiles[8][5] = {ROW(1), ROW(2), ROW(3), ROW(4), ROW(5), ROW(6), ROW(7), ROW(8)};
+#undef ROW
 
 static void tile(real *c, int64_t ldc, const real *a, int64_t am, int64_t ak, const real *b, int64_t ldb, int64_t M,
                  int64_t N, int64_t K, bool add)
 {
-    int64_t n = 0;
-    for (; n + 16 * TILE_VECTORS <= N; n += 16 * TILE_VECTORS)
-        tile_wide(c + n, ldc, a, am, ak, b + n, ldb, M, K, add);
-    for (; n + 16 <= N; n += 16)
-        tile_narrow(c + n, ldc, a, am, ak, b + n, ldb, M, K, add);
-    if (n < N)
-        tile_rest(c + n, ldc, a, am, ak, b + n, ldb, M, K, add, N - n);
+    for (int64_t n = 0; n < N;) {
+        const int64_t vectors = kn_min((N - n) / 16, FLOAT_VECTORS), wide = kn_max(vectors, 1);
+        const int64_t tall = kn_min(8, FLOAT_TILE / wide);
+        for (int64_t m = 0; m < M;) {
+            const int64_t rows = kn_min(tall, M - m);
+            tiles[rows - 1][vectors](c + m * ldc + n, ldc, a + m * am, am, ak, b + n, ldb, K, add, N - n);
+            m += rows;
+        }
+        n += 16 * wide;
+    }
 }
 
 INLINE void dots_fixed(const int rows, real *y, int64_t ldy, const real *x, int64_t ldx, const real *w, int64_t ldw,
@@ -86,13 +79,16 @@ INLINE void dots_fixed(const int rows, real *y, int64_t ldy, const real *x, int6
 {
     for (int64_t n = 0; n < N; n++, w += ldw) {
         v16 acc[4];
+        UNROLL
         for (int r = 0; r < rows; r++)
             acc[r] = v_zero();
         for (int64_t k = 0; k < K; k += 16) {
             const v16 v = v_get(w + k, K - k);
+            UNROLL
             for (int r = 0; r < rows; r++)
                 acc[r] = v_fma(v_get(x + r * ldx + k, K - k), v, acc[r]);
         }
+        UNROLL
         for (int r = 0; r < rows; r++)
             y[r * ldy + n] = v_sum(acc[r]);
     }
