@@ -19,7 +19,8 @@
     X(fold, "make a file of integers from a trained or a float model")                                                 \
     X(run, "continue a text")                                                                                          \
     X(export, "write a model in another program's format")                                                             \
-    X(recipes, "the named recipes, and what one of them says")
+    X(recipes, "the named recipes, and what one of them says")                                                         \
+    X(bench, "how fast training and running are here")
 #define X(name, summary) int cl_##name(int argc, char **argv);
 CL_COMMAND_LIST(X)
 #undef X

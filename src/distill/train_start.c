@@ -88,6 +88,50 @@ static status watch(kd_trainer *t, ag_tap tap)
     return NB_OK;
 }
 
+/* Mean of a layer's keys, into its offset. */
+typedef struct {
+    md_model *model;
+    double *sum; /* [layers, kv channels] */
+    int64_t rows;
+} key_means;
+
+static void gather_keys(void *ctx, const char *site, const ag_tensor *in, const ag_tensor *out)
+{
+    key_means *s = ctx;
+    (void)out;
+    for (int64_t l = 0; l < s->model->config.layers; l++) {
+        const ly_attention *a = &s->model->block[l].attn;
+        const int64_t M = ag_rows(in), C = a->kv_heads * a->head_size;
+        if (strcmp(a->k->name, site) != 0)
+            continue;
+        const real *x = ag_value(in);
+        for (int64_t m = 0; m < M; m++)
+            for (int64_t c = 0; c < C; c++)
+                s->sum[l * C + c] += (double)x[m * C + c];
+        s->rows += l == 0 ? M : 0;
+    }
+}
+
+static status start_offsets(kd_trainer *t)
+{
+    const md_config *c = &t->student->config;
+    const int64_t C = c->kv_heads * c->head_size;
+    bool any = false;
+    for (int64_t l = 0; l < c->layers; l++)
+        any = any || t->student->block[l].attn.k_offset;
+    if (!any)
+        return NB_OK;
+    key_means s = {t->student, nb_alloc_zeroed((size_t)(c->layers * C), sizeof *s.sum), 0};
+    status st = s.sum ? watch(t, (ag_tap){gather_keys, &s}) : NB_NOMEM;
+    for (int64_t l = 0; l < c->layers && st == NB_OK; l++) {
+        ag_param *b = t->student->block[l].attn.k_offset;
+        for (int64_t i = 0; b && i < C; i++)
+            b->x[i] += (real)(s.sum[l * C + i] / (double)s.rows);
+    }
+    free(s.sum);
+    return st;
+}
+
 static status start_weights(kd_trainer *t)
 {
     fq_sites *sites = &t->student->sites;
@@ -116,6 +160,7 @@ static status start_weights(kd_trainer *t)
 status kd_start_ranges(kd_trainer *t)
 {
     TRY(start_weights(t));
+    TRY(start_offsets(t));
     if (fq_sites_need_calibration(&t->student->sites, NULL, 0)) {
         TRY(watch(t, (ag_tap){fq_observe, &t->student->sites}));
         TRY(fq_observe_end(&t->student->sites));

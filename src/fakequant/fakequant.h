@@ -23,6 +23,7 @@ typedef struct {
     kn_grid grid; /* bits 0: the tensor is left alone */
     uint8_t range, method, ste, learning;
     bool before_rotation; /* K only: quantized per token before the rotary embedding (LLM-QAT's scheme) */
+    bool offset;          /* K only: k - b is quantized, b the mean over calibration: q.b is the same for all keys, so softmax does not change */
     float parameter;      /* percentile (99.99), moving average's rate (0.01); 0: the method's default */
 } fq_spec;
 bool fq_spec_equal(const fq_spec *a, const fq_spec *b);

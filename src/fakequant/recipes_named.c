@@ -38,7 +38,7 @@
     X("w4a8kv16", "4-bit rows, 8-bit inputs per token, float cache", WEIGHTS("int4 row f32 learned") ROWS_ENDS8 A8)    \
     X("w4a8kv8", "4-bit rows, 8-bit inputs per token, 8-bit cache per head",                                           \
       WEIGHTS("int4 row f32 learned") ROWS_ENDS8 A8 KV8)                                                               \
-    X("w4a8kv4", "4-bit rows, 8-bit inputs per token, 4-bit cache per head",                                           \
+    X("w4a8kv4", "4-bit rows, 8-bit inputs per token, 4-bit cache per head, keys less their mean",                                           \
       WEIGHTS("int4 row f32 learned") ROWS_ENDS8 A8 KV4)                                                               \
     X("w4all", "w4a8kv16 with embedding and head in 4-bit rows too",                                                   \
       "base w4a8kv16\n"                                                                                                \

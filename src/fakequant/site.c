@@ -89,6 +89,8 @@ static status fit(fq_site *s, int64_t head_size)
     TRY(kn_grid_check(g));
     if (s->spec.before_rotation && !ends_with(s->name, "attn.k"))
         return nb_fail(NB_USAGE, "before-rotation belongs to keys (attn.k)");
+    if (s->spec.offset && (s->spec.before_rotation || !ends_with(s->name, "attn.k")))
+        return nb_fail(NB_USAGE, "offset belongs to keys (attn.k) after the rotation");
     if (!s->is_weight)
         return count_activation_scales(s);
     if (s->w && s->w->count != s->rows * s->cols)

@@ -7,7 +7,7 @@
  *   range    dynamic | static[:METHOD] | learned[:log|lsq|pact]            default dynamic
  *   start    from:METHOD of a learned range; METHOD: minmax | average[:RATE] | percentile[:P] | mse | kl
  *   gradient identity | clipped | llmqat                  default identity where dynamic, else clipped
- *   place    before-rotation (K)
+ *   place    before-rotation (K); offset (K: less its mean)
  */
 #include "fakequant/fakequant.h"
 #include <stdarg.h>
@@ -45,7 +45,8 @@ enum {
     RANGE = 128,
     START = 256,
     STE = 512,
-    PLACE = 1024
+    PLACE = 1024,
+    OFFSET = 2048
 };
 typedef struct {
     int said, bits, ste;
@@ -197,6 +198,10 @@ static status read_word(reading *r, const char *word)
     if (!strcmp(word, "before-rotation")) {
         r->s.before_rotation = true;
         return once(r, PLACE, word);
+    }
+    if (!strcmp(word, "offset")) {
+        r->s.offset = true;
+        return once(r, OFFSET, word);
     }
     if ((i = find(scale_word, COUNT(scale_word), word, strlen(word))) >= 0) {
         r->s.grid.scale = (uint8_t)i;
@@ -369,6 +374,8 @@ void fq_spec_print(char *text, size_t bytes, const fq_spec *s)
         put(&o, " %s", ste_word[s->ste]);
     if (s->before_rotation)
         put(&o, " before-rotation");
+    if (s->offset)
+        put(&o, " offset");
 }
 
 bool fq_spec_equal(const fq_spec *a, const fq_spec *b)
@@ -376,5 +383,5 @@ bool fq_spec_equal(const fq_spec *a, const fq_spec *b)
     if (!a->grid.bits || !b->grid.bits)
         return a->grid.bits == b->grid.bits;
     return kn_grid_equal(&a->grid, &b->grid) && a->range == b->range && a->method == b->method && a->ste == b->ste &&
-           a->learning == b->learning && a->before_rotation == b->before_rotation && a->parameter == b->parameter;
+           a->learning == b->learning && a->before_rotation == b->before_rotation && a->offset == b->offset && a->parameter == b->parameter;
 }

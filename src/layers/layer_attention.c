@@ -1,6 +1,7 @@
 /* layer_attention.c - causal attention with rotary positions and grouped heads.
  *   q = rope(wq x), k = rope(wk x), v = wv x;  y = wo softmax(q k' / sqrt(D)) v      (Vaswani et al. 2017; Ainslie et al. 2023)
- * K is quantized after the rotation, or before it where its spec says so (LLM-QAT's scheme).
+ * K is quantized after the rotation, or before it where its spec says so (LLM-QAT's scheme); less its mean b where its spec says offset:
+ * q.(k - b) differs from q.k by the same for every key, so the softmax is that of k.
  */
 #include "layers/layers.h"
 #include <stdio.h>
@@ -28,6 +29,13 @@ status ly_attention_init(ly_attention *l, ly_build *build, const char *name, con
     TRY(site(&l->q, build, name, "q", q, c->head_size));
     TRY(site(&l->k, build, name, "k", kv, c->head_size));
     TRY(site(&l->v, build, name, "v", kv, c->head_size));
+    if (l->k->spec.grid.bits && l->k->spec.offset) {
+        snprintf(full, sizeof full, "%s.k.offset", name);
+        l->k_offset = ag_param_new(build->params, full, AG_BIAS, 1, &kv);
+        if (!l->k_offset)
+            return NB_NOMEM;
+        l->k_offset->frozen = true;
+    }
     TRY(site(&l->probs, build, name, "probs", 1, 0));
     TRY(site(&l->out_input, build, name, "out.input", q, 0));
     snprintf(full, sizeof full, "%s.wo", name);
@@ -52,6 +60,11 @@ ag_tensor *ly_attention_forward(ag_tape *t, const ly_attention *l, ag_tensor *x,
         ag_done(k);
         q = rq;
         k = rk;
+    }
+    if (l->k_offset) {
+        ag_tensor *centred = ag_sub(t, k, ag_use(t, l->k_offset));
+        ag_done(k);
+        k = centred;
     }
     ag_tensor *sq = fq_apply(t, l->q, q), *sk = early ? k : fq_apply(t, l->k, k), *sv = fq_apply(t, l->v, v);
     if (sq != q)

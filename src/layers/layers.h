@@ -37,11 +37,13 @@ status ly_norm_init(ly_norm *l, ly_build *build, const char *name, int64_t chann
 ag_tensor *ly_norm_forward(ag_tape *t, const ly_norm *l, ag_tensor *x);
 
 /* Causal attention with rotary positions and grouped heads: x [B,T,C] (normalized) -> [B,T,C].
- * Sites: NAME.input (one encoding for q, k and v), NAME.{q,k,v}, NAME.probs, NAME.out.input. */
+ * Sites: NAME.input (one encoding for q, k and v), NAME.{q,k,v}, NAME.probs, NAME.out.input. Where the spec of k says offset,
+ * the frozen parameter NAME.k.offset [kv heads * head size] is taken from the keys; calibration sets it, until then it is 0. */
 typedef struct {
     int64_t heads, kv_heads, head_size;
     ly_linear wq, wk, wv, wo;
     fq_site *input, *q, *k, *v, *probs, *out_input;
+    ag_param *k_offset;    /* NULL: none */
     kn_rope_pairing pairing;
     const real *cos, *sin; /* [ctx, head_size/2], the model's; NULL: no rotation */
 } ly_attention;

@@ -284,6 +284,9 @@ static status attention(rt_session *s, int64_t layer, int64_t n, int64_t segment
         kn_rope(s->q, s->q, a->cos, a->sin, s->position, n, a->heads, D, s->model->config.ctx, a->pairing, false);
         kn_rope(s->k, s->k, a->cos, a->sin, s->position, n, a->kv_heads, D, s->model->config.ctx, a->pairing, false);
     }
+    const int64_t kv = a->kv_heads * D;
+    for (int64_t i = 0; a->k_offset && i < n * kv; i++)
+        s->k[i] -= a->k_offset->x[i % kv];
     TRY(through(s, &q, a->q, s->q, n, 1));
     if (early)
         k = (operand){.x = s->k, .decoded = true};

@@ -1,0 +1,290 @@
+/* cli_bench.c - nibble bench: the training step at a model's shape, and prefill and decode of a model, against this machine's
+ * own limits. Weights are random (bench train): time does not depend on them. */
+#include "cli/cli.h"
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const struct {
+    const char *name;
+    md_config config;
+} shapes[] = {
+    {"stories260K", {.architecture = "llama", .dim = 64, .hidden = 172, .layers = 5, .heads = 8, .kv_heads = 4, .head_size = 8, .vocab = 512, .tied = true}},
+    {"stories15M", {.architecture = "llama", .dim = 288, .hidden = 768, .layers = 6, .heads = 6, .kv_heads = 6, .head_size = 48, .vocab = 32000, .tied = true}},
+    {"smollm2", {.architecture = "llama", .dim = 576, .hidden = 1536, .layers = 30, .heads = 9, .kv_heads = 3, .head_size = 64, .vocab = 49152, .tied = true}},
+};
+enum { N_SHAPES = sizeof shapes / sizeof *shapes };
+
+static int rising(const void *a, const void *b)
+{
+    const double *x = a, *y = b;
+    return *x < *y ? -1 : *x > *y;
+}
+
+/* GB/s of summing an array far larger than the caches, best of five. */
+static double read_bandwidth(void)
+{
+    enum { FLOATS = 1 << 26 };
+    float *x = nb_alloc_aligned(FLOATS, sizeof *x);
+    double best = INFINITY, sink = 0;
+    if (!x)
+        return 0;
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < FLOATS; i++)
+        x[i] = (float)(i & 7);
+    for (int k = 0; k < 5; k++) {
+        double begin = nb_seconds();
+#pragma omp parallel for schedule(static) reduction(+ : sink)
+        for (int64_t i = 0; i < FLOATS; i += 4096)
+            sink += kn_sum_squares(x + i, 4096);
+        best = fmin(best, nb_seconds() - begin);
+    }
+    free(x);
+    return sink > 0 ? FLOATS * sizeof(float) / best * 1e-9 : 0;
+}
+
+/* ---- the training step -------------------------------------------------------------------- */
+
+typedef struct {
+    md_model teacher, student;
+    rt_session *session;
+    ag_tape tape;
+    real *hidden;
+    int32_t *ids, *target, *slot;
+    int64_t B, T;
+    kn_precision precision;
+    bool recompute;
+} workbench;
+
+static status teacher_rows(void *ctx, real *dst, int64_t row, int64_t n)
+{
+    workbench *w = ctx;
+    return rt_head(w->session, dst, w->hidden + row * w->teacher.config.dim, n);
+}
+
+static status step(workbench *w, int64_t number)
+{
+    ag_optimizer o = ag_adamw(1e-5);
+    ag_head_loss loss = {.kl = 1, .teacher = teacher_rows, .ctx = w};
+    md_input in = {.B = w->B, .T = w->T, .ids = w->ids, .recompute = w->recompute};
+    for (int64_t b = 0; b < w->B; b++)
+        rt_clear(w->session, b);
+    TRY(rt_forward(w->session, w->B * w->T, w->slot, w->ids, w->hidden));
+    ag_reset(&w->tape);
+    w->tape.precision = w->precision;
+    md_output out = md_forward(&w->tape, &w->student, &in);
+    TRY(ag_backward(&w->tape, ag_head(&w->tape, out.x, out.w, out.b, w->target, &loss, NULL)));
+    return ag_optimizer_step(&o, &w->student.params, number, NULL);
+}
+
+static status open_workbench(workbench *w, const md_config *c, const char *recipe)
+{
+    const size_t n = (size_t)(w->B * w->T);
+    fq_recipe r = {0};
+    rt_options o = {.slots = w->B, .ctx = w->T, .precision = w->precision};
+    TRY(md_build(&w->teacher, c, NULL, 1, false));
+    TRY(fq_recipe_open(&r, recipe));
+    status s = md_build(&w->student, c, &r, 1, false);
+    fq_recipe_free(&r);
+    TRY(s);
+    TRY(fq_start_weights(&w->student.sites, FQ_START_ABSMAX, NULL, NULL));
+    TRY(rt_open(&w->session, &w->teacher, &o));
+    w->hidden = nb_alloc_aligned(n * (size_t)c->dim, sizeof(real));
+    w->ids = nb_alloc(n, sizeof *w->ids);
+    w->target = nb_alloc(n, sizeof *w->target);
+    w->slot = nb_alloc(n, sizeof *w->slot);
+    if (!w->hidden || !w->ids || !w->target || !w->slot)
+        return NB_NOMEM;
+    for (size_t i = 0; i < n; i++) {
+        w->ids[i] = (int32_t)(nb_random(1, 1, i) % (uint64_t)c->vocab);
+        w->slot[i] = (int32_t)(i / (size_t)w->T);
+        w->target[i] = (i + 1) % (size_t)w->T ? (int32_t)(nb_random(1, 1, i + 1) % (uint64_t)c->vocab) : -1;
+    }
+    return NB_OK;
+}
+
+static void close_workbench(workbench *w)
+{
+    rt_close(w->session);
+    ag_tape_free(&w->tape);
+    md_free(&w->teacher);
+    md_free(&w->student);
+    free(w->hidden);
+    free(w->ids);
+    free(w->target);
+    free(w->slot);
+}
+
+typedef struct {
+    cl_common common;
+    const char *shape, *recipe;
+    int64_t batch, steps;
+    bool recompute;
+    int64_t prefill, decode; /* of bench run */
+} bench_options;
+
+static status bench_train(const bench_options *o)
+{
+    double seconds[64];
+    int which = 0;
+    int64_t n = o->steps < 1 ? 1 : o->steps > 64 ? 64 : o->steps;
+    while (which < N_SHAPES && strcmp(shapes[which].name, o->shape) != 0)
+        which++;
+    if (which == N_SHAPES)
+        return nb_fail(NB_USAGE, "--shape %s: stories260K, stories15M or smollm2", o->shape);
+    md_config c = shapes[which].config;
+    c.ctx = o->common.ctx ? o->common.ctx : 256;
+    c.norm_eps = 1e-5;
+    c.rope_theta = 10000;
+    c.bos = 1;
+    c.eos = 2;
+    workbench w = {.B = o->batch, .T = c.ctx, .recompute = o->recompute};
+    status s = cl_precision(&w.precision, &o->common, &c);
+    if (s == NB_OK)
+        s = open_workbench(&w, &c, o->recipe);
+    for (int64_t i = 0; i <= n && s == NB_OK; i++) { /* the first one touches the memory */
+        double begin = nb_seconds();
+        s = step(&w, i + 1);
+        if (i > 0)
+            seconds[i - 1] = nb_seconds() - begin;
+    }
+    size_t tape = ag_tape_peak(&w.tape);
+    close_workbench(&w);
+    TRY(s);
+    qsort(seconds, (size_t)n, sizeof *seconds, rising);
+    double median = seconds[n / 2], tokens = (double)(o->batch * c.ctx);
+    double work = 8.0 * (double)md_config_params(&c) * tokens / median;
+    nb_writer j = {0};
+    nb_json_open(&j, NULL, '{');
+    nb_json_put_string(&j, "shape", o->shape);
+    nb_json_put_string(&j, "recipe", o->recipe);
+    nb_json_put_int(&j, "batch", o->batch);
+    nb_json_put_int(&j, "ctx", c.ctx);
+    nb_json_put_string(&j, "precision", w.precision == KN_BF16 ? "bf16" : "fp32");
+    nb_json_put_number(&j, "tok_s", tokens / median);
+    nb_json_put_number(&j, "seconds", median);
+    nb_json_put_number(&j, "seconds_min", seconds[0]);
+    nb_json_put_number(&j, "seconds_max", seconds[n - 1]);
+    nb_json_put_number(&j, "gflops", work * 1e-9);
+    nb_json_put_int(&j, "tape_bytes", (int64_t)tape);
+    nb_json_put_int(&j, "peak_bytes", (int64_t)nb_peak_memory());
+    nb_json_close(&j, '}');
+    if (o->common.json)
+        return cl_print_json(&j);
+    free(nb_json_text(&j));
+    printf("%s %lld x %lld, recipe %s, %s products: %.0f tokens/s (step %.3f s, %.3f to %.3f over %lld), %.0f GFLOP/s at 8 operations per "
+           "parameter and token, peak memory %.2f GB\n",
+           o->shape, (long long)o->batch, (long long)c.ctx, o->recipe, w.precision == KN_BF16 ? "bf16" : "fp32", tokens / median, median, seconds[0],
+           seconds[n - 1], (long long)n, work * 1e-9, (double)nb_peak_memory() * 1e-9);
+    return NB_OK;
+}
+
+/* ---- running ------------------------------------------------------------------------------ */
+
+static status bench_session(rt_session *s, const md_model *m, const bench_options *o, double *prefill, double *decode)
+{
+    const int64_t C = m->config.dim, V = m->config.vocab, n = o->prefill > o->decode ? o->prefill : o->decode;
+    real *hidden = nb_alloc_aligned((size_t)(n * C), sizeof(real)), *logits = nb_alloc_aligned((size_t)V, sizeof(real));
+    int32_t *ids = nb_alloc((size_t)n, sizeof *ids);
+    status st = hidden && logits && ids ? NB_OK : NB_NOMEM;
+    for (int64_t i = 0; i < n && ids; i++)
+        ids[i] = (int32_t)(nb_random(1, 2, (uint64_t)i) % (uint64_t)V);
+    *prefill = *decode = INFINITY;
+    for (int k = 0; k < 4 && st == NB_OK; k++) { /* the first one packs the weights */
+        double begin = nb_seconds();
+        rt_clear(s, 0);
+        st = rt_forward(s, o->prefill, NULL, ids, hidden);
+        if (st == NB_OK)
+            st = rt_head(s, logits, hidden + (o->prefill - 1) * C, 1);
+        *prefill = fmin(*prefill, nb_seconds() - begin);
+        begin = nb_seconds();
+        for (int64_t i = 0; i < o->decode && st == NB_OK; i++) {
+            st = rt_forward(s, 1, NULL, ids + i, hidden);
+            if (st == NB_OK)
+                st = rt_head(s, logits, hidden, 1);
+        }
+        *decode = fmin(*decode, nb_seconds() - begin);
+    }
+    free(hidden);
+    free(logits);
+    free(ids);
+    return st;
+}
+
+static status bench_run(const bench_options *o, const char *path)
+{
+    md_model m = {0};
+    rt_session *s = NULL;
+    rt_options ro = {0};
+    md_size size;
+    double prefill, decode;
+    TRY(cl_open_model(&m, path, &o->common, NULL, false));
+    status st = cl_precision(&ro.precision, &o->common, &m.config);
+    if (st == NB_OK && o->prefill + o->decode > m.config.ctx)
+        st = nb_fail(NB_USAGE, "--prefill and --decode: %lld tokens, the model's context is %lld", (long long)(o->prefill + o->decode), (long long)m.config.ctx);
+    if (st == NB_OK)
+        st = rt_open(&s, &m, &ro);
+    if (st == NB_OK)
+        st = bench_session(s, &m, o, &prefill, &decode);
+    md_measure(&size, &m);
+    rt_close(s);
+    md_free(&m);
+    TRY(st);
+    double bytes = (double)(size.code_bytes + size.scale_bytes + size.zero_bytes + size.float_bytes), bandwidth = read_bandwidth();
+    double rate = (double)o->decode / decode;
+    if (o->common.json) {
+        nb_writer j = {0};
+        nb_json_open(&j, NULL, '{');
+        nb_json_put_number(&j, "prefill_tok_s", (double)o->prefill / prefill);
+        nb_json_put_number(&j, "decode_tok_s", rate);
+        nb_json_put_number(&j, "bytes_per_token", bytes);
+        nb_json_put_number(&j, "bandwidth_gb_s", bandwidth);
+        nb_json_put_number(&j, "decode_bandwidth_share", bytes * rate / (bandwidth * 1e9));
+        nb_json_put_int(&j, "peak_bytes", (int64_t)nb_peak_memory());
+        nb_json_close(&j, '}');
+        return cl_print_json(&j);
+    }
+    printf("prefill %lld: %.0f tokens/s\ndecode %lld: %.0f tokens/s, %.1f MB of weights per token, %.0f %% of the %.0f GB/s read here\n", (long long)o->prefill,
+           (double)o->prefill / prefill, (long long)o->decode, rate, bytes * 1e-6, 100 * bytes * rate / (bandwidth * 1e9), bandwidth);
+    return NB_OK;
+}
+
+int cl_bench(int argc, char **argv)
+{
+    bench_options o = {.batch = 4, .steps = 5, .prefill = 256, .decode = 128};
+    const cl_option option[] = {
+        {"--shape", "NAME", CL_TEXT, &o.shape, "stories15M", "train: stories260K, stories15M or smollm2, with random weights"},
+        {"--recipe", "NAME|FILE", CL_TEXT, &o.recipe, "w4a8kv8", "train: the student's (float: the step without quantization)"},
+        {"--batch", "N", CL_COUNT, &o.batch, NULL, "train: rows of a step (4)"},
+        {"--steps", "N", CL_COUNT, &o.steps, NULL, "train: steps timed, after one that is not (5)"},
+        {"--recompute", NULL, CL_FLAG, &o.recompute, NULL, "train: with recomputed blocks"},
+        {"--prefill", "N", CL_COUNT, &o.prefill, NULL, "run: tokens taken together (256)"},
+        {"--decode", "N", CL_COUNT, &o.decode, NULL, "run: tokens one by one (128)"},
+    };
+    const cl_command command = {
+        .name = "bench",
+        .arguments = "train|run [MODEL]",
+        .summary = "how fast training and running are here",
+        .explanation = "train: a whole step of distillation (teacher forward, student forward and backward,\n"
+                       "optimizer) at a model's shape. run: prefill and decode of a model, and which share of the\n"
+                       "memory's measured read bandwidth decoding reaches. Medians (train) and best of three (run).",
+        .examples = "  nibble bench train --shape stories15M --batch 4 --ctx 256 --recipe w4a8kv8\n"
+                    "  nibble bench run student.h5 --prefill 256 --decode 128 --json",
+        .option = option,
+        .n = sizeof option / sizeof *option,
+        .common = &o.common,
+        .common_mask = CL_JSON | CL_CTX | CL_PRECISION | CL_TOKENIZER};
+    const char *argument[CL_MAX_ARGUMENTS];
+    int code;
+    if (!cl_parse(&command, argc, argv, argument, &code))
+        return code;
+    bool train = argument[0] && !strcmp(argument[0], "train");
+    if (!train && (strcmp(argument[0], "run") != 0 || !argument[1]))
+        return cl_exit(nb_fail(NB_USAGE, "bench: train, or run with a model"));
+    if (o.batch < 1 || o.prefill < 1 || o.decode < 1)
+        return cl_exit(nb_fail(NB_USAGE, "bench: --batch, --prefill and --decode are at least 1"));
+    status s = cl_begin(&o.common);
+    if (s == NB_OK)
+        s = train ? bench_train(&o) : bench_run(&o, argument[1]);
+    return cl_exit(s);
+}
