@@ -453,11 +453,10 @@ static const char *hf_folder(const md_config *c, const char *config)
 {
     md_model m;
     const char *folder = scratch_path("hf");
-    char path[1100];
+    const char *path = scratch_path("hf/config.json");
     made_model(&m, c, "float", 11);
     ck_assert_msg(md_export(&m, "safetensors", folder, NULL, 0) == NB_OK, "%s", nb_fail_message());
     md_free(&m);
-    (void)snprintf(path, sizeof path, "%s/config.json", folder);
     FILE *f = config ? fopen(path, "wb") : NULL;
     if (f) {
         ck_assert(fputs(config, f) >= 0);
