@@ -1,6 +1,7 @@
 /* test_recipes.c - specs and recipes: what a name means, that text and spec are one, what is refused and why. */
 #include "random_spec.h"
 #include "scratch.h"
+#include "world.h"
 #include <check.h>
 
 /* ---- specs -------------------------------------------------------------------------------- */
@@ -31,6 +32,7 @@ static const struct {
     {"int8 block:64 bf16 clipped", "int8 block:64 bf16 dynamic clipped"},
     {"int4 codes:-7..6", "int4 codes:-7..6 row f32 dynamic"},
     {"int4, narrow,\ttoken before-rotation", "int4 narrow row f32 dynamic before-rotation"},
+    {"offset int4 asym head f16", "int4 asym head f16 dynamic offset"},
 };
 
 START_TEST(spec_prints_what_it_says)
@@ -339,6 +341,37 @@ START_TEST(a_recipe_opens_by_name_and_by_path)
 }
 END_TEST
 
+START_TEST(running_out_of_memory_is_a_message)
+{
+    int64_t reached = 0;
+    for (int64_t n = 1; n < 60; n++) {
+        world m = {0};
+        allocations_left = -1;
+        m.sites.params = &m.params;
+        ag_param *w = ag_param_new(&m.params, "w", AG_WEIGHT, 2, (int64_t[]){3, 8});
+        allocations_left = n;
+        status s = fq_recipe_open(&m.recipe, "w4a8kv8");
+        fq_site *a = s == NB_OK ? fq_site_new(&m.sites, &m.recipe, "layers.0.mlp.up.weight", NULL, w, 3, 8, 0) : NULL;
+        fq_spec k;
+        ck_assert(fq_spec_parse(&k, "int8 head static:kl") == NB_OK);
+        if (a)
+            m.recipe.rule[0].spec = k;
+        if (a)
+            memcpy(m.recipe.rule[0].pattern, "x*", 3);
+        fq_site *b = a ? fq_site_new(&m.sites, &m.recipe, "x.input", NULL, NULL, 0, 8, 4) : NULL;
+        char *text = b ? fq_recipe_text(&m.recipe) : NULL;
+        ck_assert_msg(text || allocations_left == 0, "%s", nb_fail_message());
+        if (!text)
+            ck_assert(strstr(nb_fail_message(), "out of memory") != NULL);
+        reached += text != NULL;
+        allocations_left = -1;
+        free(text);
+        world_free(&m);
+    }
+    ck_assert_int_gt(reached, 0);
+}
+END_TEST
+
 #define LOOP(tc, test, table) tcase_add_loop_test(tc, test, 0, (int)(sizeof(table) / sizeof *(table)))
 
 int main(void)
@@ -355,6 +388,7 @@ int main(void)
     tcase_add_test(tc, later_rule_wins_and_an_alias_is_heard);
     LOOP(tc, bad_recipe_names_its_line, bad_recipes);
     tcase_add_test(tc, a_recipe_opens_by_name_and_by_path);
+    tcase_add_test(tc, running_out_of_memory_is_a_message);
     suite_add_tcase(s, tc);
     SRunner *sr = srunner_create(s);
     srunner_run_all(sr, CK_ENV);

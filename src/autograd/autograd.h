@@ -39,6 +39,8 @@ struct ag_tensor {
     ag_param *param;        /* a parameter's leaf, or NULL */
     bool needs_grad, done, kept; /* done: no more forward readers; kept: some backward reads the value */
     bool borrowed;               /* the value is a source's (reshape), which is then kept */
+    void *codes_memory;          /* behind codes where they are the tape's (ag_take): given back like the value */
+    size_t codes_bytes;
     void *save;             /* the operator's own: settings, and what its backward needs */
     size_t save_bytes;
 };

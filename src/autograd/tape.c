@@ -239,6 +239,11 @@ void ag_done(ag_tensor *a)
         ag_give_back(a->tape, a->x, value_bytes(a));
         a->x = NULL;
     }
+    if (a->codes_memory && !a->kept && !a->needs_grad) {
+        ag_give_back(a->tape, a->codes_memory, a->codes_bytes);
+        a->codes_memory = NULL;
+        a->codes = NULL;
+    }
 }
 
 real *ag_grad_write(const ag_tensor *a, real *beta)
@@ -279,7 +284,9 @@ static void release(ag_tape *t, ag_tensor *a)
         ag_give_back(t, a->g, value_bytes(a));
     if (a->x && !a->borrowed)
         ag_give_back(t, a->x, value_bytes(a));
+    ag_give_back(t, a->codes_memory, a->codes_bytes);
     a->g = a->x = NULL;
+    a->codes_memory = NULL;
 }
 
 static status backward(ag_tape *t, ag_tensor *out, const real *seed)

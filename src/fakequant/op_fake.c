@@ -129,9 +129,7 @@ static void pass_llmqat(real *dx, real beta, const real *dy, const real *x, int6
 typedef struct {
     fq_site *site;
     kn_codes codes; /* of an activation; a weight's are the site's */
-    void *memory;
-    size_t bytes;
-    uint8_t *pass; /* bits, rows of whole bytes: 1 where the gradient passes; NULL: everywhere */
+    uint8_t *pass;  /* bits, rows of whole bytes: 1 where the gradient passes; NULL: everywhere */
     size_t pass_bytes;
 } save_fake;
 
@@ -263,11 +261,11 @@ static void activation_forward(ag_tensor *out)
         ag_fail(t, NB_USAGE, "site %s: its input has no value", s->site->name);
         return;
     }
-    s->bytes = kn_codes_bytes(&spec->grid, rows, cols);
-    s->memory = ag_take(t, s->bytes);
-    if (!s->memory)
+    out->codes_bytes = kn_codes_bytes(&spec->grid, rows, cols);
+    out->codes_memory = ag_take(t, out->codes_bytes);
+    if (!out->codes_memory)
         return;
-    kn_codes_lay(&s->codes, &spec->grid, rows, cols, s->memory);
+    kn_codes_lay(&s->codes, &spec->grid, rows, cols, out->codes_memory);
     fq_encode_activation(s->site, &s->codes, x, 0, rows);
     out->codes = &s->codes;
     if (!out->src[0]->needs_grad || t->no_grad || !needs_mask(spec))
@@ -327,8 +325,6 @@ static void activation_backward(const ag_tensor *out)
     } else if (out->src[0]->needs_grad) {
         straight_through(out, s);
     }
-    /* the readers of the codes came later on the tape: their backward has run */
-    ag_give_back(out->tape, s->memory, s->bytes);
     ag_give_back(out->tape, s->pass, s->pass_bytes);
 }
 

@@ -2,7 +2,8 @@
  *
  * Names: w = bits of weights, a = of the inputs of linears, kv = of cached keys and values, g = weights in groups (else rows).
  * Rows have one fp32 scale, groups an fp16 one. Weights of 8 bits and inputs use codes -127..127. Embedding and head have 8 bits
- * in the recipe's own grain. Where KV is coded, Q has 8 bits, so that scores are integer products.
+ * in the recipe's own grain. Where KV is coded, Q has 8 bits, so that scores are integer products; keys of 4 bits are coded less
+ * their mean.
  */
 #include "fakequant/fakequant.h"
 #include "fakequant/recipes.h"
@@ -13,10 +14,12 @@
 #define GROUPS_ENDS8                                                                                                   \
     "embed.weight        int8 narrow group:32 f16 learned\n"                                                           \
     "head.weight         int8 narrow group:32 f16 learned\n"
-#define A8             "*.input             int8 narrow token f32 dynamic\n"
-#define Q8             "layers.*.attn.q     int8 narrow head f32 dynamic\n"
-#define KV8            Q8 "layers.*.attn.[kv]  int8 asym head f16 dynamic\n"
-#define KV4            Q8 "layers.*.attn.[kv]  int4 asym head f16 dynamic\n"
+#define A8  "*.input             int8 narrow token f32 dynamic\n"
+#define Q8  "layers.*.attn.q     int8 narrow head f32 dynamic\n"
+#define KV8 Q8 "layers.*.attn.[kv]  int8 asym head f16 dynamic\n"
+#define KV4                                                                                                            \
+    Q8 "layers.*.attn.k     int4 asym head f16 dynamic offset\n"                                                       \
+       "layers.*.attn.v     int4 asym head f16 dynamic\n"
 #define WEIGHTS(spec)  "layers.*.weight     " spec "\n"
 #define LLMQAT_W(spec) WEIGHTS(spec " narrow row f32 dynamic")
 #define LLMQAT_A(spec) "layers.*.input      " spec " narrow token f32 dynamic\n"
@@ -38,7 +41,7 @@
     X("w4a8kv16", "4-bit rows, 8-bit inputs per token, float cache", WEIGHTS("int4 row f32 learned") ROWS_ENDS8 A8)    \
     X("w4a8kv8", "4-bit rows, 8-bit inputs per token, 8-bit cache per head",                                           \
       WEIGHTS("int4 row f32 learned") ROWS_ENDS8 A8 KV8)                                                               \
-    X("w4a8kv4", "4-bit rows, 8-bit inputs per token, 4-bit cache per head, keys less their mean",                                           \
+    X("w4a8kv4", "4-bit rows, 8-bit inputs per token, 4-bit cache per head, keys less their mean",                     \
       WEIGHTS("int4 row f32 learned") ROWS_ENDS8 A8 KV4)                                                               \
     X("w4all", "w4a8kv16 with embedding and head in 4-bit rows too",                                                   \
       "base w4a8kv16\n"                                                                                                \

@@ -383,5 +383,6 @@ bool fq_spec_equal(const fq_spec *a, const fq_spec *b)
     if (!a->grid.bits || !b->grid.bits)
         return a->grid.bits == b->grid.bits;
     return kn_grid_equal(&a->grid, &b->grid) && a->range == b->range && a->method == b->method && a->ste == b->ste &&
-           a->learning == b->learning && a->before_rotation == b->before_rotation && a->offset == b->offset && a->parameter == b->parameter;
+           a->learning == b->learning && a->before_rotation == b->before_rotation && a->offset == b->offset &&
+           a->parameter == b->parameter;
 }
