@@ -56,6 +56,6 @@ format:
 tidy:
 	@tools/install.sh tidy
 	@$(call configure,$(BUILD))
-	@$(CLANG_TIDY) --quiet -p $(BUILD) $(filter src/%.c,$(SOURCES))
+	@for f in $(filter src/%.c,$(SOURCES)); do $(CLANG_TIDY) --quiet -p $(BUILD) $$f 2>/dev/null; done
 clean:
 	@rm -rf $(BUILD) build-asan build-debug build-clang build-no-onednn

@@ -534,7 +534,6 @@ START_TEST(hf_export_reads_back_its_config)
 {
     md_config c = made_shapes[_i];
     md_model m;
-    char file[1100];
     scratch_begin();
     c.rope_factor = _i == 3 ? 8 : 0;
     c.rope_low = 1;
@@ -546,7 +545,7 @@ START_TEST(hf_export_reads_back_its_config)
     ck_assert(m.config.rope_theta == 10000 && m.config.rope_factor == c.rope_factor && m.config.ctx == c.ctx);
     ck_assert(m.config.head_size == c.head_size && m.config.bos == 1 && m.config.eos == 2);
     md_free(&m);
-    (void)snprintf(file, sizeof file, "%s/model.safetensors", folder); /* config.json beside it */
+    const char *file = scratch_path("hf/model.safetensors"); /* config.json beside it */
     opened(&m, file, NULL);
     md_free(&m);
     scratch_end();
