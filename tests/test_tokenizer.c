@@ -38,41 +38,12 @@ START_TEST(ids_are_those_of_sentencepiece)
 }
 END_TEST
 
-static const char *find_text(const char *text, const char *end, const char *wanted)
-{
-    size_t bytes = strlen(wanted);
-    for (; (size_t)(end - text) >= bytes; text++)
-        if (memcmp(text, wanted, bytes) == 0)
-            return text;
-    return NULL;
-}
-
 START_TEST(the_47_vectors_of_llama_cpp_pass)
 {
-    static const char separator[] = "\n__ggml_vocab_test__\n";
-    if (!have(LLAMA ".model") || !have(DATA "tokenizers/ggml-vocab-llama-spm.gguf.inp"))
+    if (!have(LLAMA ".model") || !have(VOCAB "llama-spm.gguf.inp"))
         return;
     fm_tokenizer tk = opened(LLAMA ".model");
-    nb_mapped in, out;
-    must(nb_map(&in, DATA "tokenizers/ggml-vocab-llama-spm.gguf.inp"));
-    must(nb_map(&out, DATA "tokenizers/ggml-vocab-llama-spm.gguf.out"));
-    const char *text = (const char *)in.data, *line = (const char *)out.data;
-    const char *text_end = text + in.bytes, *line_end = line + out.bytes;
-    int n = 0;
-    for (const char *next = text; next; n++) { /* the 47th text is empty, and its line of ids is missing */
-        next = find_text(text, text_end, separator);
-        size_t bytes = (size_t)((next ? next : text_end) - text);
-        const char *newline = line < line_end ? memchr(line, '\n', (size_t)(line_end - line)) : NULL;
-        char wanted[4096];
-        int length = (int)((newline ? newline : line_end) - line);
-        (void)snprintf(wanted, sizeof wanted, "%.*s", length > 0 ? length - 1 : 0, length > 0 ? line + 1 : "");
-        check_ids(&tk, text, bytes, wanted);
-        text = next ? next + sizeof separator - 1 : text_end;
-        line = newline ? newline + 1 : line_end;
-    }
-    ck_assert_int_eq(n, 47);
-    nb_unmap(&in);
-    nb_unmap(&out);
+    check_vectors(&tk, VOCAB "llama-spm.gguf");
     fm_tokenizer_free(&tk);
 }
 END_TEST

@@ -9,6 +9,7 @@
 #define DATA     "../shared/data/"
 #define TOK512   DATA "stories260k/tok512"
 #define LLAMA    DATA "tokenizers/tokenizer"
+#define VOCAB    DATA "tokenizers/ggml-vocab-"
 
 static inline bool have(const char *path)
 {
@@ -121,6 +122,44 @@ static inline void check_ids(const fm_tokenizer *tk, const char *text, size_t by
     ck_assert_msg(strcmp(found, wanted) == 0, "'%.*s': %s, wanted %s", (int)bytes, text, found, wanted);
     free(found);
     fm_ids_free(&ids);
+}
+
+static inline const char *find_text(const char *text, const char *end, const char *wanted)
+{
+    size_t bytes = strlen(wanted);
+    for (; (size_t)(end - text) >= bytes; text++)
+        if (memcmp(text, wanted, bytes) == 0)
+            return text;
+    return NULL;
+}
+
+/* The 47 texts of llama.cpp's path.inp have the ids in path.out. */
+static inline void check_vectors(const fm_tokenizer *tk, const char *path)
+{
+    static const char separator[] = "\n__ggml_vocab_test__\n";
+    char inp[600], output[600];
+    (void)snprintf(inp, sizeof inp, "%s.inp", path);
+    (void)snprintf(output, sizeof output, "%s.out", path);
+    nb_mapped in, out;
+    must(nb_map(&in, inp));
+    must(nb_map(&out, output));
+    const char *text = (const char *)in.data, *line = (const char *)out.data;
+    const char *text_end = text + in.bytes, *line_end = line + out.bytes;
+    int n = 0;
+    for (const char *next = text; next; n++) { /* the 47th text is empty, and its line of ids is missing */
+        next = find_text(text, text_end, separator);
+        size_t bytes = (size_t)((next ? next : text_end) - text);
+        const char *newline = line < line_end ? memchr(line, '\n', (size_t)(line_end - line)) : NULL;
+        char wanted[4096];
+        int length = (int)((newline ? newline : line_end) - line);
+        (void)snprintf(wanted, sizeof wanted, "%.*s", length > 0 ? length - 1 : 0, length > 0 ? line + 1 : "");
+        check_ids(tk, text, bytes, wanted);
+        text = next ? next + sizeof separator - 1 : text_end;
+        line = newline ? newline + 1 : line_end;
+    }
+    ck_assert_int_eq(n, 47);
+    nb_unmap(&in);
+    nb_unmap(&out);
 }
 
 #endif

@@ -273,8 +273,9 @@ void fm_h5_close(fm_h5 *f);
  * the SentencePiece form of one vocabulary have the same pieces and the same hash. */
 typedef enum {
     FM_TOKENIZER_NONE,
-    FM_TOKENIZER_SPM,  /* SentencePiece BPE: scored pieces, byte fallback */
-    FM_TOKENIZER_BYTES /* built in: id = byte, then BOS 256 and EOS 257 */
+    FM_TOKENIZER_SPM,   /* SentencePiece BPE: scored pieces, byte fallback */
+    FM_TOKENIZER_BYTES, /* built in: id = byte, then BOS 256 and EOS 257 */
+    FM_TOKENIZER_BPE    /* ranked merges: byte-level (GPT-2, SmolLM, Qwen2, Llama-3), or of characters with byte fallback */
 } fm_tokenizer_kind;
 
 typedef enum { /* values of sentencepiece_model.proto and of GGUF's tokenizer.ggml.token_type */
@@ -291,19 +292,23 @@ typedef struct { /* a zeroed struct is a valid empty tokenizer */
     fm_tokenizer_kind kind;
     int64_t vocab_size;
     int32_t bos, eos, unknown, pad; /* ids; -1: there is none */
+    bool add_bos;                   /* texts begin with BOS: what FM_ADD_BOS follows */
     bool add_space_prefix;          /* "Hi" is encoded as " Hi", and decoding drops that space again */
     bool remove_extra_spaces;       /* leading, trailing and repeated spaces are dropped before encoding */
-    bool byte_fallback;             /* all 256 byte pieces exist: decode(encode(text)) loses nothing */
-    uint64_t hash;                  /* of pieces, scores, types and special ids: equal hashes, equal meaning of ids */
+    bool byte_fallback;             /* all 256 bytes have pieces: decode(encode(text)) loses nothing but normalization */
+    uint64_t hash;                  /* of pieces, scores, types, merges, special ids: equal hashes, equal meaning of ids */
     fm_vocab *vocab;                /* private */
 } fm_tokenizer;
 
-/* Opens a llama2.c tokenizer.bin, a SentencePiece .model (BPE), or the serialized form of fm_tokenizer_to_bytes; which
- * one is seen from the contents. A folder means its tokenizer.model; the name "bytes" means the built-in tokenizer.
- * vocab_size: what the model has, 0 if unknown; another size is refused. llama2.c's form does not hold the settings
- * of normalization: run.c's are taken (space prefix, nothing removed).
- * NB_FORMAT: damaged, duplicate or empty pieces, scores that are not finite, neither an unknown piece nor all bytes.
- * NB_UNSUPPORTED: UNIGRAM, WORD and CHAR models, normalization tables (all but --normalization_rule_name=identity). */
+/* Opens a llama2.c tokenizer.bin, a SentencePiece .model (BPE), a GGUF file's tokenizer, a Hugging Face tokenizer.json,
+ * GPT-2's vocab.json with the merges.txt beside it (NAMEvocab.json: NAMEmerges.txt), or the serialized form of
+ * fm_tokenizer_to_bytes; which one is seen from the contents. A folder means its tokenizer.model, else tokenizer.json,
+ * else vocab.json; a tokenizer_config.json there gives special tokens and the chat template. The name "bytes" means
+ * the built-in tokenizer. vocab_size: what the model has, 0 if unknown; another size is refused. llama2.c's form does
+ * not hold the settings of normalization: run.c's are taken (space prefix, nothing removed).
+ * NB_FORMAT: damaged, duplicate or empty pieces, scores that are not finite, neither an unknown piece nor all bytes,
+ * merges of what is not in the vocabulary. NB_UNSUPPORTED: UNIGRAM, WORD and CHAR models, WordPiece, normalization
+ * other than NFC, pre-tokenizers not known. */
 status fm_tokenizer_open(fm_tokenizer *tk, const char *path, int64_t vocab_size);
 status fm_tokenizer_byte(fm_tokenizer *tk); /* the built-in one, 258 ids; NB_NOMEM only */
 /* The serialized form, self-describing, for files that carry their tokenizer (docs: "tokenizer bytes"). to_bytes: the
@@ -311,9 +316,17 @@ status fm_tokenizer_byte(fm_tokenizer *tk); /* the built-in one, 258 ids; NB_NOM
 status fm_tokenizer_to_bytes(const fm_tokenizer *tk, uint8_t **data, size_t *bytes);
 status fm_tokenizer_from_bytes(fm_tokenizer *tk, const uint8_t *data, size_t bytes);
 void fm_tokenizer_free(fm_tokenizer *tk);
+/* From the keys tokenizer.* of GGUF metadata, as llama.cpp reads them: model "llama" (SentencePiece) or "gpt2"
+ * (byte-level BPE; tokenizer.ggml.pre names the pre-tokenizer). Model "none" or no key gives FM_TOKENIZER_NONE. Like
+ * there, nothing is normalized and a byte without a letter is left out; an empty piece N reads [EMPTY_N], and control
+ * pieces are those of type control and those with the usual names (<|im_end|>, </s>, ...). */
+status fm_tokenizer_from_meta(fm_tokenizer *tk, const fm_meta *meta);
+/* Appends these keys, in the types that llama.cpp insists on; ids from tk->vocab_size up to vocab become [PADn].
+ * NB_UNSUPPORTED when the pre-tokenizer has no name in GGUF. Source: llama.cpp src/llama-vocab.cpp. */
+status fm_tokenizer_put_meta(fm_meta *meta, const fm_tokenizer *tk, int64_t vocab);
 
-/* A piece in SentencePiece's spelling: U+2581 for a space, <0xHH> for a byte. text.text is NULL for an id outside the
- * vocabulary. */
+/* A piece as its vocabulary spells it: SentencePiece's has U+2581 for a space and <0xHH> for a byte, byte-level BPE
+ * GPT-2's letters for bytes (U+0120 for a space). text.text is NULL for an id outside the vocabulary. */
 typedef struct {
     fm_text text;
     float score;
@@ -321,6 +334,9 @@ typedef struct {
 } fm_piece;
 fm_piece fm_tokenizer_piece(const fm_tokenizer *tk, int32_t id);
 int32_t fm_tokenizer_find(const fm_tokenizer *tk, const char *text, size_t bytes); /* id of a piece, -1 if none */
+/* Whether generation ends with this id: EOS, or a control piece with the name of an end of turn or text (<|im_end|>,
+ * <|eot_id|>, <|endoftext|>, ...), as in llama.cpp. */
+bool fm_tokenizer_ends(const fm_tokenizer *tk, int32_t id);
 
 typedef struct { /* a growing list of ids; zeroed = empty */
     int32_t *id;
@@ -332,12 +348,15 @@ void fm_ids_free(fm_ids *ids);
 /* Appends the ids of text. SentencePiece's BPE: of all adjacent pairs whose concatenation is a piece, the one with the
  * highest score is merged first (leftmost among equals), until none is left; characters without a piece become their
  * bytes, or the unknown id. O(n log n). Bytes that are not UTF-8 are taken one by one. Empty text has no ids.
- * Control pieces are never read out of a text; flags add them (BOS, EOS are left out if the tokenizer has none). */
-enum { FM_ADD_BOS = 1, FM_ADD_EOS = 2 };
+ * BPE: first the text is cut at added (user-defined) pieces, leftmost, then longest; what lies between is normalized and
+ * cut into words; in each word the adjacent pair with the lowest rank is merged, again and again.
+ * FM_ADD_BOS: begins with BOS if texts of this tokenizer do (add_bos). FM_ADD_EOS: ends with EOS if there is one.
+ * FM_PARSE_SPECIAL: the text is cut at control pieces too ("<|im_start|>"); for prompts, not for text of others. */
+enum { FM_ADD_BOS = 1, FM_ADD_EOS = 2, FM_PARSE_SPECIAL = 4 };
 status fm_tokenizer_encode(const fm_tokenizer *tk, fm_ids *ids, const char *text, size_t bytes, unsigned flags);
 
-/* The text of one id, valid as long as tk: U+2581 as a space, bytes raw, control pieces empty, the unknown piece as
- * " U+2047 ". Right after BOS, or at the start (previous < 0), the prefixed space is dropped, as llama2.c does. An id
+/* The text of one id, valid as long as tk: U+2581 as a space, bytes raw, control pieces empty (fm_tokenizer_piece has
+ * their names), the unknown piece as " U+2047 ". Right after BOS, or at the start (previous < 0), the prefixed space is dropped, as llama2.c does. An id
  * outside the vocabulary has 0 bytes. */
 fm_text fm_tokenizer_decode(const fm_tokenizer *tk, int32_t previous, int32_t id);
 
@@ -350,10 +369,24 @@ typedef struct {
     char text[(FM_PIECE_BYTES + 4) * 3 + 1];
     uint8_t held[4];
     int n_held;
-    int32_t previous; /* id + 1; 0: none */
+    int32_t previous;  /* id + 1; 0: none */
+    bool show_control; /* set by the caller: control pieces come out by name ("<|im_end|>") */
 } fm_stream;
 fm_text fm_stream_put(fm_stream *s, const fm_tokenizer *tk, int32_t id);
 fm_text fm_stream_flush(fm_stream *s);
+
+/* A conversation as the text its model was trained on, by the chat template that came with the tokenizer (a Jinja
+ * program). Templates are recognized by what stands in them, not run: ChatML (SmolLM2, Qwen2; with its default system
+ * message), Llama-2, Llama-3, Zephyr (TinyLlama), Phi-3. *text is NUL-terminated, the caller frees it; it has no BOS in
+ * front where FM_ADD_BOS adds one, and is to be encoded with FM_ADD_BOS | FM_PARSE_SPECIAL. add_generation_prompt: ends
+ * with what an answer of the assistant begins with. NB_USAGE: other roles than system (first only), user, assistant; no
+ * template; NB_UNSUPPORTED: a template that is not recognized. Source: llama.cpp src/llama-chat.cpp; the templates. */
+typedef struct {
+    const char *role, *content;
+} fm_chat_message;
+status fm_chat_render(const fm_tokenizer *tk, const fm_chat_message *messages, int64_t n, bool add_generation_prompt,
+                      char **text);
+const char *fm_chat_template(const fm_tokenizer *tk); /* the program; NULL: none */
 
 /* Where documents end in a text. none: the whole text is one; line: each line that is not blank is one; blank: blank
  * lines separate them. A line is blank if it holds spaces, tabs and carriage returns only. The newline (\n or \r\n)

@@ -1,7 +1,8 @@
-/* tokenizer.c - the vocabulary of a tokenizer: pieces, their index, decoding an id, opening a file of any kind.
+/* tokenizer.c - the vocabulary of a tokenizer: pieces, their index, decoding an id.
  *
  *   index   open addressing, FNV-1a of the text, at most half full
- *   hash    FNV-1a over the serialized form from its special ids on (tokenizer_bytes.c)
+ *   hash    FNV-1a over what stands in the serialized form (tokenizer_bytes.c): special ids, number of pieces, pieces
+ *           without their flags, merges; not over settings and chat template
  */
 #include "io/tokenizer.h"
 
@@ -16,7 +17,11 @@ status fm_vocab_new(fm_tokenizer *tk, fm_tokenizer_kind kind)
 {
     *tk = (fm_tokenizer){.kind = kind, .bos = -1, .eos = -1, .unknown = -1, .pad = -1};
     tk->vocab = nb_alloc_zeroed(1, sizeof(fm_vocab));
-    return tk->vocab ? NB_OK : NB_NOMEM;
+    if (!tk->vocab)
+        return NB_NOMEM;
+    tk->vocab->by_rank = kind == FM_TOKENIZER_BPE;
+    tk->vocab->fuse_unknown = true;
+    return NB_OK;
 }
 
 void fm_tokenizer_free(fm_tokenizer *tk)
@@ -29,6 +34,11 @@ void fm_tokenizer_free(fm_tokenizer *tk)
     free(v->pool);
     free(v->slot);
     free(v->user_bytes);
+    free(v->added);
+    free(v->merge);
+    free(v->merge_slot);
+    free(v->chat_template);
+    fm_pretokenizers_free(v);
     free(v);
 }
 
@@ -85,7 +95,7 @@ static uint32_t text_slot(const fm_vocab *v, const char *text, size_t bytes)
     return (uint32_t)(h ^ h >> 32) & v->mask;
 }
 
-static int32_t find(const fm_vocab *v, const char *text, size_t bytes)
+int32_t fm_vocab_find(const fm_vocab *v, const char *text, size_t bytes)
 {
     for (uint32_t s = text_slot(v, text, bytes); v->slot[s]; s = (s + 1) & v->mask) {
         const fm_vocab_piece *p = &v->piece[v->slot[s] - 1];
@@ -95,22 +105,23 @@ static int32_t find(const fm_vocab *v, const char *text, size_t bytes)
     return -1;
 }
 
-static bool is_merged(const fm_vocab_piece *p)
+static bool is_merged(const fm_vocab *v, const fm_vocab_piece *p)
 {
-    return p->type == FM_PIECE_NORMAL || p->type == FM_PIECE_USER_DEFINED || p->type == FM_PIECE_UNUSED;
+    return p->type == FM_PIECE_NORMAL || p->type == FM_PIECE_UNUSED ||
+           (p->type == FM_PIECE_USER_DEFINED && !v->by_rank);
 }
 
 int32_t fm_vocab_find_merged(const fm_vocab *v, const char *text, size_t bytes)
 {
     if (bytes > (size_t)v->max_bytes)
         return -1;
-    int32_t id = find(v, text, bytes);
-    return id >= 0 && is_merged(&v->piece[id]) ? id : -1;
+    int32_t id = fm_vocab_find(v, text, bytes);
+    return id >= 0 && is_merged(v, &v->piece[id]) ? id : -1;
 }
 
 int32_t fm_tokenizer_find(const fm_tokenizer *tk, const char *text, size_t bytes)
 {
-    return tk->vocab ? find(tk->vocab, text, bytes) : -1;
+    return tk->vocab ? fm_vocab_find(tk->vocab, text, bytes) : -1;
 }
 
 status fm_vocab_index(fm_vocab *v)
@@ -125,7 +136,7 @@ status fm_vocab_index(fm_vocab *v)
     for (int64_t i = 0; i < v->n; i++) {
         const fm_vocab_piece *p = &v->piece[i];
         const char *text = v->pool + p->text;
-        int32_t same = find(v, text, p->bytes);
+        int32_t same = fm_vocab_find(v, text, p->bytes);
         if (same >= 0)
             return nb_fail(NB_FORMAT, "tokens %d and %lld are both '%.*s'", (int)same, (long long)i,
                            p->bytes < 80 ? p->bytes : 80, text);
@@ -163,7 +174,26 @@ static bool has_inner_space(const char *text, size_t bytes)
     return false;
 }
 
-/* Fills in what decoding gives for piece i: a text with spaces for U+2581, a raw byte, nothing, or the unknown mark. */
+/* surface <- the text with spaces for U+2581, or what its letters spell. */
+static size_t decode_text(const fm_vocab *v, const fm_vocab_piece *p, char *surface)
+{
+    const char *text = v->pool + p->text;
+    size_t n = 0;
+    if (v->byte_level) {
+        int64_t made = p->type == FM_PIECE_USER_DEFINED ? -1 : fm_bytes_of_letters(surface, text, p->bytes);
+        if (made < 0)
+            memcpy(surface, text, p->bytes);
+        return made < 0 ? p->bytes : (size_t)made;
+    }
+    for (size_t k = 0; k < p->bytes;) {
+        bool space = p->bytes - k >= 3 && memcmp(text + k, FM_SPACE, 3) == 0;
+        surface[n++] = space ? ' ' : text[k];
+        k += space ? 3 : 1;
+    }
+    return n;
+}
+
+/* Fills in what decoding gives for piece i: a text, a raw byte, nothing, or the unknown mark. */
 static status set_surface(fm_tokenizer *tk, int64_t i)
 {
     fm_vocab *v = tk->vocab;
@@ -175,18 +205,14 @@ static status set_surface(fm_tokenizer *tk, int64_t i)
         if (byte < 0)
             return nb_fail(NB_FORMAT, "token %lld is of type byte but reads '%.*s'; <0x00> to <0xFF> are wanted",
                            (long long)i, p->bytes < 80 ? p->bytes : 80, v->pool + p->text);
-        v->byte_id[byte] = (int32_t)i;
+        if (!v->byte_level)
+            v->byte_id[byte] = (int32_t)i;
         surface[n++] = (char)byte;
     } else if (p->type == FM_PIECE_UNKNOWN) {
         n = sizeof unknown_surface - 1;
         memcpy(surface, unknown_surface, n);
     } else if (p->type != FM_PIECE_CONTROL) {
-        const char *text = v->pool + p->text;
-        for (size_t k = 0; k < p->bytes;) {
-            bool space = p->bytes - k >= 3 && memcmp(text + k, FM_SPACE, 3) == 0;
-            surface[n++] = space ? ' ' : text[k];
-            k += space ? 3 : 1;
-        }
+        n = decode_text(v, p, surface);
     }
     p->surface_bytes = (uint16_t)n;
     p->surface = p->text;
@@ -202,12 +228,12 @@ static status measure(fm_vocab *v)
     bool has_user_defined = false;
     for (int64_t i = 0; i < v->n; i++) {
         const fm_vocab_piece *p = &v->piece[i];
-        if (!is_merged(p))
+        if (!is_merged(v, p))
             continue;
         if (p->bytes > v->max_bytes)
             v->max_bytes = p->bytes;
         v->cuts = v->cuts && !has_inner_space(v->pool + p->text, p->bytes);
-        v->has_unused |= p->type == FM_PIECE_UNUSED;
+        v->has_unused |= p->type == FM_PIECE_UNUSED && !v->by_rank;
         has_user_defined |= p->type == FM_PIECE_USER_DEFINED;
     }
     v->cuts = v->cuts && !v->has_unused; /* which halves an unused piece falls into depends on the whole text */
@@ -220,6 +246,40 @@ static status measure(fm_vocab *v)
         if (v->piece[i].type == FM_PIECE_USER_DEFINED)
             v->user_bytes[v->piece[i].bytes] = true;
     return NB_OK;
+}
+
+static int32_t id_of_letter(const fm_vocab *v, uint8_t byte)
+{
+    char letter[2];
+    return fm_vocab_find_merged(v, letter, fm_letter_of_byte(letter, byte));
+}
+
+static uint64_t hash_number(uint64_t h, uint32_t x)
+{
+    uint8_t p[4] = {(uint8_t)x, (uint8_t)(x >> 8), (uint8_t)(x >> 16), (uint8_t)(x >> 24)};
+    return nb_hash(h, p, 4);
+}
+
+static uint64_t hash_all(const fm_tokenizer *tk)
+{
+    const fm_vocab *v = tk->vocab;
+    const int32_t numbers[] = {tk->bos, tk->eos, tk->unknown, tk->pad, (int32_t)v->n};
+    uint64_t h = NB_HASH_START;
+    for (int i = 0; i < 5; i++)
+        h = hash_number(h, (uint32_t)numbers[i]);
+    for (int64_t i = 0; i < v->n; i++) {
+        const fm_vocab_piece *p = &v->piece[i];
+        uint32_t score;
+        memcpy(&score, &p->score, 4);
+        h = hash_number(h, score);
+        h = hash_number(h, p->type | (uint32_t)p->bytes << 16);
+        h = nb_hash(h, v->pool + p->text, p->bytes);
+    }
+    for (int64_t i = 0; i < v->n_merges; i++) {
+        h = hash_number(h, (uint32_t)v->merge[i].left);
+        h = hash_number(h, (uint32_t)v->merge[i].right);
+    }
+    return h;
 }
 
 status fm_tokenizer_seal(fm_tokenizer *tk)
@@ -236,20 +296,21 @@ status fm_tokenizer_seal(fm_tokenizer *tk)
     if (!v->slot)
         TRY(fm_vocab_index(v));
     TRY(measure(v));
+    if (v->by_rank)
+        TRY(fm_merges_index(v));
+    TRY(fm_added_index(v));
     for (int i = 0; i < 256; i++)
-        v->byte_id[i] = -1;
+        v->byte_id[i] = v->byte_level ? id_of_letter(v, (uint8_t)i) : -1;
     for (int64_t i = 0; i < v->n; i++)
         TRY(set_surface(tk, i));
     tk->byte_fallback = true;
     for (int i = 0; i < 256; i++)
         tk->byte_fallback = tk->byte_fallback && v->byte_id[i] >= 0;
-    if (!tk->byte_fallback && tk->unknown < 0)
+    tk->add_bos = tk->add_bos && tk->bos >= 0;
+    if (!tk->byte_fallback && tk->unknown < 0 && !v->by_rank)
         return nb_fail(NB_FORMAT, "there is neither an unknown token nor one for each of the 256 bytes");
-    uint8_t *data;
-    size_t bytes;
-    TRY(fm_tokenizer_to_bytes(tk, &data, &bytes));
-    tk->hash = nb_hash(NB_HASH_START, data + 20, bytes - 20);
-    free(data);
+    v->drop_missing = v->drop_missing || (!tk->byte_fallback && tk->unknown < 0);
+    tk->hash = hash_all(tk);
     return NB_OK;
 }
 
@@ -265,6 +326,7 @@ static status build_bytes(fm_tokenizer *tk)
     TRY(fm_vocab_add(tk, "</s>", 4, 0.0f, FM_PIECE_CONTROL));
     tk->bos = 256;
     tk->eos = 257;
+    tk->add_bos = true;
     return fm_tokenizer_seal(tk);
 }
 
@@ -297,46 +359,34 @@ fm_text fm_tokenizer_decode(const fm_tokenizer *tk, int32_t previous, int32_t id
     return t;
 }
 
-static status read_any(fm_tokenizer *tk, const uint8_t *data, size_t bytes)
+bool fm_tokenizer_ends(const fm_tokenizer *tk, int32_t id)
 {
-    if (fm_tokenizer_is_serialized(data, bytes))
-        return fm_tokenizer_from_bytes(tk, data, bytes);
-    if (bytes >= 4 && memcmp(data, "GGUF", 4) == 0)
-        return nb_fail(NB_UNSUPPORTED,
-                       "the tokenizer of a GGUF file is not read; give a tokenizer.model or tokenizer.bin");
-    if (bytes >= 1 && data[0] == '{')
-        return nb_fail(NB_UNSUPPORTED, "tokenizer.json is not read; give a tokenizer.model or tokenizer.bin");
-    if (bytes >= 3 && data[0] == 0x0A && data[2] == 0x0A) /* field 1 (pieces) and in it field 1 (piece) */
-        return fm_tokenizer_read_sentencepiece(tk, data, bytes);
-    if (bytes >= 4 && data[2] == 0 && data[3] == 0) /* u32 max_token_length < 65536 */
-        return fm_tokenizer_read_llama2c(tk, data, bytes);
-    return nb_fail(NB_FORMAT, "neither a llama2.c tokenizer.bin nor a SentencePiece model");
+    static const char *const names[] = {
+        "<|eot_id|>",      "<|im_end|>",    "<|end|>",           "<|eom_id|>", "<|endoftext|>", "<|end_of_text|>",
+        "<|end_of_turn|>", "<end_of_turn>", "<end_of_utterance>", "<EOT>",      "[EOT]",         "</s>"};
+    fm_piece p = fm_tokenizer_piece(tk, id);
+    bool found = id >= 0 && id == tk->eos;
+    for (size_t i = 0; !found && p.type == FM_PIECE_CONTROL && i < sizeof names / sizeof *names; i++)
+        found = p.text.bytes == strlen(names[i]) && memcmp(p.text.text, names[i], p.text.bytes) == 0;
+    return found;
 }
 
-status fm_tokenizer_open(fm_tokenizer *tk, const char *path, int64_t vocab_size)
+status fm_vocab_set_template(fm_tokenizer *tk, const char *text, size_t bytes)
 {
-    *tk = (fm_tokenizer){0};
-    status s;
-    if (strcmp(path, "bytes") == 0 && !nb_path_exists(path)) {
-        s = build_bytes(tk);
-    } else {
-        char *inside = nb_path_is_folder(path) ? nb_path_join(path, "tokenizer.model") : nb_string(path);
-        if (!inside)
-            return NB_NOMEM;
-        nb_mapped m;
-        s = nb_map(&m, inside);
-        free(inside);
-        if (s != NB_OK)
-            return s;
-        s = read_any(tk, m.data, m.bytes);
-        nb_unmap(&m);
-    }
-    if (s == NB_OK && vocab_size > 0 && tk->vocab_size != vocab_size)
-        s = nb_fail(NB_FORMAT, "the tokenizer has %lld tokens, the model %lld", (long long)tk->vocab_size,
-                    (long long)vocab_size);
-    if (s != NB_OK) {
-        fm_tokenizer_free(tk);
-        return nb_fail_in(s, "%s", path);
-    }
+    if (bytes > FM_TEMPLATE_BYTES || memchr(text, 0, bytes))
+        return nb_fail(NB_FORMAT, "a chat template of %zu bytes: more than %d, or with a NUL in it", bytes,
+                       FM_TEMPLATE_BYTES);
+    char *copy = nb_alloc(bytes + 1, 1);
+    if (!copy)
+        return NB_NOMEM;
+    memcpy(copy, text, bytes);
+    copy[bytes] = 0;
+    free(tk->vocab->chat_template);
+    tk->vocab->chat_template = copy;
     return NB_OK;
+}
+
+const char *fm_chat_template(const fm_tokenizer *tk)
+{
+    return tk->vocab ? tk->vocab->chat_template : NULL;
 }

@@ -1,43 +1,18 @@
-/* tokenizer_encode.c - text to ids: SentencePiece's byte pair encoding.
+/* tokenizer_encode.c - text to ids.
  *
- *   normalize   ' ' becomes U+2581; one is put in front (add_space_prefix); with remove_extra_spaces runs of spaces
- * become one and those at both ends go merge       symbols are characters (user-defined pieces: whole, never merged). A
- * heap holds adjacent pairs whose concatenation is a piece, highest score first, then leftmost; the top is merged, its
- * new neighbours are pushed; an entry is stale when its symbols have changed length since write       symbols that are
- * pieces: their id; unused ones fall back into the halves they were merged from; others: their bytes, or the unknown
- * id, once for a run of them O(n log n) for a segment of n characters. Where no piece has U+2581 after another
- * character, no merge crosses the gap before a space, so the text is cut there and segments are words; otherwise the
- * whole text is one segment. Source: sentencepiece src/bpe_model.cc, normalizer.cc; llama.cpp src/llama-vocab.cpp.
+ *   cut        at added tokens (tokenizer_added.c): those looked for as they stand; what lies between goes on
+ *   normalize  form C, if the tokenizer wants it; then it is cut at the added tokens looked for after normalization
+ *   byte-level BPE    words by the pre-tokenizers, and in each of them its bytes are merged (tokenizer_symbols.c)
+ *   SPM, other BPE    ' ' becomes U+2581; one is put in front (add_space_prefix); with remove_extra_spaces runs of
+ *              spaces become one and those at both ends go; then characters are merged. Where no piece has U+2581 after
+ *              another character, no merge crosses the gap before a space, so the text is cut there and segments are
+ *              words; otherwise the whole text is one segment.
+ * Source: sentencepiece src/normalizer.cc; llama.cpp src/llama-vocab.cpp; Hugging Face tokenizers.
  */
 #include "io/tokenizer.h"
 
 #include <stdlib.h>
 #include <string.h>
-
-typedef struct {
-    int32_t previous, next; /* neighbours, -1: none */
-    int32_t at, bytes;      /* in the segment; bytes 0: merged away */
-    int32_t id;             /* of a piece that merging can make, or -1 */
-    bool frozen;            /* user-defined: never merged */
-} symbol;
-
-typedef struct {
-    float score;
-    int32_t left, right, bytes, id;
-} merge;
-
-typedef struct {
-    const fm_tokenizer *tk;
-    fm_ids *ids;
-    char *text; /* the segment, normalized */
-    size_t bytes, capacity;
-    symbol *sym;
-    size_t sym_capacity;
-    merge *heap;
-    size_t n_heap, heap_capacity;
-    int32_t *half;     /* [V]: bytes of the left half of an unused piece, 0: not merged yet; NULL if there are none */
-    bool last_unknown; /* the last id written is the unknown one */
-} encoder;
 
 status fm_ids_reserve(fm_ids *ids, int64_t more)
 {
@@ -85,171 +60,16 @@ int fm_utf8_length(const uint8_t *p, size_t bytes)
     return n;
 }
 
-/* ---- heap ---- */
+/* ---- SentencePiece's spelling ---- */
 
-static bool comes_before(const merge *a, const merge *b)
+static status encode_segment(fm_encoder *e)
 {
-    return a->score > b->score || (a->score == b->score && a->left < b->left);
-}
-
-static status heap_push(encoder *e, merge m)
-{
-    if (e->n_heap == e->heap_capacity) {
-        size_t capacity = e->heap_capacity * 2 + 64;
-        merge *heap = nb_resize(e->heap, capacity, sizeof *heap);
-        if (!heap)
-            return NB_NOMEM;
-        e->heap = heap;
-        e->heap_capacity = capacity;
-    }
-    size_t i = e->n_heap++;
-    for (; i > 0 && comes_before(&m, &e->heap[(i - 1) / 2]); i = (i - 1) / 2)
-        e->heap[i] = e->heap[(i - 1) / 2];
-    e->heap[i] = m;
-    return NB_OK;
-}
-
-static merge heap_pop(encoder *e)
-{
-    merge top = e->heap[0], last = e->heap[--e->n_heap];
-    size_t i = 0;
-    for (size_t child = 1; child < e->n_heap; child = 2 * i + 1) {
-        if (child + 1 < e->n_heap && comes_before(&e->heap[child + 1], &e->heap[child]))
-            child++;
-        if (!comes_before(&e->heap[child], &last))
-            break;
-        e->heap[i] = e->heap[child];
-        i = child;
-    }
-    if (e->n_heap > 0)
-        e->heap[i] = last;
-    return top;
-}
-
-/* ---- one segment ---- */
-
-/* Bytes of the user-defined piece at p, the longest one; 0 if there is none. */
-static size_t user_defined_at(const fm_vocab *v, const char *p, size_t bytes)
-{
-    size_t n = bytes < (size_t)v->max_bytes ? bytes : (size_t)v->max_bytes;
-    for (; n > 0; n--) {
-        if (!v->user_bytes[n])
-            continue;
-        int32_t id = fm_vocab_find_merged(v, p, n);
-        if (id >= 0 && v->piece[id].type == FM_PIECE_USER_DEFINED)
-            return n;
-    }
-    return 0;
-}
-
-/* Cuts the segment into symbols. */
-static status split(encoder *e, int32_t *n_symbols)
-{
-    const fm_vocab *v = e->tk->vocab;
-    int32_t n = 0;
-    for (size_t at = 0; at < e->bytes;) {
-        if ((size_t)n == e->sym_capacity) {
-            size_t capacity = e->sym_capacity * 2 + 64;
-            symbol *sym = nb_resize(e->sym, capacity, sizeof *sym);
-            if (!sym)
-                return NB_NOMEM;
-            e->sym = sym;
-            e->sym_capacity = capacity;
-        }
-        size_t user = v->user_bytes ? user_defined_at(v, e->text + at, e->bytes - at) : 0;
-        int length = fm_utf8_length((const uint8_t *)e->text + at, e->bytes - at);
-        size_t bytes = user ? user : length > 0 ? (size_t)length : 1;
-        e->sym[n] =
-            (symbol){n - 1, n + 1, (int32_t)at, (int32_t)bytes, fm_vocab_find_merged(v, e->text + at, bytes), user > 0};
-        at += bytes;
-        n++;
-    }
-    e->sym[n - 1].next = -1;
-    *n_symbols = n;
-    return NB_OK;
-}
-
-static status consider(encoder *e, int32_t left, int32_t right)
-{
-    if (left < 0 || right < 0 || e->sym[left].frozen || e->sym[right].frozen)
-        return NB_OK;
-    const fm_vocab *v = e->tk->vocab;
-    int32_t bytes = e->sym[left].bytes + e->sym[right].bytes;
-    int32_t id = fm_vocab_find_merged(v, e->text + e->sym[left].at, (size_t)bytes);
-    if (id < 0)
-        return NB_OK;
-    if (e->half && v->piece[id].type == FM_PIECE_UNUSED)
-        e->half[id] = e->sym[left].bytes;
-    return heap_push(e, (merge){v->piece[id].score, left, right, bytes, id});
-}
-
-static status put(encoder *e, int32_t id)
-{
-    TRY(fm_ids_reserve(e->ids, 1));
-    e->ids->id[e->ids->n++] = id;
-    return NB_OK;
-}
-
-static status put_bytes(encoder *e, const char *text, int32_t bytes)
-{
-    if (e->tk->byte_fallback) {
-        for (int32_t i = 0; i < bytes; i++)
-            TRY(put(e, e->tk->vocab->byte_id[(uint8_t)text[i]]));
-        return NB_OK;
-    }
-    if (!e->last_unknown)
-        TRY(put(e, e->tk->unknown));
-    e->last_unknown = true;
-    return NB_OK;
-}
-
-/* Writes the symbol text[0..bytes) with piece id (-1: none). Depth is bounded: a half is shorter than its whole. */
-static status put_symbol(encoder *e, const char *text, int32_t bytes, int32_t id)
-{
-    const fm_vocab *v = e->tk->vocab;
-    if (id >= 0 && v->piece[id].type == FM_PIECE_UNUSED && e->half && e->half[id] > 0) {
-        int32_t left = e->half[id];
-        TRY(put_symbol(e, text, left, fm_vocab_find_merged(v, text, (size_t)left)));
-        return put_symbol(e, text + left, bytes - left, fm_vocab_find_merged(v, text + left, (size_t)(bytes - left)));
-    }
-    if (id < 0)
-        return put_bytes(e, text, bytes);
-    e->last_unknown = false;
-    return put(e, id);
-}
-
-static status encode_segment(encoder *e)
-{
-    if (e->bytes == 0)
-        return NB_OK;
-    int32_t n = 0;
-    TRY(split(e, &n));
-    e->n_heap = 0;
-    for (int32_t i = 1; i < n; i++)
-        TRY(consider(e, i - 1, i));
-    while (e->n_heap > 0) {
-        merge m = heap_pop(e);
-        symbol *left = &e->sym[m.left], *right = &e->sym[m.right];
-        if (left->bytes == 0 || right->bytes == 0 || left->bytes + right->bytes != m.bytes)
-            continue;
-        left->bytes = m.bytes;
-        left->id = m.id;
-        right->bytes = 0;
-        left->next = right->next;
-        if (left->next >= 0)
-            e->sym[left->next].previous = m.left;
-        TRY(consider(e, left->previous, m.left));
-        TRY(consider(e, m.left, left->next));
-    }
-    for (int32_t i = 0; i >= 0; i = e->sym[i].next)
-        TRY(put_symbol(e, e->text + e->sym[i].at, e->sym[i].bytes, e->sym[i].id));
+    size_t bytes = e->bytes;
     e->bytes = 0;
-    return NB_OK;
+    return fm_encode_characters(e, e->text, bytes);
 }
 
-/* ---- normalization ---- */
-
-static status segment_put(encoder *e, const char *text, size_t bytes)
+static status segment_put(fm_encoder *e, const char *text, size_t bytes)
 {
     if (bytes > e->capacity - e->bytes) {
         if (e->bytes + bytes > INT32_MAX)
@@ -266,27 +86,35 @@ static status segment_put(encoder *e, const char *text, size_t bytes)
     return NB_OK;
 }
 
-static bool ends_with_space(const encoder *e)
+static bool ends_with_space(const fm_encoder *e)
 {
     return e->bytes >= 3 && memcmp(e->text + e->bytes - 3, FM_SPACE, 3) == 0;
 }
 
-static status put_space(encoder *e)
+static bool begins_with_space(const char *text, size_t bytes)
 {
-    if (e->tk->vocab->cuts && e->bytes > 0 && !ends_with_space(e))
+    return bytes > 0 && (text[0] == ' ' || (bytes >= 3 && memcmp(text, FM_SPACE, 3) == 0));
+}
+
+static status put_space(fm_encoder *e)
+{
+    const fm_vocab *v = e->tk->vocab;
+    if (e->bytes > 0 && (v->split_spaces || (v->cuts && !ends_with_space(e))))
         TRY(encode_segment(e));
     return segment_put(e, FM_SPACE, 3);
 }
 
-static status encode_text(encoder *e, const char *text, size_t bytes)
+static status encode_text(fm_encoder *e, const char *text, size_t bytes, bool is_start)
 {
+    const fm_vocab *v = e->tk->vocab;
     bool squeeze = e->tk->remove_extra_spaces;
     size_t i = 0;
     while (squeeze && i < bytes && text[i] == ' ')
         i++;
     if (i == bytes)
         return NB_OK;
-    if (e->tk->add_space_prefix)
+    bool prefix = e->tk->add_space_prefix && (is_start || !v->prefix_once);
+    if (prefix && !(v->prefix_if_absent && begins_with_space(text, bytes)))
         TRY(put_space(e));
     bool after_space = squeeze;
     for (; i < bytes; i++) {
@@ -312,11 +140,61 @@ static status encode_text(encoder *e, const char *text, size_t bytes)
     return encode_segment(e);
 }
 
-static status encode_bytes(fm_ids *ids, const char *text, size_t bytes)
+/* ---- between added tokens ---- */
+
+/* Byte-level: the space prefix, where there is one, stands in a copy. */
+static status encode_words(fm_encoder *e, const char *text, size_t bytes)
 {
-    TRY(fm_ids_reserve(ids, (int64_t)bytes));
-    for (size_t i = 0; i < bytes; i++)
-        ids->id[ids->n++] = (uint8_t)text[i];
+    const fm_words words = {fm_encode_word, e};
+    if (!e->tk->add_space_prefix || begins_with_space(text, bytes))
+        return fm_pretokenize(e->tk->vocab, text, bytes, words);
+    char *copy = nb_alloc(bytes + 1, 1);
+    if (!copy)
+        return NB_NOMEM;
+    copy[0] = ' ';
+    memcpy(copy + 1, text, bytes);
+    status s = fm_pretokenize(e->tk->vocab, copy, bytes + 1, words);
+    free(copy);
+    return s;
+}
+
+static status encode_plain(fm_encoder *e, const char *text, size_t bytes, bool is_start)
+{
+    if (e->tk->kind == FM_TOKENIZER_BYTES) {
+        TRY(fm_ids_reserve(e->ids, (int64_t)bytes));
+        for (size_t i = 0; i < bytes; i++)
+            e->ids->id[e->ids->n++] = (uint8_t)text[i];
+        return NB_OK;
+    }
+    return e->tk->vocab->byte_level ? encode_words(e, text, bytes) : encode_text(e, text, bytes, is_start);
+}
+
+/* Cuts at the added tokens that are looked for late, or at the others; is_start: the text begins here. */
+static status encode_between(fm_encoder *e, const char *text, size_t bytes, bool is_start, bool late)
+{
+    const fm_vocab *v = e->tk->vocab;
+    const bool is_last = late || (!v->nfc && !v->added_late);
+    fm_added_match m = {.to = 0};
+    for (size_t at = 0, end; at < bytes; at = m.to) {
+        bool found = fm_added_find(&m, v, text, bytes, at, late, e->special);
+        end = found ? m.from : bytes;
+        char *normal = NULL;
+        size_t normal_bytes = 0;
+        if (end > at && is_last)
+            TRY(encode_plain(e, text + at, end - at, is_start && at == 0));
+        else if (end > at) {
+            status s = v->nfc ? fm_normalize(&normal, &normal_bytes, text + at, end - at) : NB_OK;
+            if (s == NB_OK)
+                s = encode_between(e, normal ? normal : text + at, normal ? normal_bytes : end - at,
+                                   is_start && at == 0, true);
+            free(normal);
+            TRY(s);
+        }
+        if (!found)
+            break;
+        TRY(fm_encoder_put(e, m.id));
+        e->last_unknown = false;
+    }
     return NB_OK;
 }
 
@@ -324,21 +202,18 @@ status fm_tokenizer_encode(const fm_tokenizer *tk, fm_ids *ids, const char *text
 {
     if (tk->kind == FM_TOKENIZER_NONE)
         return nb_fail(NB_USAGE, "there is no tokenizer");
-    encoder e = {.tk = tk, .ids = ids};
+    fm_encoder e = {.tk = tk, .ids = ids, .special = flags & FM_PARSE_SPECIAL};
     status s = NB_OK;
-    if (flags & FM_ADD_BOS && tk->bos >= 0)
-        s = put(&e, tk->bos);
+    if (flags & FM_ADD_BOS && tk->add_bos)
+        s = fm_encoder_put(&e, tk->bos);
     if (s == NB_OK && tk->vocab->has_unused) {
         e.half = nb_alloc_zeroed((size_t)tk->vocab->n, sizeof *e.half);
         s = e.half ? NB_OK : NB_NOMEM;
     }
     if (s == NB_OK)
-        s = tk->kind == FM_TOKENIZER_BYTES ? encode_bytes(ids, text, bytes) : encode_text(&e, text, bytes);
+        s = encode_between(&e, text, bytes, true, false);
     if (s == NB_OK && flags & FM_ADD_EOS && tk->eos >= 0)
-        s = put(&e, tk->eos);
-    free(e.text);
-    free(e.sym);
-    free(e.heap);
-    free(e.half);
+        s = fm_encoder_put(&e, tk->eos);
+    fm_encoder_free(&e);
     return s;
 }

@@ -63,7 +63,7 @@ static status read_pieces(fm_tokenizer *tk, const uint8_t *data, size_t bytes)
 status fm_tokenizer_read_llama2c(fm_tokenizer *tk, const uint8_t *data, size_t bytes)
 {
     TRY(fm_vocab_new(tk, FM_TOKENIZER_SPM));
-    tk->add_space_prefix = true;
+    tk->add_space_prefix = tk->add_bos = true;
     TRY(read_pieces(tk, data, bytes));
     return fm_tokenizer_seal(tk);
 }

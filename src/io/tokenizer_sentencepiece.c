@@ -179,6 +179,7 @@ status fm_tokenizer_read_sentencepiece(fm_tokenizer *tk, const uint8_t *data, si
     }
     TRY(check_specs(&o));
     tk->add_space_prefix = o.add_dummy_prefix;
+    tk->add_bos = true;
     tk->remove_extra_spaces = o.remove_extra;
     TRY(fm_vocab_index(tk->vocab));
     tk->bos = control_id(tk, o.bos, "<s>");

@@ -17,6 +17,8 @@ static size_t put_replacement(char *out, size_t n)
 fm_text fm_stream_put(fm_stream *s, const fm_tokenizer *tk, int32_t id)
 {
     fm_text piece = fm_tokenizer_decode(tk, s->previous - 1, id);
+    if (s->show_control && fm_tokenizer_piece(tk, id).type == FM_PIECE_CONTROL)
+        piece = fm_tokenizer_piece(tk, id).text;
     if (id >= 0 && id < INT32_MAX)
         s->previous = id + 1;
     uint8_t in[FM_PIECE_BYTES + 4];
