@@ -79,6 +79,9 @@ check 'the library neither prints nor exits' "$(grep -nE '(^|[^a-zA-Z_>."])(prin
     $(find src -name '*.[ch]' -not -path 'src/cli/*') | grep -vE ':[0-9]+: *(/?\*|//)')"
 check 'a file opens with what it is' "$(for f in src/*/*.[ch] tests/*.[ch] examples/*.[ch] bench/*.[ch]; do
     [ -e "$f" ] && ! head -n 1 "$f" | grep -q "^/\* $(basename "$f") - " && echo "$f"; done)"
+check 'links of the documents lead somewhere' "$(for f in README.md docs/*.md; do
+    for link in $(grep -oE '\]\([a-zA-Z0-9_./-]+\)' "$f" | tr -d '])('); do
+        [ -e "$(dirname "$f")/$link" ] || echo "$f: $link"; done; done)"
 check 'nothing unfinished' "$(grep -rnE '\b(TODO|FIXME|XXX|HACK)\b' src tests examples bench --include='*.[ch]')"
 check 'no path of one machine' "$(git ls-files -z 2>/dev/null | grep -zvE '^tests/check_layering.sh$' |
     xargs -0 -r grep -nIE '(^|[^A-Za-z0-9_.])/(work|root|home/[a-z]+)/' 2>/dev/null)"
