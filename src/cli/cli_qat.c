@@ -26,11 +26,11 @@ static int64_t rows(cl_option row[CL_TRAIN_ROWS], cl_train_options *o, bool dist
         {"--batch", "N", CL_COUNT, &k->batch, NULL, "rows of a micro-batch (16; 4 from 256 channels on)"},
         {"--accumulate", "N", CL_COUNT, &k->accumulate, NULL, "micro-batches of a step (1)"},
         {"--lr", "X", CL_NUMBER, &k->lr, NULL,
-         distill ? "learning rate (1e-3; 2e-4 from 256 channels on)"
+         distill ? "learning rate (3e-4; 2e-4 from 256 channels on; lower for longer runs)"
                  : "learning rate (2e-3; 6e-4 from 256 channels on)"},
         {"--scale-lr", "X", CL_NUMBER, &k->scale_rate, NULL, "rate of learned scales, relative to their size (1e-3)"},
         {"--schedule", "constant|linear|cosine|wsd", CL_CHOICE, &o->schedule, NULL,
-         "of the rate (wsd: constant, then falling as 1 - sqrt over the last part)"},
+         "of the rate (cosine; wsd: constant, then falling as 1 - sqrt over the last part)"},
         {"--warmup", "N", CL_COUNT, &k->schedule.warmup, NULL, "steps until the full rate (3 %)"},
         {"--decay-share", "X", CL_NUMBER, &k->schedule.decay_share, NULL,
          "last part of the steps, in which wsd falls (0.4)"},
