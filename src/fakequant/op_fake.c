@@ -72,23 +72,36 @@ static double lane_sum(const real *restrict p, int64_t n)
     return (double)(lane[0] + lane[2] + (lane[1] + lane[3]));
 }
 
-/* n <= CHUNK elements; outside only where there is a zero point to learn from it */
-static void add_chunk(sums *s, const real *restrict dy, const real *restrict x, const real *restrict y, int64_t n,
-                      const bounds *b, bool zero)
+/* p = dy * (y - x inside), or dy outside */
+static void scale_terms(real *restrict p, const real *restrict dy, const real *restrict x, const real *restrict y,
+                        int64_t n, const bounds *b)
 {
     const real inv = b->inv, lo = b->lo, hi = b->hi, rounded = b->rounded;
-    real p[CHUNK];
     for (int64_t i = 0; i < n; i++) {
         const real r = x[i] * inv, in = within(r, lo, hi) ? rounded : 0;
         p[i] = dy[i] * (y[i] - x[i] * in);
     }
-    s->sds += lane_sum(p, n);
-    if (!zero)
-        return;
+}
+
+static void outside_terms(real *restrict p, const real *restrict dy, const real *restrict x, int64_t n, const bounds *b)
+{
+    const real inv = b->inv, lo = b->lo, hi = b->hi;
     for (int64_t i = 0; i < n; i++) {
         const real r = x[i] * inv, d = dy[i];
         p[i] = within(r, lo, hi) ? 0 : d;
     }
+}
+
+/* n <= CHUNK elements; outside only where there is a zero point to learn from it */
+static void add_chunk(sums *s, const real *dy, const real *x, const real *y, int64_t n, const bounds *b, bool zero)
+{
+    real p[CHUNK];
+    p[0] = 0; /* n may be 0 */
+    scale_terms(p, dy, x, y, n, b);
+    s->sds += lane_sum(p, n);
+    if (!zero)
+        return;
+    outside_terms(p, dy, x, n, b);
     s->outside += lane_sum(p, n);
 }
 
