@@ -81,6 +81,7 @@ int64_t ag_count(const ag_tensor *a); /* elements */
 int64_t ag_rows(const ag_tensor *a);  /* elements / last dimension */
 int64_t ag_cols(const ag_tensor *a);  /* last dimension (1 for a scalar) */
 const real *ag_value(const ag_tensor *a); /* x, decoded from the codes on first demand; NULL after a failure */
+void ag_forget(ag_tensor *a);             /* gives back what ag_value decoded: the codes say it again */
 
 /* For operators, here and in other folders. ag_node: shape, sources, `save_bytes` zeroed bytes at ->save; no value yet. ag_run: allocates ->x (unless
  * the operator set codes), runs forward, puts it on the tape. ag_take: memory of this step. */

@@ -83,6 +83,7 @@ static void head_forward(ag_tensor *out)
                               .factor = s->scored ? (real)(1 / (double)s->scored) : 0};
     ag_head_report sum = {.rows = s->scored};
     ag_row_result result[CHUNK];
+    const bool had_value = w->x != NULL;
     head_memory m;
     double loss = 0;
     if (!x->x && !x->codes && !ag_in(out, 0))
@@ -121,14 +122,25 @@ static void head_forward(ag_tensor *out)
     if (s->report)
         *s->report = sum;
     give_memory(&m, out->tape);
+    if (!had_value)
+        ag_forget(out->src[1]);
 }
 
-static void give_grad(const ag_tensor *src, real a, real **g)
+/* The buffer itself becomes the gradient where there is none yet, so that none of size V x C is copied. */
+static void give_grad(ag_tensor *src, real a, real **g)
 {
+    const int64_t n = ag_count(src);
     if (!*g)
         return;
-    ag_add_grad(src, a, *g);
-    ag_give_back(src->tape, *g, (size_t)ag_count(src) * sizeof(real));
+    if (src->op && !src->g) {
+        real *to = src->g = *g;
+#pragma omp parallel for if (n > AG_PARALLEL && a != 1)
+        for (int64_t i = 0; i < (a != 1 ? n : 0); i++)
+            to[i] *= a;
+    } else {
+        ag_add_grad(src, a, *g);
+        ag_give_back(src->tape, *g, (size_t)n * sizeof(real));
+    }
     *g = NULL;
 }
 

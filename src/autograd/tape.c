@@ -139,6 +139,14 @@ const real *ag_value(const ag_tensor *a)
     return u.out->x = x;
 }
 
+void ag_forget(ag_tensor *a)
+{
+    if (a->codes && a->x && !a->borrowed) {
+        ag_give_back(a->tape, a->x, value_bytes(a));
+        a->x = NULL;
+    }
+}
+
 static bool push(ag_tape *t, ag_tensor *a)
 {
     if (t->n == t->capacity) {
