@@ -1,97 +1,146 @@
 /* attend_body.h - causal attention of a few queries of one head against a cache (included by table_body.h).
- *   float:  s_j = (sum_d q_d k_jd) * c, c = 1/sqrt(D), fused, d ascending
- *   coded:  s_j = ((float)acc * k_scale_j) * (q_scale * c), acc = sum_d q_d (mul u_jd - zero_j), exact
- *   p_j = exp(s_j - max s), o = (sum_j p_j v_j) * (1 / sum_j p_j), fused, j ascending; sum of p in 16 lanes
+ *   float:  s_j = sum_d q_d k_jd, fused, d ascending;   f = 1/sqrt(D)
+ *   coded:  s_j = (float)acc * k_scale_j, acc = sum_d q_d (mul u_jd - zero_j), exact;   f = q_scale * (1/sqrt(D))
+ *   p_j = exp(fma(s_j, f, -max_j (s_j f))),  o = (sum_j p_j v_j) * (1 / sum_j p_j), fused, j ascending; sum of p in 16 lanes
  *   quantized: p^_j = rne(p_j * (1 / sum) * 255) * (1/255), o = sum_j p^_j v_j
  * Up to KN_QUERIES queries share a pass over the keys; no query's bits depend on the others. A query reads keys up to its
- * own position only. scratch: scores [KN_QUERIES][capacity], a block of keys [D][64], a block of values [64][D]. */
+ * own position only. scratch: scores [KN_QUERIES][capacity], a block of keys [D][64] or of values [64][D], queries. */
 
-/* Codes u (bytes, or nibbles where bits <= 4) of 16 elements from element `at` of row p. */
-static inline w16 cache_codes(const uint8_t *p, int64_t at, int64_t n, bool nibbles)
+typedef struct {
+    const int8_t *q; /* [n][4 * d4s], padded with zeros */
+    int64_t d4s;
+    const uint8_t *k; /* the block */
+} score_operands;
+
+/* acc of `rows` queries against keys first .. first + 16 * vectors - 1 of a block; sums [rows][vectors][16] */
+INLINE void score_fixed(const int rows, const int vectors, const bool nibbles, int32_t *sums, const score_operands *o,
+                        int64_t first)
 {
-    if (!nibbles)
-        return w_from_u8(p + at, n);
-    uint8_t u[16] = {0};
-    for (int64_t i = 0; i < n && i < 16; i++)
-        u[i] = (uint8_t)(p[(at + i) / 2] >> (at + i) % 2 * 4 & 15);
-    return w_from_u8(u, 16);
+    const int64_t d4s = o->d4s;
+    const int8_t *q = o->q;
+    w16 acc[24];
+    UNROLL
+    for (int i = 0; i < 24; i++)
+        acc[i] = w_zero();
+    for (int64_t d4 = 0; d4 < d4s; d4++) {
+        const uint8_t *k = o->k + ((nibbles ? d4 / 2 : d4) * KN_KEYS + first) * 4;
+        b64 kv[4], qv = b_load4(q);
+        UNROLL
+        for (int v = 0; v < vectors; v++) {
+            kv[v] = b_load(k + 64 * v);
+            if (nibbles)
+                kv[v] = d4 % 2 ? b_high4(kv[v]) : b_low4(kv[v]);
+        }
+        UNROLL
+        for (int i = 0; i < rows * vectors; i++) {
+            if (i % vectors == 0)
+                qv = b_load4(q + (i / vectors * d4s + d4) * 4);
+            acc[i] = w_dot(acc[i], kv[i % vectors], qv);
+        }
+    }
+    UNROLL
+    for (int i = 0; i < rows * vectors; i++)
+        w_store(sums + 16 * i, acc[i]);
 }
 
-/* Bytes of the four codes of 16 keys (first .. first + 15) for d 4*d4 .. 4*d4 + 3 in a block of coded keys. */
-static inline b64 key_codes(const uint8_t *block, int64_t d4, int64_t first, bool nibbles)
+typedef void score_tile(int32_t *sums, const score_operands *o, int64_t first);
+#define TILE(rows)                                                                                                     \
+    static NOINLINE void score8_##rows(int32_t *sums, const score_operands *o, int64_t first)                          \
+    {                                                                                                                  \
+        if (rows * LINEAR_PANELS <= LINEAR_TILE)                                                                       \
+            score_fixed(rows, LINEAR_PANELS, false, sums, o, first);                                                   \
+    }                                                                                                                  \
+    static NOINLINE void score4_##rows(int32_t *sums, const score_operands *o, int64_t first)                          \
+    {                                                                                                                  \
+        if (rows * LINEAR_PANELS <= LINEAR_TILE)                                                                       \
+            score_fixed(rows, LINEAR_PANELS, true, sums, o, first);                                                    \
+    }
+TILE(1)
+TILE(2) TILE(3) TILE(4) TILE(5) TILE(6)
+#undef TILE
+    static score_tile *const score_tiles[2][6] = {{score8_1, score8_2, score8_3, score8_4, score8_5, score8_6},
+                                                  {score4_1, score4_2, score4_3, score4_4, score4_5, score4_6}};
+
+/* Scores of n coded queries against one block of coded keys, s [n, ld]; q_sum [n]: the sums of their codes. */
+static void score_codes(real *s, int64_t ld, const kn_cache *c, int64_t block, const int8_t *q, const int32_t *q_sum,
+                        int64_t n)
 {
-    if (!nibbles)
-        return b_load(block + (d4 * KN_KEYS + first) * 4);
-    const b64 pair = b_load(block + (d4 / 2 * KN_KEYS + first) * 4);
-    return d4 % 2 ? b_high4(pair) : b_low4(pair);
+    const bool nibbles = c->kgrid.bits <= 4, twice = kn_mul(&c->kgrid) == 2;
+    const int64_t d4s = (c->D + 3) / 4, rows_held = nibbles ? (d4s + 1) / 2 : d4s;
+    score_operands o = {.d4s = d4s, .k = (const uint8_t *)c->k + block * rows_held * KN_KEYS * 4};
+    int32_t sums[24 * 16];
+    for (int64_t i = 0; i < n;) {
+        const int64_t rows = kn_min(kn_min(6, LINEAR_TILE / LINEAR_PANELS), n - i);
+        o.q = q + i * d4s * 4;
+        for (int64_t first = 0; first < KN_KEYS; first += 16 * LINEAR_PANELS) {
+            score_tiles[nibbles][rows - 1](sums, &o, first);
+            for (int64_t v = 0; v < LINEAR_PANELS; v++) {
+                const int64_t at = block * KN_KEYS + first + 16 * v;
+                const w16 zero = w_load(c->k_zero + at);
+                const v16 scale = v_load(c->k_scale + at);
+                for (int64_t r = 0; r < rows; r++) {
+                    w16 acc = w_load(sums + (r * LINEAR_PANELS + v) * 16);
+                    acc = w_sub(twice ? w_add(acc, acc) : acc, w_mul(w_set1(q_sum[i + r]), zero));
+                    v_store(s + (i + r) * ld + first + 16 * v, v_mul(v_from_w(acc), scale));
+                }
+            }
+        }
+        i += rows;
+    }
 }
 
+/* Keys of a coded block as floats, [D][64]. */
 static void decode_key_block(real *k, const kn_cache *c, int64_t block)
 {
     const bool nibbles = c->kgrid.bits <= 4;
-    const int64_t d4s = (c->D + 3) / 4, bytes = (nibbles ? (d4s + 1) / 2 : d4s) * KN_KEYS * 4;
-    const uint8_t *codes = (const uint8_t *)c->k + block * bytes;
-    const real *scale = c->k_scale + block * KN_KEYS;
-    const int32_t *zero = c->k_zero + block * KN_KEYS;
+    const int64_t d4s = (c->D + 3) / 4, rows_held = nibbles ? (d4s + 1) / 2 : d4s;
+    const uint8_t *codes = (const uint8_t *)c->k + block * rows_held * KN_KEYS * 4;
     const int mul = kn_mul(&c->kgrid);
     for (int64_t d = 0; d < c->D; d++)
         for (int64_t j = 0; j < KN_KEYS; j++) {
             const int64_t d4 = d / 4, at = ((nibbles ? d4 / 2 : d4) * KN_KEYS + j) * 4 + d % 4;
             const int u = nibbles ? codes[at] >> d4 % 2 * 4 & 15 : codes[at];
-            k[d * KN_KEYS + j] = (real)(mul * u - zero[j]) * scale[j];
+            k[d * KN_KEYS + j] = (real)(mul * u - c->k_zero[block * KN_KEYS + j]) * c->k_scale[block * KN_KEYS + j];
         }
 }
 
-static void decode_value_rows(real *v, const kn_cache *c, int64_t first, int64_t n)
+/* Values [first, first + n) as floats, [n][D]. */
+static void decode_values(real *v, const kn_cache *c, int64_t first, int64_t n)
 {
     const bool nibbles = c->vgrid.bits <= 4;
-    const int64_t bytes = nibbles ? (c->D + 1) / 2 : c->D;
+    const int64_t D = c->D, bytes = nibbles ? (D + 1) / 2 : D;
     const v16 mul = v_set1((real)kn_mul(&c->vgrid));
-    for (int64_t j = 0; j < n; j++, v += c->D) {
-        const uint8_t *p = (const uint8_t *)c->v + (first + j) * bytes;
-        const v16 scale = v_set1(c->v_scale[first + j]), zero = v_set1(-(real)c->v_zero[first + j]);
-        for (int64_t d = 0; d < c->D; d += 16) {
-            const v16 u = v_from_w(cache_codes(p, d, c->D - d, nibbles));
-            v_put(v + d, v_mul(v_fma(u, mul, zero), scale), c->D - d);
+    for (int64_t j = first; j < first + n; j++, v += D) {
+        const uint8_t *p = (const uint8_t *)c->v + j * bytes;
+        const v16 scale = v_set1(c->v_scale[j]), zero = v_set1(-(real)c->v_zero[j]);
+        for (int64_t d = 0; d < D; d += 16) {
+            const v16 u = v_from_w(nibbles ? w_from_u4(p + d / 2, D - d) : w_from_u8(p + d, D - d));
+            v_put(v + d, v_mul(v_fma(u, mul, zero), scale), D - d);
         }
     }
 }
 
-/* Scores of one coded query against one block of coded keys. */
-static void score_codes(real *s, const kn_cache *c, int64_t block, const int8_t *q, real factor)
+/* s[0..n) <- p; returns the sum; *max <- the greatest s f. */
+static real exp_row(real *s, int64_t n, real f, real *max)
 {
-    const bool nibbles = c->kgrid.bits <= 4;
-    const int64_t d4s = (c->D + 3) / 4, bytes = (nibbles ? (d4s + 1) / 2 : d4s) * KN_KEYS * 4;
-    const uint8_t *codes = (const uint8_t *)c->k + block * bytes;
-    const w16 mul = w_set1(kn_mul(&c->kgrid));
-    int32_t sum = 0;
-    for (int64_t d = 0; d < c->D; d++)
-        sum += q[d];
-    for (int64_t j = 0; j < KN_KEYS; j += 16) {
-        w16 acc = w_zero();
-        for (int64_t d4 = 0; d4 < d4s; d4++) {
-            int8_t word[4] = {0};
-            for (int64_t i = 0; i < 4 && 4 * d4 + i < c->D; i++)
-                word[i] = q[4 * d4 + i];
-            acc = w_dot(acc, key_codes(codes, d4, j, nibbles), b_load4(word));
-        }
-        const int64_t at = block * KN_KEYS + j;
-        acc = w_sub(w_mul(acc, mul), w_mul(w_set1(sum), w_load(c->k_zero + at)));
-        v_store(s + j, v_mul(v_mul(v_from_w(acc), v_load(c->k_scale + at)), v_set1(factor)));
+    const v16 factor = v_set1(f);
+    const int64_t full = n / 16 * 16;
+    v16 top = v_set1(s[0] * f), sum = v_zero();
+    for (int64_t j = 0; j < full; j += 16)
+        top = v_max(v_mul(v_load(s + j), factor), top);
+    if (full < n)
+        top = v_max(v_keep(v_mul(v_load_n(s + full, n - full), factor), n - full, top), top);
+    *max = v_top(top);
+    const v16 minus = v_set1(-*max);
+    for (int64_t j = 0; j < full; j += 16) {
+        const v16 e = v_exp(v_fma(v_load(s + j), factor, minus));
+        sum = v_add(sum, e);
+        v_store(s + j, e);
     }
-}
-
-/* s[0..n) <- p; returns the sum. *max <- the greatest score. */
-static real exp_row(real *s, int64_t n, real factor, real *max)
-{
-    for (int64_t j = 0; j < n; j += 16)
-        v_put(s + j, v_mul(v_get(s + j, n - j), v_set1(factor)), n - j);
-    *max = row_max(s, n);
-    v16 sum = v_zero();
-    for (int64_t j = 0; j < n; j += 16) {
-        const v16 e = v_exp(v_sub(v_get(s + j, n - j), v_set1(*max)));
-        sum = v_add(sum, v_keep(e, n - j, v_zero()));
-        v_put(s + j, e, n - j);
+    if (full < n) {
+        const v16 e = v_exp(v_fma(v_load_n(s + full, n - full), factor, minus));
+        sum = v_add(sum, v_keep(e, n - full, v_zero()));
+        v_store_n(s + full, e, n - full);
     }
     return v_sum(sum);
 }
@@ -104,17 +153,40 @@ static void round_row(real *p, int64_t n, real inverse)
     }
 }
 
-/* o [n, ldo] += p v over keys [at, end) of each query's own range; query i sees keys <= first + i. */
-static void add_values(real *o, int64_t ldo, const real *p, int64_t ldp, const real *v, int64_t D, int64_t at,
-                       int64_t first, int64_t n)
+/* Scores s [n, capacity] of queries [i0, i0 + n) of a job, and the factor of each. */
+static void score_queries(real *s, real *factor, const kn_attend_job *j, int64_t i0, int64_t n, real *block,
+                          real *query)
 {
-    const int64_t common = kn_min(KN_KEYS, first + 1 - at); /* keys of this block that all queries see */
-    if (common > 0)
-        tile(o, ldo, p + at, ldp, 1, v, D, n, D, common, true);
+    const kn_cache *c = j->cache;
+    const int64_t D = c->D, ld = c->capacity, last = j->first + i0 + n - 1, width = (D + 3) / 4 * 4;
+    const bool keys_coded = c->kgrid.bits != 0, exact = j->codes && keys_coded;
+    const real root = 1 / sqrt((real)D);
+    int32_t q_sum[KN_QUERIES];
+    int8_t *codes = (int8_t *)query;
     for (int64_t i = 0; i < n; i++) {
-        const int64_t from = kn_max(common, 0), to = kn_min(KN_KEYS, first + i + 1 - at);
-        if (from < to)
-            tile(o + i * ldo, ldo, p + i * ldp + at + from, ldp, 1, v + from * D, D, 1, D, to - from, true);
+        const real scale = j->codes ? j->q_scale[(i0 + i) * j->ld_scale] : 1;
+        const int8_t *q = j->codes ? j->codes + (i0 + i) * j->ld_codes : NULL;
+        factor[i] = exact ? scale * root : root;
+        if (exact) {
+            q_sum[i] = 0;
+            for (int64_t d = 0; d < width; d++) {
+                codes[i * width + d] = d < D ? q[d] : 0;
+                q_sum[i] += codes[i * width + d];
+            }
+        } else if (q) {
+            decode8(query + i * D, q, D, scale, 1, 0);
+        }
+    }
+    const real *q = j->codes ? query : j->q + i0 * j->ldq;
+    for (int64_t at = 0; at <= last; at += KN_KEYS) {
+        if (exact) {
+            score_codes(s + at, ld, c, at / KN_KEYS, codes, q_sum, n);
+            continue;
+        }
+        if (keys_coded)
+            decode_key_block(block, c, at / KN_KEYS);
+        tile(s + at, ld, q, j->codes ? D : j->ldq, 1, keys_coded ? block : (const real *)c->k + at * D, KN_KEYS, n,
+             KN_KEYS, D, false);
     }
 }
 
@@ -122,55 +194,33 @@ static void attend_queries(const kn_attend_job *j, int64_t i0, int64_t n)
 {
     const kn_cache *c = j->cache;
     const int64_t D = c->D, first = j->first + i0, last = first + n - 1, ld = c->capacity;
-    const bool key_codes_held = c->kgrid.bits != 0, value_codes_held = c->vgrid.bits != 0;
-    real *s = j->scratch, *block = s + KN_QUERIES * ld, *query = block + KN_KEYS * D;
-    const real c1 = 1 / sqrt((real)D);
-    if (j->codes && !key_codes_held)
-        for (int64_t i = 0; i < n; i++)
-            decode8(query + i * D, j->codes + (i0 + i) * j->ld_codes, D, j->q_scale[(i0 + i) * j->ld_scale], 1, 0);
-    for (int64_t at = 0; at <= last; at += KN_KEYS) {
-        if (j->codes && key_codes_held) {
-            for (int64_t i = 0; i < n; i++)
-                score_codes(s + i * ld + at, c, at / KN_KEYS, j->codes + (i0 + i) * j->ld_codes,
-                            j->q_scale[(i0 + i) * j->ld_scale] * c1);
-            continue;
-        }
-        const real *k = (const real *)c->k + at * D;
-        if (key_codes_held) {
-            decode_key_block(block, c, at / KN_KEYS);
-            k = block;
-        }
-        if (j->codes)
-            tile(s + at, ld, query, D, 1, k, KN_KEYS, n, KN_KEYS, D, false);
-        else
-            tile(s + at, ld, j->q + i0 * j->ldq, j->ldq, 1, k, KN_KEYS, n, KN_KEYS, D, false);
-    }
-    real inverse[KN_QUERIES];
+    real *s = j->scratch, *block = s + KN_QUERIES * ld, *o = j->o + i0 * j->ldo;
+    real factor[KN_QUERIES], inverse[KN_QUERIES];
+    score_queries(s, factor, j, i0, n, block, block + KN_KEYS * D);
     for (int64_t i = 0; i < n; i++) {
         real max;
-        const real sum = exp_row(s + i * ld, first + i + 1, j->codes && key_codes_held ? 1 : c1, &max);
+        const real sum = exp_row(s + i * ld, first + i + 1, factor[i], &max);
         inverse[i] = 1 / sum;
         if (j->lse)
             j->lse[(i0 + i) * j->ld_lse] = max + log(sum);
         if (j->quantize_probs)
             round_row(s + i * ld, first + i + 1, inverse[i]);
-        for (int64_t d = 0; d < D; d++)
-            j->o[(i0 + i) * j->ldo + d] = 0;
     }
     for (int64_t at = 0; at <= last; at += KN_KEYS) {
+        const int64_t keys = kn_min(KN_KEYS, last + 1 - at);
         const real *v = (const real *)c->v + at * D;
-        if (value_codes_held) {
-            decode_value_rows(block, c, at, kn_min(KN_KEYS, last + 1 - at));
+        if (c->vgrid.bits) {
+            decode_values(block, c, at, keys);
             v = block;
         }
-        add_values(j->o + i0 * j->ldo, j->ldo, s, ld, v, D, at, first, n);
+        tile_reach(o, j->ldo, s + at, ld, 1, v, D, n, D, keys, first + 1 - at, at > 0);
     }
     if (j->quantize_probs)
         return;
     for (int64_t i = 0; i < n; i++)
         for (int64_t d = 0; d < D; d += 16) {
-            real *o = j->o + (i0 + i) * j->ldo + d;
-            v_put(o, v_mul(v_get(o, D - d), v_set1(inverse[i])), D - d);
+            real *to = o + i * j->ldo + d;
+            v_put(to, v_mul(v_get(to, D - d), v_set1(inverse[i])), D - d);
         }
 }
 
@@ -185,7 +235,13 @@ static void attend(const kn_attend_job *j)
 static void attend_backward_row(real *p, real *ds, int64_t n, int64_t keys, real lse, real delta, real scale)
 {
     const v16 c = v_set1(scale), l = v_set1(-lse), d = v_set1(-delta);
-    for (int64_t j = 0; j < n; j += 16) {
+    int64_t j = 0;
+    for (; j + 16 <= kn_min(keys, n); j += 16) {
+        const v16 e = v_exp(v_fma(v_load(p + j), c, l));
+        v_store(ds + j, v_mul(v_mul(e, v_add(v_load(ds + j), d)), c));
+        v_store(p + j, e);
+    }
+    for (; j < n; j += 16) {
         const v16 e = v_exp(v_fma(v_get(p + j, n - j), c, l));
         const v16 g = v_mul(v_mul(e, v_add(v_get(ds + j, n - j), d)), c);
         v_put(p + j, v_keep(e, keys - j, v_zero()), n - j);

@@ -94,35 +94,65 @@ void kn_encode_q4_0(int8_t *q, const real *x, int64_t n, const kn_grid *g, real 
     *scale = kn_store(g, d);
 }
 
-/* Range and codes of the span at (row, col), grains where a span lies in one row. */
+/* Range and codes of the span at (row, col) by a rule that is not in the tables, or in 16 bits. */
 static void encode_own(kn_codes *c, const kn_table *t, const real *x, int64_t row, int64_t col, int64_t n)
 {
-    const int64_t i = kn_scale_index(c, row, col), at = row * c->ld + col;
+    const int64_t i = kn_scale_index(c, row, col);
     if (c->grid.rule == KN_RULE_GGML_Q4_0) {
-        kn_encode_q4_0(c->q + at, x, n, &c->grid, &c->scale[i]);
-    } else if (c->grid.rule == KN_RULE_GGML_Q8_0) {
-        const real amax = t->absmax(x, n);
-        kn_rounding r = kn_rounding_of(&c->grid, 1, 0);
-        r.inv = amax != 0 ? 127 / amax : 0;
-        c->scale[i] = kn_store(&c->grid, amax / 127);
-        t->encode8(c->q + at, x, n, &r);
+        kn_encode_q4_0(c->q + row * c->ld + col, x, n, &c->grid, &c->scale[i]);
+        return;
+    }
+    kn_range_span(&c->grid, x, n, &c->scale[i], c->zero ? &c->zero[i] : NULL);
+    encode_span(c, t, x, row, col, n);
+}
+
+static bool in_tables(const kn_grid *g)
+{
+    return g->bits <= 8 && (g->rule == KN_RULE_NIBBLE || g->rule == KN_RULE_GGML_Q8_0);
+}
+
+/* n spans of `size` numbers without gaps, codes at `at`, scales from `first`. */
+static void encode_spans(kn_codes *c, const kn_table *t, const real *x, int64_t at, int64_t first, int64_t n,
+                         int64_t size)
+{
+    for (int64_t s = 0; s < n; s += 16)
+        t->encode_spans(c->q + at + s * size, size, c->scale + first + s, c->zero ? c->zero + first + s : NULL,
+                        x + s * size, size, kn_min(16, n - s), size, &c->grid);
+}
+
+/* Rows [row, row + n), n <= 16, x at the first of them. */
+static void encode_own_rows(kn_codes *c, const kn_table *t, const real *x, int64_t row, int64_t n)
+{
+    const int64_t cols = c->cols, group = c->grid.group;
+    if (!in_tables(&c->grid)) {
+        for (int64_t m = 0; m < n; m++)
+            for (int64_t col = 0; col < cols; col = span_end(c, row + m, col))
+                encode_own(c, t, x + m * cols + col, row + m, col, span_end(c, row + m, col) - col);
+    } else if (c->grid.grain == KN_ROW) {
+        t->encode_spans(c->q + row * c->ld, c->ld, c->scale + row, c->zero ? c->zero + row : NULL, x, cols, n, cols,
+                        &c->grid);
+    } else if (cols % group == 0 && c->ld == cols) {
+        encode_spans(c, t, x, row * cols, row * c->spans, n * c->spans, group);
     } else {
-        kn_range_span(&c->grid, x, n, &c->scale[i], c->zero ? &c->zero[i] : NULL);
-        encode_span(c, t, x, row, col, n);
+        const int64_t full = cols / group;
+        for (int64_t m = 0; m < n; m++) {
+            const int64_t at = (row + m) * c->ld, first = (row + m) * c->spans;
+            encode_spans(c, t, x + m * cols, at, first, full, group);
+            if (full < c->spans)
+                encode_spans(c, t, x + m * cols + full * group, at + full * group, first + full, 1,
+                             cols - full * group);
+        }
     }
 }
 
 void kn_encode_rows(kn_codes *c, const real *x, int64_t row, int64_t n)
 {
     const kn_table *t = kn_isa();
+    const int64_t rows = kn_max(1, kn_min(16, 4096 / kn_max(c->cols, 1))); /* stay in the first cache level */
     assert(c->grid.grain != KN_TENSOR && c->grid.grain != KN_BLOCK);
 #pragma omp parallel for if (n * c->cols > KN_PARALLEL) schedule(static)
-    for (int64_t m = 0; m < n; m++)
-        for (int64_t col = 0; col < c->cols;) {
-            const int64_t end = span_end(c, row + m, col);
-            encode_own(c, t, x + m * c->cols + col, row + m, col, end - col);
-            col = end;
-        }
+    for (int64_t m = 0; m < n; m += rows)
+        encode_own_rows(c, t, x + m * c->cols, row + m, kn_min(rows, n - m));
 }
 
 void kn_encode_rows_with(kn_codes *c, const real *x, int64_t row, int64_t n)
@@ -196,11 +226,25 @@ static void decode_row(real *x, const kn_codes *c, const kn_table *t, int64_t ro
     }
 }
 
+/* Rows of small groups, several to a vector. */
+static bool small_spans(const kn_codes *c)
+{
+    const bool grouped = c->grid.grain == KN_GROUP || c->grid.grain == KN_HEAD;
+    return grouped && c->q && 16 % c->grid.group == 0 && c->cols % c->grid.group == 0;
+}
+
 void kn_decode(real *x, const kn_codes *c, int64_t row, int64_t n)
 {
     const kn_table *t = kn_isa();
+    const bool small = small_spans(c);
     assert(row >= 0 && row + n <= c->rows);
 #pragma omp parallel for if (n * c->cols > KN_PARALLEL) schedule(static)
-    for (int64_t m = 0; m < n; m++)
-        decode_row(x + m * c->cols, c, t, row + m);
+    for (int64_t m = 0; m < n; m++) {
+        const int64_t i = (row + m) * c->spans;
+        if (small)
+            t->decode_spans(x + m * c->cols, c->q + (row + m) * c->ld, c->scale + i, c->zero ? c->zero + i : NULL,
+                            c->spans, c->grid.group, (real)kn_mul(&c->grid), (real)kn_add(&c->grid));
+        else
+            decode_row(x + m * c->cols, c, t, row + m);
+    }
 }

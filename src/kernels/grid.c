@@ -139,18 +139,6 @@ real kn_store(const kn_grid *g, real s)
     return fabs(s) < (real)FLT_MIN ? copysign((real)0, s) : s; /* ggml writes -0 for a Q4_0 block of zeros */
 }
 
-static real top_level(const kn_grid *g)
-{
-    switch (g->levels) {
-    case KN_LEVELS_SIGN:
-        return 1;
-    case KN_LEVELS_HALF_STEP:
-        return (real)(2 * g->hi + 2);
-    default:
-        return (real)g->hi;
-    }
-}
-
 void kn_range_of(const kn_grid *g, real min, real max, real *scale, int32_t *zero)
 {
     min = min < 0 ? min : 0; /* also where NaN */
@@ -161,7 +149,7 @@ void kn_range_of(const kn_grid *g, real min, real max, real *scale, int32_t *zer
         return;
     }
     if (!g->has_zero) {
-        *scale = kn_store(g, amax / top_level(g));
+        *scale = kn_store(g, amax / kn_top_level(g));
         return;
     }
     /* halves, so that the width of a huge range stays finite */

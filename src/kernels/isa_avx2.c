@@ -8,7 +8,7 @@
 #include <string.h>
 #include <tgmath.h>
 
-#define INLINE static inline __attribute__((always_inline)) /* what a register tile is a constant of */
+#define INLINE   static inline __attribute__((always_inline)) /* what a register tile is a constant of */
 #define NOINLINE __attribute__((noinline))
 enum { FLOAT_TILE = 6, FLOAT_VECTORS = 2, LINEAR_TILE = 4, LINEAR_PANELS = 1 }; /* vectors of a register tile */
 
@@ -90,6 +90,17 @@ static inline v16 v_keep(v16 x, int64_t n, v16 other)
 {
     return (v16){_mm256_blendv_ps(other.a, x.a, _mm256_castsi256_ps(lanes(n))),
                  _mm256_blendv_ps(other.b, x.b, _mm256_castsi256_ps(lanes(n - 8)))};
+}
+static inline v16 v_if_at_least(v16 x, real limit, v16 y) /* x >= limit ? y : 0 */
+{
+    const __m256 l = _mm256_set1_ps(limit);
+    return (v16){_mm256_and_ps(_mm256_cmp_ps(x.a, l, _CMP_GE_OQ), y.a),
+                 _mm256_and_ps(_mm256_cmp_ps(x.b, l, _CMP_GE_OQ), y.b)};
+}
+static inline v16 v_half(v16 x) /* as binary16 holds it */
+{
+    return (v16){_mm256_cvtph_ps(_mm256_cvtps_ph(x.a, _MM_FROUND_TO_NEAREST_INT)),
+                 _mm256_cvtph_ps(_mm256_cvtps_ph(x.b, _MM_FROUND_TO_NEAREST_INT))};
 }
 /* Lane i with lane i + 8, then 4, 2, 1. */
 #define FOLD(name, wide, narrow, last)                                                                                 \
@@ -195,6 +206,13 @@ static inline w16 w_from_u8(const uint8_t *p, int64_t n)
 {
     const __m128i x = bytes_n(p, n);
     return (w16){_mm256_cvtepu8_epi32(x), _mm256_cvtepu8_epi32(_mm_unpackhi_epi64(x, x))};
+}
+/* n codes of four bits, low nibble first; lanes from n on hold 0 or, where n is odd, the nibble behind */
+static inline w16 w_from_u4(const uint8_t *p, int64_t n)
+{
+    const __m128i x = _mm_cvtepu8_epi16(bytes_n(p, n < 16 ? (n + 1) / 2 : 8));
+    const __m128i q = _mm_and_si128(_mm_or_si128(x, _mm_slli_epi16(x, 4)), _mm_set1_epi8(15));
+    return (w16){_mm256_cvtepu8_epi32(q), _mm256_cvtepu8_epi32(_mm_unpackhi_epi64(q, q))};
 }
 static inline w16 w_from_s16(const int16_t *p, int64_t n)
 {

@@ -8,7 +8,7 @@
 #include <string.h>
 #include <tgmath.h>
 
-#define INLINE static inline __attribute__((always_inline)) /* what a register tile is a constant of */
+#define INLINE   static inline __attribute__((always_inline)) /* what a register tile is a constant of */
 #define NOINLINE __attribute__((noinline))
 enum { FLOAT_TILE = 24, FLOAT_VECTORS = 4, LINEAR_TILE = 24, LINEAR_PANELS = 4 }; /* vectors of a register tile */
 
@@ -88,6 +88,14 @@ static inline v16 v_sign(v16 x)
 static inline v16 v_keep(v16 x, int64_t n, v16 other)
 {
     return _mm512_mask_blend_ps(lanes(n), other, x);
+}
+static inline v16 v_if_at_least(v16 x, real limit, v16 y) /* x >= limit ? y : 0 */
+{
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(limit), _CMP_GE_OQ), y);
+}
+static inline v16 v_half(v16 x) /* as binary16 holds it */
+{
+    return _mm512_cvtph_ps(_mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
 /* Lane i with lane i + 8, then 4, 2, 1. */
 #define FOLD(name, wide, narrow, last)                                                                                 \
@@ -169,6 +177,14 @@ static inline w16 w_from_s8(const int8_t *p, int64_t n)
 static inline w16 w_from_u8(const uint8_t *p, int64_t n)
 {
     return _mm512_cvtepu8_epi32(n >= 16 ? _mm_loadu_si128((const __m128i *)p) : _mm_maskz_loadu_epi8(lanes(n), p));
+}
+/* n codes of four bits, low nibble first; lanes from n on hold 0 or, where n is odd, the nibble behind */
+static inline w16 w_from_u4(const uint8_t *p, int64_t n)
+{
+    const __m128i x =
+        _mm_cvtepu8_epi16(n >= 16 ? _mm_loadl_epi64((const __m128i *)p) : _mm_maskz_loadu_epi8(lanes((n + 1) / 2), p));
+    const __m128i q = _mm_and_si128(_mm_or_si128(x, _mm_slli_epi16(x, 4)), _mm_set1_epi8(15));
+    return _mm512_cvtepu8_epi32(q);
 }
 static inline w16 w_from_s16(const int16_t *p, int64_t n)
 {

@@ -6,7 +6,7 @@
 #include <tgmath.h>
 
 #define NOINLINE __attribute__((noinline))
-#define INLINE   static NOINLINE /* one copy for every register tile */
+#define INLINE   static NOINLINE                                                /* one copy for every register tile */
 enum { FLOAT_TILE = 4, FLOAT_VECTORS = 1, LINEAR_TILE = 2, LINEAR_PANELS = 1 }; /* vectors of a register tile */
 
 typedef struct {
@@ -43,6 +43,8 @@ LANES(v_abs, (v16 a), fabs(a.l[i]))
 LANES(v_rint, (v16 a), rint(a.l[i]))
 LANES(v_sign, (v16 a), a.l[i] >= 0 ? 1 : -1)
 LANES(v_keep, (v16 a, int64_t n, v16 other), i < n ? a.l[i] : other.l[i])
+LANES(v_if_at_least, (v16 a, real limit, v16 x), a.l[i] >= limit ? x.l[i] : 0)
+LANES(v_half, (v16 a), (real)nb_half_to(nb_half_from((float)a.l[i]))) /* as binary16 holds it */
 LANES(v_from_w, (w16 a), (real)a.l[i])
 
 static inline void v_store(real *p, v16 a)
@@ -104,6 +106,7 @@ INTEGERS(w_mul, (w16 a, w16 b), (uint32_t)a.l[i] * (uint32_t)b.l[i])
 INTEGERS(w_from_v, (v16 a), a.l[i] >= -2147483648.0 && a.l[i] < 2147483648.0 ? (int32_t)rint(a.l[i]) : INT32_MIN)
 INTEGERS(w_from_s8, (const int8_t *p, int64_t n), i < n ? p[i] : 0)
 INTEGERS(w_from_u8, (const uint8_t *p, int64_t n), i < n ? p[i] : 0)
+INTEGERS(w_from_u4, (const uint8_t *p, int64_t n), i < n ? p[i / 2] >> i % 2 * 4 & 15 : 0) /* low nibble first */
 INTEGERS(w_from_s16, (const int16_t *p, int64_t n), i < n ? p[i] : 0)
 
 static inline void w_store(int32_t *p, w16 a)

@@ -242,9 +242,10 @@ void kn_cache_lay(kn_cache *c, const kn_grid *kgrid, const kn_grid *vgrid, int64
 void kn_cache_put(kn_cache *c, int64_t n, const real *k, const real *v, int64_t ld, const kn_codes *kc,
                   const kn_codes *vc, int64_t row, int64_t h);
 /* o [n, ldo] for n queries at positions first..first+n-1 against keys 0..position (causal), scores scaled by 1/sqrt(D):
- *   float: s_j = (sum_d q_d k_jd, d ascending, fused) * scale;  coded q and k: s_j = ((float)acc * k_scale_j) * (q_scale * scale)
- *   p = exp(s - max) ; o = sum_j p_j v_j / sum_j p_j, keys ascending; sum of p in 16 lanes.
- *   probs_step != 0: p^ = rne(p / sum * 255) / 255, o = sum p^ v.
+ *   float:            s_j = sum_d q_d k_jd, fused, d ascending; f = scale
+ *   coded q and k:    s_j = (float)acc * k_scale_j, acc exact;   f = q_scale * scale
+ *   p_j = exp(fma(s_j, f, -max(s f))), o = (sum_j p_j v_j) * (1 / sum_j p_j), fused, keys ascending; sum of p in 16 lanes
+ *   quantize_probs:   p^ = rne(p * (1 / sum) * 255) * (1/255), o = sum_j p^_j v_j
  * lse [n] (max + log sum) kept where not NULL. q: floats (row i at q + i*ldq) or codes qc (row `row`+i, head h). scratch: kn_attend_scratch(c) reals. */
 void kn_attend(real *o, int64_t ldo, real *lse, const kn_cache *c, int64_t first, int64_t n, const real *q, int64_t ldq,
                const kn_codes *qc, int64_t row, int64_t h, bool quantize_probs, real *scratch);

@@ -48,7 +48,7 @@ typedef struct {
 
 enum {
     KN_KEYS = 64,          /* keys of one block of a cache */
-    KN_QUERIES = 12,       /* queries that share a pass over the keys */
+    KN_QUERIES = 24,       /* queries that share a pass over the keys */
     KN_PARALLEL = 1 << 14, /* elements below which a loop is not worth waking threads for */
     KN_CHUNK = 4096        /* elements of one unit of work of an elementwise loop */
 };
@@ -89,6 +89,12 @@ enum {
     X(void, encode16, (int16_t * q, const real *x, int64_t n, const kn_rounding *r))                                   \
     X(void, decode8, (real * x, const int8_t *q, int64_t n, real scale, real mul, real offset))                        \
     X(void, decode16, (real * x, const int16_t *q, int64_t n, real scale, real mul, real offset))                      \
+    X(void, encode_spans,                                                                                              \
+      (int8_t * q, int64_t ldq, real * scale, int32_t * zero, const real *x, int64_t ldx, int64_t count, int64_t n,    \
+       const kn_grid *g))                                                                                              \
+    X(void, decode_spans,                                                                                              \
+      (real * x, const int8_t *q, const real *scale, const int32_t *zero, int64_t count, int64_t n, real mul,          \
+       real add))                                                                                                      \
     X(real, rounding_error,                                                                                            \
       (const real *x, const real *h, int64_t n, const kn_rounding *r, real scale, real mul, real offset))              \
     X(void, tile,                                                                                                      \
@@ -123,7 +129,7 @@ typedef struct {
 #if defined(__x86_64__) && !defined(NB_DOUBLE)
 #define KN_TABLES(X)                                                                                                   \
     X(scalar, true)                                                                                                    \
-    X(avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))                                           \
+    X(avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))         \
     X(avx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&                               \
                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&                          \
                   __builtin_cpu_supports("avx512vnni"))
@@ -143,6 +149,12 @@ kn_rounding kn_rounding_of(const kn_grid *g, real scale, int32_t zero);
 static inline real kn_offset(const kn_grid *g, int32_t zero)
 {
     return (real)(kn_add(g) - zero);
+}
+
+/* What the largest magnitude is divided by to give the scale; see kn_range_of. */
+static inline real kn_top_level(const kn_grid *g)
+{
+    return (real)(g->levels == KN_LEVELS_SIGN ? 1 : g->levels == KN_LEVELS_HALF_STEP ? 2 * g->hi + 2 : g->hi);
 }
 
 static inline int64_t kn_min(int64_t a, int64_t b)

@@ -94,12 +94,19 @@ typedef void grouped_tile(const kn_linear_job *j, int64_t m, int64_t panel);
             linear_grouped_fixed(rows, panels, j, m, panel);                                                           \
     }
 #define TILES(rows) TILE(rows, 1) TILE(rows, 2) TILE(rows, 3) TILE(rows, 4)
-TILES(1) TILES(2) TILES(3) TILES(4) TILES(5) TILES(6)
+TILES(1)
+TILES(2) TILES(3) TILES(4) TILES(5) TILES(6)
 #undef TILE
 #undef TILES
-#define ROW(kind, r) {kind##_##r##x1, kind##_##r##x2, kind##_##r##x3, kind##_##r##x4}
-#define ROWS(kind) {ROW(kind, 1), ROW(kind, 2), ROW(kind, 3), ROW(kind, 4), ROW(kind, 5), ROW(kind, 6)}
-static plain_tile *const plain_tiles[6][4] = ROWS(plain);
+#define ROW(kind, r)                                                                                                   \
+    {                                                                                                                  \
+        kind##_##r##x1, kind##_##r##x2, kind##_##r##x3, kind##_##r##x4                                                 \
+    }
+#define ROWS(kind)                                                                                                     \
+    {                                                                                                                  \
+        ROW(kind, 1), ROW(kind, 2), ROW(kind, 3), ROW(kind, 4), ROW(kind, 5), ROW(kind, 6)                             \
+    }
+    static plain_tile *const plain_tiles[6][4] = ROWS(plain);
 static grouped_tile *const grouped_tiles[6][4] = ROWS(grouped);
 #undef ROW
 #undef ROWS

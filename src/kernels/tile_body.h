@@ -1,10 +1,12 @@
 /* tile_body.h - small float products and transposition (included by table_body.h).
  * tile:  c[m,n] = (add ? c[m,n] : 0) + sum_k a(m,k) b[k,n], a(m,k) = a[m*am + k*ak]; one fused chain, k ascending, so that
  *        a sum may be cut anywhere along k without changing a bit.
+ * tile_reach: the same with k < min(K, reach + m) for row m: the rows of a causal product, each with one step more.
  * dots:  y[m,n] = sum_k x[m,k] w[n,k], in 16 lanes over k. */
+
 /* rows x vectors is the register tile, both constants where this is called. `left` columns of c and b are real. */
 INLINE void tile_fixed(const int rows, const int vectors, real *c, int64_t ldc, const real *a, int64_t am, int64_t ak,
-                       const real *b, int64_t ldb, int64_t K, bool add, int64_t left)
+                       const real *b, int64_t ldb, int64_t K, int64_t reach, bool add, int64_t left)
 {
     v16 acc[24];
     UNROLL
@@ -15,7 +17,8 @@ INLINE void tile_fixed(const int rows, const int vectors, real *c, int64_t ldc, 
         for (int i = 0; i < rows * vectors; i++)
             acc[i] = v_get(c + i / vectors * ldc + i % vectors * 16, left - i % vectors * 16);
     }
-    for (int64_t k = 0; k < K; k++) {
+    int64_t k = 0;
+    for (; k < K && k < reach; k++) {
         v16 bv[4], s = v_zero();
         UNROLL
         for (int v = 0; v < vectors; v++)
@@ -27,6 +30,13 @@ INLINE void tile_fixed(const int rows, const int vectors, real *c, int64_t ldc, 
             acc[i] = v_fma(s, bv[i % vectors], acc[i]);
         }
     }
+    for (; k < K && k < reach + rows - 1; k++) {
+        UNROLL
+        for (int i = 0; i < rows * vectors; i++)
+            if (k < reach + i / vectors)
+                acc[i] = v_fma(v_set1(a[i / vectors * am + k * ak]),
+                               v_get(b + k * ldb + i % vectors * 16, left - i % vectors * 16), acc[i]);
+    }
     UNROLL
     for (int i = 0; i < rows * vectors; i++)
         v_put(c + i / vectors * ldc + i % vectors * 16, acc[i], left - i % vectors * 16);
@@ -34,44 +44,57 @@ INLINE void tile_fixed(const int rows, const int vectors, real *c, int64_t ldc, 
 
 /* Tiles that are compiled: rows x vectors <= FLOAT_TILE, and one vector that is cut off. Each is a function of its own;
  * the compiler loses track of the registers otherwise. */
-typedef void tile_rows(real *c, int64_t ldc, const real *a, int64_t am, int64_t ak, const real *b, int64_t ldb, int64_t K,
-                       bool add, int64_t left);
+typedef void tile_rows(real *c, int64_t ldc, const real *a, int64_t am, int64_t ak, const real *b, int64_t ldb,
+                       int64_t K, int64_t reach, bool add, int64_t left);
 #define TILE(rows, vectors)                                                                                            \
     static NOINLINE void tile_##rows##x##vectors(real *c, int64_t ldc, const real *a, int64_t am, int64_t ak,          \
-                                                 const real *b, int64_t ldb, int64_t K, bool add, int64_t left)        \
+                                                 const real *b, int64_t ldb, int64_t K, int64_t reach, bool add,       \
+                                                 int64_t left)                                                         \
     {                                                                                                                  \
         (void)left;                                                                                                    \
         if (rows * vectors <= FLOAT_TILE)                                                                              \
-            tile_fixed(rows, vectors, c, ldc, a, am, ak, b, ldb, K, add, 16 * vectors);                                \
+            tile_fixed(rows, vectors, c, ldc, a, am, ak, b, ldb, K, reach, add, 16 * vectors);                         \
     }
 #define TILES(rows)                                                                                                    \
-    TILE(rows, 1) TILE(rows, 2) TILE(rows, 3) TILE(rows, 4)                                                            \
-    static NOINLINE void tile_##rows##x0(real *c, int64_t ldc, const real *a, int64_t am, int64_t ak, const real *b,   \
-                                         int64_t ldb, int64_t K, bool add, int64_t left)                               \
+    TILE(rows, 1)                                                                                                      \
+    TILE(rows, 2) TILE(rows, 3)                                                                                        \
+        TILE(rows, 4) static NOINLINE void tile_##rows##x0(real *c, int64_t ldc, const real *a, int64_t am,            \
+                                                           int64_t ak, const real *b, int64_t ldb, int64_t K,          \
+                                                           int64_t reach, bool add, int64_t left)                      \
     {                                                                                                                  \
         if (rows <= FLOAT_TILE)                                                                                        \
-            tile_fixed(rows, 1, c, ldc, a, am, ak, b, ldb, K, add, left);                                              \
+            tile_fixed(rows, 1, c, ldc, a, am, ak, b, ldb, K, reach, add, kn_min(left, 15));                           \
     }
-TILES(1) TILES(2) TILES(3) TILES(4) TILES(5) TILES(6) TILES(7) TILES(8)
+TILES(1)
+TILES(2) TILES(3) TILES(4) TILES(5) TILES(6) TILES(7) TILES(8)
 #undef TILE
 #undef TILES
-#define ROW(r) {tile_##r##x0, tile_##r##x1, tile_##r##x2, tile_##r##x3, tile_##r##x4}
-static tile_rows *const tiles[8][5] = {ROW(1), ROW(2), ROW(3), ROW(4), ROW(5), ROW(6), ROW(7), ROW(8)};
+#define ROW(r)                                                                                                         \
+    {                                                                                                                  \
+        tile_##r##x0, tile_##r##x1, tile_##r##x2, tile_##r##x3, tile_##r##x4                                           \
+    }
+    static tile_rows *const tiles[8][5] = {ROW(1), ROW(2), ROW(3), ROW(4), ROW(5), ROW(6), ROW(7), ROW(8)};
 #undef ROW
 
-static void tile(real *c, int64_t ldc, const real *a, int64_t am, int64_t ak, const real *b, int64_t ldb, int64_t M,
-                 int64_t N, int64_t K, bool add)
+static void tile_reach(real *c, int64_t ldc, const real *a, int64_t am, int64_t ak, const real *b, int64_t ldb,
+                       int64_t M, int64_t N, int64_t K, int64_t reach, bool add)
 {
     for (int64_t n = 0; n < N;) {
         const int64_t vectors = kn_min((N - n) / 16, FLOAT_VECTORS), wide = kn_max(vectors, 1);
         const int64_t tall = kn_min(8, FLOAT_TILE / wide);
         for (int64_t m = 0; m < M;) {
             const int64_t rows = kn_min(tall, M - m);
-            tiles[rows - 1][vectors](c + m * ldc + n, ldc, a + m * am, am, ak, b + n, ldb, K, add, N - n);
+            tiles[rows - 1][vectors](c + m * ldc + n, ldc, a + m * am, am, ak, b + n, ldb, K, reach + m, add, N - n);
             m += rows;
         }
         n += 16 * wide;
     }
+}
+
+static void tile(real *c, int64_t ldc, const real *a, int64_t am, int64_t ak, const real *b, int64_t ldb, int64_t M,
+                 int64_t N, int64_t K, bool add)
+{
+    tile_reach(c, ldc, a, am, ak, b, ldb, M, N, K, K, add);
 }
 
 INLINE void dots_fixed(const int rows, real *y, int64_t ldy, const real *x, int64_t ldx, const real *w, int64_t ldw,
