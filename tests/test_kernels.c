@@ -82,6 +82,8 @@ RUN(layernorm,
 RUN(layernorm_dx, if (o->n) t->layernorm_dx(o->y, o->a, o->b, o->c, o->b, o->c, 3, o->n / 3 + 1))
 RUN(layernorm_dw, t->layernorm_dw(o->y, o->y + 16, o->a, o->b, o->b, o->c, o->n / 5, 5, 5))
 RUN(rope, t->rope(o->y, o->a, o->b, o->c, o->n / 16, 16, false, false))
+RUN(rope_odd, t->rope(o->y, o->a, o->b, o->c, o->n / 12, 12, false, true))
+RUN(rope_small, t->rope(o->y, o->a, o->b, o->c, o->n / 8, 8, false, true))
 RUN(rope_half, t->rope(o->y, o->a, o->b, o->c, o->n / 6, 6, true, true))
 RUN(attend_backward_row, t->attend_backward_row(o->y, o->y + LONGEST, o->n, o->n / 2, 0.7f, 0.2f, 0.35f))
 static const struct {
@@ -125,7 +127,7 @@ static const struct {
     F(layernorm_dx),
     F(layernorm_dw),
     F(rope),
-    F(rope_half),
+    F(rope_half), F(rope_odd), F(rope_small),
     F(attend_backward_row),
 #undef F
 };

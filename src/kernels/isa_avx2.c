@@ -97,6 +97,10 @@ static inline v16 v_if_at_least(v16 x, real limit, v16 y) /* x >= limit ? y : 0 
     return (v16){_mm256_and_ps(_mm256_cmp_ps(x.a, l, _CMP_GE_OQ), y.a),
                  _mm256_and_ps(_mm256_cmp_ps(x.b, l, _CMP_GE_OQ), y.b)};
 }
+static inline v16 v_swap(v16 x) /* the two of every pair */
+{
+    return (v16){_mm256_permute_ps(x.a, 0xB1), _mm256_permute_ps(x.b, 0xB1)};
+}
 static inline v16 v_half(v16 x) /* as binary16 holds it */
 {
     return (v16){_mm256_cvtph_ps(_mm256_cvtps_ph(x.a, _MM_FROUND_TO_NEAREST_INT)),
@@ -262,6 +266,31 @@ static inline b64 b_load4(const void *p) /* the same four bytes in every lane */
     int32_t x;
     memcpy(&x, p, 4);
     return w_set1(x);
+}
+static inline b64 b_load_n(const void *p, int64_t n) /* the first n bytes, zeros behind them */
+{
+    if (n >= 64)
+        return b_load(p);
+    uint8_t t[64] = {0};
+    memcpy(t, p, (size_t)n);
+    return b_load(t);
+}
+static inline b64 b_set1(uint8_t x)
+{
+    return (b64){_mm256_set1_epi8((char)x), _mm256_set1_epi8((char)x)};
+}
+static inline void b_store(void *p, b64 x)
+{
+    w_store(p, x);
+}
+static inline void b_transpose(b64 r[16]) /* of words of four bytes */
+{
+    v16 t[16];
+    for (int i = 0; i < 16; i++)
+        t[i] = (v16){_mm256_castsi256_ps(r[i].a), _mm256_castsi256_ps(r[i].b)};
+    v_transpose(t);
+    for (int i = 0; i < 16; i++)
+        r[i] = (b64){_mm256_castps_si256(t[i].a), _mm256_castps_si256(t[i].b)};
 }
 static inline b64 b_flip(b64 x)
 {

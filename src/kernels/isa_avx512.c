@@ -93,6 +93,10 @@ static inline v16 v_if_at_least(v16 x, real limit, v16 y) /* x >= limit ? y : 0 
 {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(limit), _CMP_GE_OQ), y);
 }
+static inline v16 v_swap(v16 x) /* the two of every pair */
+{
+    return _mm512_permute_ps(x, 0xB1);
+}
 static inline v16 v_half(v16 x) /* as binary16 holds it */
 {
     return _mm512_cvtph_ps(_mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
@@ -219,6 +223,27 @@ static inline b64 b_load4(const void *p) /* the same four bytes in every lane */
     int32_t x;
     memcpy(&x, p, 4);
     return _mm512_set1_epi32(x);
+}
+static inline b64 b_load_n(const void *p, int64_t n) /* the first n bytes, zeros behind them */
+{
+    return _mm512_maskz_loadu_epi8(n >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << n) - 1, p);
+}
+static inline b64 b_set1(uint8_t x)
+{
+    return _mm512_set1_epi8((char)x);
+}
+static inline void b_store(void *p, b64 x)
+{
+    _mm512_storeu_si512(p, x);
+}
+static inline void b_transpose(b64 r[16]) /* of words of four bytes */
+{
+    v16 t[16];
+    for (int i = 0; i < 16; i++)
+        t[i] = _mm512_castsi512_ps(r[i]);
+    v_transpose(t);
+    for (int i = 0; i < 16; i++)
+        r[i] = _mm512_castps_si512(t[i]);
 }
 static inline b64 b_flip(b64 x)
 {

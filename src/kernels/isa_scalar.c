@@ -45,6 +45,7 @@ LANES(v_sign, (v16 a), a.l[i] >= 0 ? 1 : -1)
 LANES(v_keep, (v16 a, int64_t n, v16 other), i < n ? a.l[i] : other.l[i])
 LANES(v_if_at_least, (v16 a, real limit, v16 x), a.l[i] >= limit ? x.l[i] : 0)
 LANES(v_half, (v16 a), (real)nb_half_to(nb_half_from((float)a.l[i]))) /* as binary16 holds it */
+LANES(v_swap, (v16 a), a.l[i ^ 1]) /* the two of every pair */
 LANES(v_from_w, (w16 a), (real)a.l[i])
 
 static inline void v_store(real *p, v16 a)
@@ -147,6 +148,32 @@ static inline b64 b_load4(const void *p) /* the same four bytes in every lane */
     for (int i = 0; i < 16; i++)
         memcpy(y.l + 4 * i, p, 4);
     return y;
+}
+static inline void b_transpose(b64 r[16]) /* of words of four bytes */
+{
+    for (int i = 0; i < 16; i++)
+        for (int j = 0; j < i; j++) {
+            uint8_t t[4];
+            memcpy(t, r[i].l + 4 * j, 4);
+            memcpy(r[i].l + 4 * j, r[j].l + 4 * i, 4);
+            memcpy(r[j].l + 4 * i, t, 4);
+        }
+}
+static inline b64 b_load_n(const void *p, int64_t n) /* the first n bytes, zeros behind them */
+{
+    b64 y = {{0}};
+    memcpy(y.l, p, (size_t)(n < 64 ? n : 64));
+    return y;
+}
+static inline b64 b_set1(uint8_t a)
+{
+    b64 y;
+    memset(y.l, a, 64);
+    return y;
+}
+static inline void b_store(void *p, b64 a)
+{
+    memcpy(p, a.l, 64);
 }
 #define BYTES(name, expression)                                                                                        \
     static inline b64 name(b64 a)                                                                                      \

@@ -144,3 +144,35 @@ static void linear(const kn_linear_job *j)
         }
     }
 }
+
+/* 16 rows of codes, ld bytes apart (`rows` of them real, n codes each), to one panel [k4][16][4] and the sums of its
+ * groups, sum + g * stride. twice: operands are 2 q + 1. */
+static void pack(int8_t *to, int32_t *sum, int64_t stride, const int8_t *q, int64_t ld, int64_t rows, int64_t n,
+                 int64_t group, bool twice)
+{
+    const int64_t k4 = (n + 3) / 4;
+    const b64 ones = b_set1(1);
+    w16 total = w_zero();
+    for (int64_t k = 0; k < k4; k += 16) {
+        const int64_t words = kn_min(16, k4 - k);
+        b64 r[16];
+        for (int i = 0; i < 16; i++) {
+            r[i] = i < rows ? b_load_n(q + i * ld + 4 * k, kn_min(64, n - 4 * k)) : b_set1(0);
+            if (twice && i < rows) {
+                int8_t odd[64] = {0};
+                for (int64_t j = 0; j < n - 4 * k && j < 64; j++)
+                    odd[j] = (int8_t)(2 * q[i * ld + 4 * k + j] + 1);
+                r[i] = b_load(odd);
+            }
+        }
+        b_transpose(r);
+        for (int64_t i = 0; i < words; i++) {
+            b_store(to + (k + i) * 64, r[i]);
+            total = w_dot(total, ones, r[i]);
+            if ((k + i + 1) * 4 % group == 0 || k + i + 1 == k4) {
+                w_store(sum + ((k + i) * 4 / group) * stride, total);
+                total = w_zero();
+            }
+        }
+    }
+}

@@ -60,27 +60,12 @@ static status reserve(kn_packed *p)
 /* One panel: 16 rows of codes, interleaved by fours along k, their sums and scales by group. */
 static void pack_panel(const kn_packed *p, const kn_codes *w, int64_t panel)
 {
-    const int mul = kn_mul(&w->grid), add = kn_add(&w->grid);
-    int8_t *to = p->w + panel * p->k4 * 64;
-    const int64_t stride = p->panels * 16;
-    for (int64_t i = 0; i < 16; i++) {
-        const int64_t row = panel * 16 + i;
-        for (int64_t g = 0; g < p->groups; g++) {
-            p->sum[g * stride + row] = 0;
-            p->scale[g * stride + row] = row < w->rows ? w->scale[kn_scale_index(w, row, g * p->group)] : 0;
-        }
-        if (row >= w->rows) {
-            for (int64_t k4 = 0; k4 < p->k4; k4++)
-                memset(to + (k4 * 16 + i) * 4, 0, 4);
-            continue;
-        }
-        const int8_t *q = w->q + row * w->ld;
-        for (int64_t k = 0; k < p->k4 * 4; k++) {
-            const int8_t v = (int8_t)(k < w->cols ? mul * q[k] + add : 0);
-            to[(k / 4 * 16 + i) * 4 + k % 4] = v;
-            p->sum[k / p->group * stride + row] += v;
-        }
-    }
+    const int64_t stride = p->panels * 16, row = panel * 16, rows = kn_min(16, w->rows - row);
+    kn_isa()->pack(p->w + panel * p->k4 * 64, p->sum + row, stride, w->q + row * w->ld, w->ld, rows, w->cols, p->group,
+                   kn_mul(&w->grid) == 2);
+    for (int64_t g = 0; g < p->groups; g++)
+        for (int64_t i = 0; i < 16; i++)
+            p->scale[g * stride + row + i] = i < rows ? w->scale[kn_scale_index(w, row + i, g * p->group)] : 0;
 }
 
 status kn_pack(kn_packed *p, const kn_codes *w)

@@ -185,12 +185,34 @@ static void logsumexp(double *lse, const real *x, int64_t M, int64_t C)
     }
 }
 
+/* Pairs (2i, 2i + 1) of heads that fill vectors: y = x * C + swap(x) * S, C = (c0, c0, c1, c1..), S = (-s0, s0, -s1, s1..) */
+static void rope_pairs(real *y, const real *x, const real *cos_row, const real *sin_row, int64_t H, int64_t D, real sign)
+{
+    enum { MOST = 256 };
+    real c[MOST], s[MOST];
+    const int64_t period = kn_max(D, 16), n = H * D;
+    for (int64_t i = 0; i < period; i += 2) {
+        c[i] = c[i + 1] = cos_row[i % D / 2];
+        s[i + 1] = sign * sin_row[i % D / 2];
+        s[i] = -s[i + 1];
+    }
+    for (int64_t at = 0; at < n; at += period)
+        for (int64_t i = 0; i < period && at + i < n; i += 16) {
+            const v16 v = v_get(x + at + i, n - at - i);
+            v_put(y + at + i, v_add(v_mul(v, v_load(c + i)), v_mul(v_swap(v), v_load(s + i))), n - at - i);
+        }
+}
+
 /* One row of H heads; pairs (i, i + D/2) or (2i, 2i + 1). */
 static void rope(real *y, const real *x, const real *cos_row, const real *sin_row, int64_t H, int64_t D, bool half,
                  bool inverse)
 {
     const real sign = inverse ? -1 : 1;
     const int64_t n = D / 2, step = half ? 1 : 2, other = half ? n : 1;
+    if (!half && (D % 16 == 0 || 16 % D == 0) && D <= 256) {
+        rope_pairs(y, x, cos_row, sin_row, H, D, sign);
+        return;
+    }
     for (int64_t h = 0; h < H; h++, x += D, y += D)
         for (int64_t i = 0; i < n; i++) {
             const real a = x[i * step], b = x[i * step + other], c = cos_row[i], s = sign * sin_row[i];
