@@ -201,9 +201,9 @@ static const struct {
     {model_long_varint, NB_FORMAT, "damaged or cut off"},
     {model_group, NB_FORMAT, "wire type 3"},
     {model_no_bytes, NB_FORMAT, "not every byte has a token"},
-    {no_file, NB_FORMAT, "neither a llama2.c"},
-    {json_file, NB_UNSUPPORTED, "tokenizer.json"},
-    {text_file, NB_FORMAT, "neither a llama2.c"},
+    {no_file, NB_FORMAT, "neither a tokenizer.bin"},
+    {json_file, NB_FORMAT, "neither a tokenizer.json"},
+    {text_file, NB_FORMAT, "neither a tokenizer.bin"},
 };
 
 START_TEST(a_file_that_lies_is_refused)

@@ -137,7 +137,7 @@ static inline const char *find_text(const char *text, const char *end, const cha
 static inline void check_vectors(const fm_tokenizer *tk, const char *path)
 {
     static const char separator[] = "\n__ggml_vocab_test__\n";
-    char inp[600], output[600];
+    char inp[2048], output[2048];
     (void)snprintf(inp, sizeof inp, "%s.inp", path);
     (void)snprintf(output, sizeof output, "%s.out", path);
     nb_mapped in, out;

@@ -334,8 +334,8 @@ typedef struct {
 } fm_piece;
 fm_piece fm_tokenizer_piece(const fm_tokenizer *tk, int32_t id);
 int32_t fm_tokenizer_find(const fm_tokenizer *tk, const char *text, size_t bytes); /* id of a piece, -1 if none */
-/* Whether generation ends with this id: EOS, or a control piece with the name of an end of turn or text (<|im_end|>,
- * <|eot_id|>, <|endoftext|>, ...), as in llama.cpp. */
+/* Whether generation ends with this id: EOS, or a control piece with the name of an end of turn, text or file
+ * (<|im_end|>, <|eot_id|>, <|endoftext|>, ...), as in llama.cpp. */
 bool fm_tokenizer_ends(const fm_tokenizer *tk, int32_t id);
 
 typedef struct { /* a growing list of ids; zeroed = empty */

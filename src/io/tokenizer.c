@@ -362,8 +362,11 @@ fm_text fm_tokenizer_decode(const fm_tokenizer *tk, int32_t previous, int32_t id
 bool fm_tokenizer_ends(const fm_tokenizer *tk, int32_t id)
 {
     static const char *const names[] = {
-        "<|eot_id|>",      "<|im_end|>",    "<|end|>",           "<|eom_id|>", "<|endoftext|>", "<|end_of_text|>",
-        "<|end_of_turn|>", "<end_of_turn>", "<end_of_utterance>", "<EOT>",      "[EOT]",         "</s>"};
+        "<|eot_id|>",    "<|im_end|>", "<|end|>",     "<|eom_id|>",   "<|endoftext|>", "<|end_of_text|>",
+        "<end_of_turn>", "<EOT>",      "_<EOT>",      "[EOT]",        "[EOS]",         "<end_of_utterance>",
+        "</s>",          "<eos>",      "<|return|>",  "<|call|>",     "<|fim_pad|>",   "<fim-pad>",
+        "<fim_pad>",     "<PAD>",      "[PAD]",       "<|fim_repo|>", "<|repo_name|>", "<fim-repo>",
+        "<REPO>",        "<reponame>", "<|file_sep|>"};
     fm_piece p = fm_tokenizer_piece(tk, id);
     bool found = id >= 0 && id == tk->eos;
     for (size_t i = 0; !found && p.type == FM_PIECE_CONTROL && i < sizeof names / sizeof *names; i++)

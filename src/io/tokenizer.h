@@ -39,8 +39,8 @@ struct fm_vocab {
     int64_t n, capacity;
     char *pool;
     size_t pool_bytes, pool_capacity;
-    int32_t *slot; /* open addressing over the texts: id + 1, 0 empty */
-    uint32_t mask; /* slots - 1 */
+    int32_t *slot;        /* open addressing over the texts: id + 1, 0 empty */
+    uint32_t mask;        /* slots - 1 */
     int32_t byte_id[256]; /* of <0xHH>, or of the byte's letter; -1: none */
     int32_t *added;       /* [n_added] ids of what a text is cut at, sorted by text */
     int64_t n_added;
@@ -50,22 +50,22 @@ struct fm_vocab {
     char *chat_template;   /* Jinja; NULL: none */
 
     /* characters into pieces (SPM, and BPE that is not byte-level) */
-    int max_bytes;    /* of the longest piece that merging can make */
-    bool has_unused;  /* some pieces are merged through but never written (SPM) */
-    bool cuts;        /* no such piece has U+2581 after another character: text may be cut before every space */
-    bool *user_bytes; /* [max_bytes + 1]: lengths of user-defined pieces (SPM); NULL if there are none */
-    bool prefix_once; /* the space prefix is for the start of the text, not for what follows an added token */
+    int max_bytes;         /* of the longest piece that merging can make */
+    bool has_unused;       /* some pieces are merged through but never written (SPM) */
+    bool cuts;             /* no such piece has U+2581 after another character: text may be cut before every space */
+    bool *user_bytes;      /* [max_bytes + 1]: lengths of user-defined pieces (SPM); NULL if there are none */
+    bool prefix_once;      /* the space prefix is for the start of the text, not for what follows an added token */
     bool prefix_if_absent; /* and only where no space is */
     bool split_spaces;     /* a piece never crosses the gap before a space */
 
     /* BPE: merges in a given order */
-    bool by_rank;        /* the kind is BPE */
-    bool byte_level;     /* pieces are spelled in GPT-2's alphabet of bytes; otherwise as SentencePiece's */
-    bool ignore_merges;  /* a word that is a piece is not merged */
-    bool nfc;            /* text is normalized to Unicode's form C */
-    bool drop_missing;   /* a byte or character without a piece is left out; otherwise it is the unknown id */
-    bool fuse_unknown;   /* the unknown id once for a run of them */
-    fm_merge *merge;     /* [n_merges] */
+    bool by_rank;       /* the kind is BPE */
+    bool byte_level;    /* pieces are spelled in GPT-2's alphabet of bytes; otherwise as SentencePiece's */
+    bool ignore_merges; /* a word that is a piece is not merged */
+    bool nfc;           /* text is normalized to Unicode's form C */
+    bool drop_missing;  /* a byte or character without a piece is left out; otherwise it is the unknown id */
+    bool fuse_unknown;  /* the unknown id once for a run of them */
+    fm_merge *merge;    /* [n_merges] */
     int64_t n_merges, merge_capacity;
     int32_t *merge_slot; /* open addressing over (left, right): rank + 1, 0 empty */
     uint32_t merge_mask;
@@ -99,7 +99,8 @@ status fm_merges_add_ids(fm_vocab *v, int32_t left, int32_t right);
 /* The rank of the pair, -1 if it has none. */
 int32_t fm_merges_find(const fm_vocab *v, int32_t left, int32_t right);
 status fm_merges_index(fm_vocab *v); /* of a pair that stands there twice the first counts */
-void fm_merges_score(fm_vocab *v);   /* scores of pieces <- -(rank of the first merge that makes them), for SPM clients */
+/* Scores of pieces <- -(rank of the first merge that makes them), for clients that merge by score. */
+void fm_merges_score(fm_vocab *v);
 
 /* ---- GPT-2's alphabet of bytes (tokenizer_alphabet.c) ---- */
 
@@ -114,8 +115,8 @@ typedef struct {
     size_t from, to; /* what it takes of the text */
     int32_t id;
 } fm_added_match;
-/* The first added token in text[from..bytes), the longest of those that begin there. late: those with FM_ADDED_NORMALIZED,
- * otherwise the others. special: control and unknown pieces too. */
+/* The first added token in text[from..bytes), the longest of those that begin there. late: those with
+ * FM_ADDED_NORMALIZED, otherwise the others. special: control and unknown pieces too. */
 bool fm_added_find(fm_added_match *match, const fm_vocab *v, const char *text, size_t bytes, size_t from, bool late,
                    bool special);
 

@@ -8,10 +8,10 @@ enum { FIRST = 0x100, AFTER_SPACE = 33, AFTER_DELETE = 67, SOFT_HYPHEN = 173 };
 
 size_t fm_letter_of_byte(char letter[2], uint8_t byte)
 {
-    int code = byte <= 32                    ? FIRST + byte
-               : byte >= 127 && byte <= 160  ? FIRST + AFTER_SPACE + (byte - 127)
-               : byte == SOFT_HYPHEN         ? FIRST + AFTER_DELETE
-                                             : byte;
+    int code = byte <= 32                   ? FIRST + byte
+               : byte >= 127 && byte <= 160 ? FIRST + AFTER_SPACE + (byte - 127)
+               : byte == SOFT_HYPHEN        ? FIRST + AFTER_DELETE
+                                            : byte;
     if (code < 0x80) {
         letter[0] = (char)code;
         return 1;

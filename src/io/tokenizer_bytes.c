@@ -1,8 +1,8 @@
 /* tokenizer_bytes.c - the serialized form of a tokenizer, which our files carry. Little-endian, no padding:
  *
  *    0  "nibbletk"    8  u32 layout 1 or 2    12  u32 kind (1 SentencePiece BPE, 2 bytes, 3 BPE)
- *   16  u32 flags, bit by bit: add_space_prefix, remove_extra_spaces; layout 2: add_bos, byte_level, ignore_merges, nfc,
- *       drop_missing, fuse_unknown, prefix_once, prefix_if_absent, split_spaces
+ *   16  u32 flags, bit by bit: add_space_prefix, remove_extra_spaces; layout 2: add_bos, byte_level, ignore_merges,
+ *       nfc, drop_missing, fuse_unknown, prefix_once, prefix_if_absent, split_spaces
  *   20  i32 bos, eos, unknown, pad (-1: none)    36  u32 n
  *   40  n x { f32 score, u8 type, u8 added, u16 bytes, text as spelled }      added: FM_ADDED_*, 0 in layout 1
  *   layout 2 goes on
@@ -29,9 +29,10 @@ enum { N_FLAGS = 11, N_FLAGS_LAYOUT_1 = 2, FUSE_UNKNOWN = 1 << 7 };
 static void list_flags(bool *flag[N_FLAGS], fm_tokenizer *tk)
 {
     fm_vocab *v = tk->vocab;
-    bool *const all[N_FLAGS] = {
-        &tk->add_space_prefix, &tk->remove_extra_spaces, &tk->add_bos,    &v->byte_level,       &v->ignore_merges, &v->nfc,
-        &v->drop_missing,      &v->fuse_unknown,         &v->prefix_once, &v->prefix_if_absent, &v->split_spaces};
+    bool *const all[N_FLAGS] = {&tk->add_space_prefix, &tk->remove_extra_spaces, &tk->add_bos,
+                                &v->byte_level,        &v->ignore_merges,        &v->nfc,
+                                &v->drop_missing,      &v->fuse_unknown,         &v->prefix_once,
+                                &v->prefix_if_absent,  &v->split_spaces};
     memcpy(flag, all, sizeof all);
 }
 
@@ -119,9 +120,9 @@ status fm_tokenizer_to_bytes(const fm_tokenizer *tk, uint8_t **data, size_t *byt
     if (!out)
         return NB_NOMEM;
     uint32_t flags = flags_of(tk);
-    const uint32_t numbers[] = {extended ? 2 : 1,   (uint32_t)tk->kind,    extended ? flags : flags & 3,
-                                (uint32_t)tk->bos,  (uint32_t)tk->eos,     (uint32_t)tk->unknown,
-                                (uint32_t)tk->pad,  (uint32_t)v->n};
+    const uint32_t numbers[] = {extended ? 2 : 1,  (uint32_t)tk->kind, extended ? flags : flags & 3,
+                                (uint32_t)tk->bos, (uint32_t)tk->eos,  (uint32_t)tk->unknown,
+                                (uint32_t)tk->pad, (uint32_t)v->n};
     p = put_text(p, magic, sizeof magic);
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
         p = put32(p, numbers[i]);

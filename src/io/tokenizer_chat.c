@@ -95,7 +95,11 @@ static const family families[] = {
      .after = "<|end|>\n",
      .prompt = "<|assistant|>\n",
      .begins_with_bos = true},
-    {.name = "Zephyr", .seen = {"<|user|>", "eos_token"}, .before = "<|", .between = "|>\n", .prompt = "<|assistant|>\n"},
+    {.name = "Zephyr",
+     .seen = {"<|user|>", "eos_token"},
+     .before = "<|",
+     .between = "|>\n",
+     .prompt = "<|assistant|>\n"},
     {.name = "Zephyr",
      .seen = {"<|user|>", "<|endoftext|>"},
      .before = "<|",
@@ -221,8 +225,9 @@ status fm_chat_render(const fm_tokenizer *tk, const fm_chat_message *messages, i
         return nb_fail(NB_USAGE, "this tokenizer came without a chat template; the model may not be made for chat");
     const family *f = family_of(template);
     if (!f)
-        return nb_fail(NB_UNSUPPORTED, "the chat template is not recognized; ChatML, Llama-2, Llama-3, Phi-3 and Zephyr "
-                                       "are; it begins '%.60s'",
+        return nb_fail(NB_UNSUPPORTED,
+                       "the chat template is not recognized; ChatML, Llama-2, Llama-3, Phi-3 and "
+                       "Zephyr are; it begins '%.60s'",
                        template);
     TRY(check_messages(messages, n, f->is_llama2));
     buffer b = {0};

@@ -1,9 +1,9 @@
-/* tokenizer_json.c - reader of Hugging Face's tokenizer.json (model of type BPE), and of GPT-2's vocab.json + merges.txt.
+/* tokenizer_json.c - reader of Hugging Face's tokenizer.json (model of type BPE), and of GPT-2's vocab.json, merges.txt.
  *   { "added_tokens": [{id, content, single_word, lstrip, rstrip, normalized, special}], "normalizer", "pre_tokenizer",
  *     "post_processor", "model": {type, vocab: {text: id}, merges: ["a b"] or [["a", "b"]], unk_token, fuse_unk,
  *     byte_fallback, ignore_merges} }
  * vocab.json is {text: id}; a line of merges.txt is "a b", the first may be "#version". Ids that no entry has get an
- * unused piece [PADn]. Source: Hugging Face tokenizers, tokenizer/serialization.rs, models/bpe/{model,serialization}.rs.
+ * unused piece [PADn]. Source: Hugging Face tokenizers, tokenizer/serialization.rs, models/bpe/model.rs.
  */
 #include "io/tokenizer_json.h"
 
@@ -187,33 +187,38 @@ static status read_lines(fm_vocab *v, const char *text, size_t bytes)
     return NB_OK;
 }
 
-/* The merges beside path, which ends in vocab.json. */
-static status read_merges_file(fm_vocab *v, const char *path)
+/* The path of merges.txt beside path, which ends in vocab.json; NULL with a message if it does not. */
+static char *merges_path(const char *path)
 {
     static const char ending[] = "vocab.json", instead[] = "merges.txt"; /* of equal length */
     size_t bytes = strlen(path), n = sizeof ending - 1;
-    if (bytes < n || strcmp(path + bytes - n, ending) != 0)
-        return nb_fail(NB_FORMAT, "neither a tokenizer.json (no vocabulary in \"model\") nor named ...%s", ending);
+    if (bytes < n || strcmp(path + bytes - n, ending) != 0) {
+        (void)nb_fail(NB_FORMAT, "neither a tokenizer.json (no vocabulary in \"model\") nor named ...%s", ending);
+        return NULL;
+    }
     char *file = nb_string(path);
-    if (!file)
-        return NB_NOMEM;
-    memcpy(file + bytes - n, instead, n);
+    if (file)
+        memcpy(file + bytes - n, instead, n);
+    return file;
+}
+
+static status read_merges_file(fm_vocab *v, const char *file)
+{
     nb_mapped m = {0};
     status s = nb_map(&m, file);
     if (s == NB_OK && (s = read_lines(v, (const char *)m.data, m.bytes)) != NB_OK)
         s = nb_fail_in(s, "%s", nb_path_name(file));
     nb_unmap(&m);
-    free(file);
     return s;
 }
 
-static status read_gpt2(fm_tokenizer *tk, const nb_json *root, const char *path)
+static status read_gpt2(fm_tokenizer *tk, const nb_json *root, const char *path, const char *merges)
 {
     static const char end[] = "<|endoftext|>";
     tk->vocab->byte_level = true;
     TRY(fm_pre_add(tk, "gpt-2"));
     TRY(read_vocab(tk, root, NULL, false));
-    TRY(read_merges_file(tk->vocab, path));
+    TRY(read_merges_file(tk->vocab, merges));
     int32_t id = fm_tokenizer_find(tk, end, sizeof end - 1);
     if (id >= 0)
         tk->vocab->piece[id].type = FM_PIECE_CONTROL;
@@ -227,9 +232,12 @@ status fm_tokenizer_read_json(fm_tokenizer *tk, const char *text, size_t bytes, 
     nb_json *root = nb_json_parse(text, bytes);
     if (!root)
         return NB_FORMAT;
-    status s = fm_vocab_new(tk, FM_TOKENIZER_BPE);
+    bool whole = nb_json_get(nb_json_get(root, "model"), "vocab") != NULL;
+    char *merges = whole ? NULL : merges_path(path);
+    status s = whole || merges ? fm_vocab_new(tk, FM_TOKENIZER_BPE) : NB_FORMAT;
     if (s == NB_OK)
-        s = nb_json_get(nb_json_get(root, "model"), "vocab") ? read_tokenizer(tk, root, path) : read_gpt2(tk, root, path);
+        s = whole ? read_tokenizer(tk, root, path) : read_gpt2(tk, root, path, merges);
+    free(merges);
     nb_json_free(root);
     return s;
 }

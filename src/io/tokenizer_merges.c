@@ -49,8 +49,8 @@ status fm_merges_add(fm_vocab *v, fm_text left, fm_text right)
     static const fm_text none = {"", 0};
     fm_merge m = {find_text(v, left, none), find_text(v, right, none), find_text(v, left, right)};
     if (m.left < 0 || m.right < 0 || m.made < 0)
-        return nb_fail(NB_FORMAT, "merge %lld of '%.*s' and '%.*s': %s is not in the vocabulary", (long long)v->n_merges,
-                       shown(left), left.text, shown(right), right.text,
+        return nb_fail(NB_FORMAT, "merge %lld of '%.*s' and '%.*s': %s is not in the vocabulary",
+                       (long long)v->n_merges, shown(left), left.text, shown(right), right.text,
                        m.left < 0    ? "the first"
                        : m.right < 0 ? "the second"
                                      : "what they make");

@@ -10,7 +10,7 @@
 #define DIGIT "\\p{N}"
 /* Llama-3 and Qwen2 differ in how many digits stand together. */
 #define WORDS(contractions, digits)                                                                                    \
-    contractions "|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|" digits                                                               \
+    contractions "|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|" digits                                                              \
                  "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
 #define ASCII_CASE "(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
 #define ANY_CASE   "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -41,13 +41,34 @@ static const row rows[] = {
 
 /* Other names of the first rows. */
 static const char *const aliases[][2] = {
-    {"mpt", "gpt-2"},           {"olmo", "gpt-2"},          {"jais", "gpt-2"},         {"phi-2", "gpt-2"},
-    {"gigachat", "gpt-2"},      {"mellum", "gpt-2"},        {"modern-bert", "gpt-2"},  {"a.x-4.0", "gpt-2"},
-    {"trillion", "gpt-2"},      {"granite-docling", "gpt-2"}, {"starcoder", "smollm"}, {"refact", "smollm"},
-    {"command-r", "smollm"},    {"codeshell", "smollm"},    {"exaone", "smollm"},      {"minerva-7b", "smollm"},
-    {"llama3", "llama-bpe"},    {"llama-v3", "llama-bpe"},  {"falcon3", "llama-bpe"},  {"falcon-h1", "llama-bpe"},
-    {"pixtral", "llama-bpe"},   {"midm-2.0", "llama-bpe"},  {"lfm2", "llama-bpe"},     {"smaug-bpe", "dbrx"},
-    {"stablelm2", "qwen2"},     {"hunyuan", "qwen2"},       {"deepseek-r1-qwen", "qwen2"}, {"megrez", "qwen2"},
+    {"mpt", "gpt-2"},
+    {"olmo", "gpt-2"},
+    {"jais", "gpt-2"},
+    {"phi-2", "gpt-2"},
+    {"gigachat", "gpt-2"},
+    {"mellum", "gpt-2"},
+    {"modern-bert", "gpt-2"},
+    {"a.x-4.0", "gpt-2"},
+    {"trillion", "gpt-2"},
+    {"granite-docling", "gpt-2"},
+    {"starcoder", "smollm"},
+    {"refact", "smollm"},
+    {"command-r", "smollm"},
+    {"codeshell", "smollm"},
+    {"exaone", "smollm"},
+    {"minerva-7b", "smollm"},
+    {"llama3", "llama-bpe"},
+    {"llama-v3", "llama-bpe"},
+    {"falcon3", "llama-bpe"},
+    {"falcon-h1", "llama-bpe"},
+    {"pixtral", "llama-bpe"},
+    {"midm-2.0", "llama-bpe"},
+    {"lfm2", "llama-bpe"},
+    {"smaug-bpe", "dbrx"},
+    {"stablelm2", "qwen2"},
+    {"hunyuan", "qwen2"},
+    {"deepseek-r1-qwen", "qwen2"},
+    {"megrez", "qwen2"},
 };
 
 status fm_pre_add(fm_tokenizer *tk, const char *name)
@@ -67,8 +88,8 @@ status fm_pre_add(fm_tokenizer *tk, const char *name)
         return NB_OK;
     }
     return nb_fail(NB_UNSUPPORTED,
-                   "tokenizer.ggml.pre '%.60s' is not known; gpt-2, smollm, llama-bpe, qwen2, falcon, default and names "
-                   "for the same are",
+                   "tokenizer.ggml.pre '%.60s' is not known; gpt-2, smollm, llama-bpe, qwen2, falcon, default and "
+                   "names for the same are",
                    name);
 }
 

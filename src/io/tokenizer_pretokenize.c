@@ -67,7 +67,8 @@ status fm_pretokenizer_add(fm_vocab *v, const char *pattern, size_t bytes, fm_cu
     if (v->n_pretokenizers == MAX_STEPS)
         return nb_fail(NB_UNSUPPORTED, "more than %d pre-tokenizers", MAX_STEPS);
     if (bytes > MAX_PATTERN || memchr(pattern, 0, bytes) || has_set_operation(pattern, bytes))
-        return nb_fail(NB_UNSUPPORTED, "pre-tokenizer pattern of %zu bytes: too long, or with a NUL or && in it", bytes);
+        return nb_fail(NB_UNSUPPORTED, "pre-tokenizer pattern of %zu bytes: too long, or with a NUL or && in it",
+                       bytes);
     if (!v->pretokenizer && !(v->pretokenizer = nb_alloc_zeroed(MAX_STEPS, sizeof *v->pretokenizer)))
         return NB_NOMEM;
     fm_pretokenizer *p = &v->pretokenizer[v->n_pretokenizers];

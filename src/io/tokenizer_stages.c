@@ -137,8 +137,9 @@ static status set_spaces(fm_tokenizer *tk, const nb_json *stage, bool *has_space
         return NB_OK; /* at spaces, of which none are left */
     const char *space = nb_json_string(nb_json_get(stage, "replacement"));
     if (!is_type(stage, "Metaspace") || !space || strcmp(space, FM_SPACE) != 0)
-        return nb_fail(NB_UNSUPPORTED, "a pre-tokenizer %.40s for a model that is not byte-level; Metaspace with U+2581 "
-                                       "is read",
+        return nb_fail(NB_UNSUPPORTED,
+                       "a pre-tokenizer %.40s for a model that is not byte-level; Metaspace with "
+                       "U+2581 is read",
                        type_of(stage));
     const char *scheme = nb_json_string(nb_json_get(stage, "prepend_scheme"));
     bool older = nb_json_bool(nb_json_get(stage, "add_prefix_space"), true);

@@ -1,9 +1,9 @@
 /* tokenizer_symbols.c - byte pair encoding of a segment: symbols, merged pair by pair until nothing is left to merge.
  *
  *   symbols   bytes as letters (byte-level), or characters (user-defined pieces of SPM: whole, never merged)
- *   heap      adjacent pairs that may be merged: SPM, where the concatenation is a piece, highest score first; BPE, where
- *             the pair has a rank, lowest first; leftmost among equals. The top is merged, its new neighbours are
- *             pushed; an entry is stale when its symbols have changed length since
+ *   heap      adjacent pairs that may be merged: SPM, where the concatenation is a piece, highest score first; BPE,
+ *             where the pair has a rank, lowest first; leftmost among equals. The top is merged, its new neighbours
+ *             are pushed; an entry is stale when its symbols have changed length since
  *   ids       symbols that are pieces: their id; unused ones fall back into the halves they were merged from; others:
  *             their bytes, or the unknown id, once for a run of them, or nothing
  * O(n log n) for n symbols. Source: sentencepiece src/bpe_model.cc; llama.cpp src/llama-vocab.cpp; Hugging Face
@@ -66,8 +66,7 @@ static status consider(fm_encoder *e, const char *text, int32_t left, int32_t ri
     int32_t bytes = a->bytes + b->bytes;
     if (v->by_rank) {
         int32_t rank = a->id >= 0 && b->id >= 0 ? fm_merges_find(v, a->id, b->id) : -1;
-        return rank < 0 ? NB_OK
-                        : heap_push(e, (fm_candidate){-(float)rank, left, right, bytes, v->merge[rank].made});
+        return rank < 0 ? NB_OK : heap_push(e, (fm_candidate){-(float)rank, left, right, bytes, v->merge[rank].made});
     }
     if (a->frozen || b->frozen)
         return NB_OK;
