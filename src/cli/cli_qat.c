@@ -30,7 +30,7 @@ static int64_t rows(cl_option row[CL_TRAIN_ROWS], cl_train_options *o, bool dist
                  : "learning rate (2e-3; 6e-4 from 256 channels on)"},
         {"--scale-lr", "X", CL_NUMBER, &k->scale_rate, NULL, "rate of learned scales, relative to their size (1e-3)"},
         {"--schedule", "constant|linear|cosine|wsd", CL_CHOICE, &o->schedule, NULL,
-         "of the rate (cosine; wsd: constant, then falling as 1 - sqrt over the last part)"},
+         "of the rate (qat cosine, train wsd: constant, then falling as 1 - sqrt over the last part)"},
         {"--warmup", "N", CL_COUNT, &k->schedule.warmup, NULL, "steps until the full rate (3 %)"},
         {"--decay-share", "X", CL_NUMBER, &k->schedule.decay_share, NULL,
          "last part of the steps, in which wsd falls (0.4)"},
