@@ -14,7 +14,8 @@ enum {
     FEW_ROWS = 96,     /* below: panels are shared out */
     WORK = 1 << 20,    /* multiplications below which one thread does it */
     DECODED_ROWS = 64, /* tile of decoded weights: 64 x 256 floats */
-    DECODED_COLUMNS = 256
+    DECODED_COLUMNS = 256,
+    FEW_DECODED = 8 /* rows up to which weights are multiplied as they are decoded */
 };
 
 static bool one_scale_a_row(const kn_grid *g)
@@ -159,32 +160,42 @@ static void decode_part(real *x, const kn_codes *c, const kn_table *t, int64_t r
     }
 }
 
-/* Outputs [n0, n0 + n), n <= DECODED_ROWS, of all M rows. Few rows: dot products; many: the library. */
-static void decode_tile(real *y, const real *x, int64_t M, const kn_codes *w, const real *b, int64_t n0, int64_t n)
+/* Outputs [n0, n0 + n), n <= DECODED_ROWS, of all M rows by the library. */
+static void decode_tile(real *y, const real *x, int64_t M, const kn_codes *w, int64_t n0, int64_t n)
 {
     const kn_table *t = kn_isa();
-    real tile[DECODED_ROWS * DECODED_COLUMNS], part[8 * DECODED_ROWS];
+    real tile[DECODED_ROWS * DECODED_COLUMNS];
     for (int64_t k = 0; k < w->cols; k += DECODED_COLUMNS) {
         const int64_t columns = kn_min(DECODED_COLUMNS, w->cols - k);
         for (int64_t i = 0; i < n; i++)
             decode_part(tile + i * columns, w, t, n0 + i, k, columns);
-        if (M > 8) {
-            kn_blas_tile(y + n0, w->rows, x + k, w->cols, tile, columns, M, n, columns, k > 0);
-            continue;
-        }
-        t->dots(part, n, x + k, w->cols, tile, columns, M, n, columns);
-        for (int64_t m = 0; m < M; m++)
-            for (int64_t i = 0; i < n; i++)
-                y[m * w->rows + n0 + i] = k ? y[m * w->rows + n0 + i] + part[m * n + i] : part[m * n + i];
+        kn_blas_tile(y + n0, w->rows, x + k, w->cols, tile, columns, M, n, columns, k > 0);
     }
-    for (int64_t m = 0; b && m < M; m++)
-        t->add_to(y + m * w->rows + n0, b + n0, n);
+}
+
+/* The same for few rows, from the codes themselves: all that is read is one byte a weight. */
+static void decode_dots(real *y, const real *x, int64_t M, const kn_codes *w, int64_t n0, int64_t n)
+{
+    const kn_table *t = kn_isa();
+    const int64_t group = one_scale_a_row(&w->grid) ? w->cols : w->grid.group;
+    for (int64_t row = n0; row < n0 + n; row++) {
+        const int64_t i = kn_scale_index(w, row, 0);
+        for (int64_t m = 0; m < M; m += 4)
+            t->dot_codes(y + m * w->rows + row, w->rows, x + m * w->cols, w->cols, kn_min(4, M - m),
+                         w->q + row * w->ld, w->cols, w->scale + i, w->zero ? w->zero + i : NULL, group,
+                         (real)kn_mul(&w->grid), (real)kn_add(&w->grid));
+    }
 }
 
 void kn_linear_decode(kn_precision p, real *y, const real *x, int64_t M, const kn_codes *w, const real *b)
 {
     (void)p; /* decoded tiles are multiplied in fp32 */
-#pragma omp parallel for if (M * w->rows * w->cols > KN_PARALLEL) schedule(static)
-    for (int64_t n = 0; n < w->rows; n += DECODED_ROWS)
-        decode_tile(y, x, M, w, b, n, kn_min(DECODED_ROWS, w->rows - n));
+    const bool dots = M <= FEW_DECODED && w->q && w->grid.grain != KN_BLOCK;
+#pragma omp parallel for if (M * w->rows * w->cols > KN_PARALLEL * 4) schedule(static)
+    for (int64_t n = 0; n < w->rows; n += DECODED_ROWS) {
+        const int64_t rows = kn_min(DECODED_ROWS, w->rows - n);
+        (dots ? decode_dots : decode_tile)(y, x, M, w, n, rows);
+        for (int64_t m = 0; b && m < M; m++)
+            kn_isa()->add_to(y + m * w->rows + n, b + n, rows);
+    }
 }

@@ -13,9 +13,22 @@ static void product(kn_form form, kn_precision p, real *c, const real *a, const 
     kn_blas_product(form, c, a, b, M, N, K, beta != 0);
 }
 
+/* c[M,N] for few rows: what counts is reading b once, which a product for matrices does not do well. */
+static void product_few(real *c, const real *a, const real *b, int64_t M, int64_t N, int64_t K)
+{
+    enum { COLUMNS = 32 };
+    const kn_table *t = kn_isa();
+#pragma omp parallel for if (N * K > KN_PARALLEL * 4) schedule(static)
+    for (int64_t n = 0; n < N; n += COLUMNS)
+        t->dots(c + n, N, a, K, b + n * K, K, M, kn_min(COLUMNS, N - n), K);
+}
+
 void kn_product_nt(kn_precision p, real *c, const real *a, const real *b, int64_t M, int64_t N, int64_t K, real beta)
 {
-    product(KN_NT, p, c, a, b, M, N, K, beta);
+    if (M <= 4 && beta == 0)
+        product_few(c, a, b, M, N, K);
+    else
+        product(KN_NT, p, c, a, b, M, N, K, beta);
 }
 
 void kn_product_nn(kn_precision p, real *c, const real *a, const real *b, int64_t M, int64_t N, int64_t K, real beta)

@@ -97,34 +97,103 @@ static void tile(real *c, int64_t ldc, const real *a, int64_t am, int64_t ak, co
     tile_reach(c, ldc, a, am, ak, b, ldb, M, N, K, K, add);
 }
 
-INLINE void dots_fixed(const int rows, real *y, int64_t ldy, const real *x, int64_t ldx, const real *w, int64_t ldw,
-                       int64_t N, int64_t K)
+INLINE void dots_fixed(const int rows, const int columns, real *y, int64_t ldy, const real *x, int64_t ldx, const real *w,
+                       int64_t ldw, int64_t K)
 {
-    for (int64_t n = 0; n < N; n++, w += ldw) {
-        v16 acc[4];
+    v16 acc[8];
+    UNROLL
+    for (int i = 0; i < 8; i++)
+        acc[i] = v_zero();
+    for (int64_t k = 0; k < K; k += 16) {
+        v16 wv[4], v = v_zero();
         UNROLL
-        for (int r = 0; r < rows; r++)
-            acc[r] = v_zero();
-        for (int64_t k = 0; k < K; k += 16) {
-            const v16 v = v_get(w + k, K - k);
-            UNROLL
-            for (int r = 0; r < rows; r++)
-                acc[r] = v_fma(v_get(x + r * ldx + k, K - k), v, acc[r]);
+        for (int c = 0; c < columns; c++)
+            wv[c] = v_get(w + c * ldw + k, K - k);
+        UNROLL
+        for (int i = 0; i < rows * columns; i++) {
+            if (i % columns == 0)
+                v = v_get(x + i / columns * ldx + k, K - k);
+            acc[i] = v_fma(v, wv[i % columns], acc[i]);
         }
-        UNROLL
-        for (int r = 0; r < rows; r++)
-            y[r * ldy + n] = v_sum(acc[r]);
     }
+    for (int i = 0; i < rows * columns; i++)
+        y[i / columns * ldy + i % columns] = v_sum(acc[i]);
 }
+#define DOTS(rows, columns)                                                                                            \
+    static NOINLINE void dots_##rows##x##columns(real *y, int64_t ldy, const real *x, int64_t ldx, const real *w,      \
+                                                 int64_t ldw, int64_t K)                                               \
+    {                                                                                                                  \
+        dots_fixed(rows, columns, y, ldy, x, ldx, w, ldw, K);                                                          \
+    }
+DOTS(1, 1) DOTS(1, 4) DOTS(2, 1) DOTS(2, 4)
+#undef DOTS
 
 static void dots(real *y, int64_t ldy, const real *x, int64_t ldx, const real *w, int64_t ldw, int64_t M, int64_t N,
                  int64_t K)
 {
-    int64_t m = 0;
-    for (; m + 4 <= M; m += 4)
-        dots_fixed(4, y + m * ldy, ldy, x + m * ldx, ldx, w, ldw, N, K);
-    for (; m < M; m++)
-        dots_fixed(1, y + m * ldy, ldy, x + m * ldx, ldx, w, ldw, N, K);
+    for (int64_t n = 0; n < N;) {
+        const bool four = n + 4 <= N;
+        for (int64_t m = 0; m < M;) {
+            const bool two = m + 2 <= M;
+            (two ? four ? dots_2x4 : dots_2x1
+             : four ? dots_1x4
+                    : dots_1x1)(y + m * ldy + n, ldy, x + m * ldx, ldx, w + n * ldw, ldw, K);
+            m += two ? 2 : 1;
+        }
+        n += four ? 4 : 1;
+    }
+}
+
+/* y[m * ldy] = sum_k x[m,k] value(q[k]), m < rows, one row of n codes whose scales (and zeros, NULL: none) change every
+ * `group`: per group a sum of x * (mul q + add - zero) in 2 x 16 lanes, fused to the total with the scale. */
+INLINE void dot_codes_fixed(const int rows, real *y, int64_t ldy, const real *x, int64_t ldx, const int8_t *q, int64_t n,
+                            const real *scale, const int32_t *zero, int64_t group, real mul, real add)
+{
+    v16 total[4] = {v_zero(), v_zero(), v_zero(), v_zero()};
+    const v16 factor = v_set1(mul);
+    for (int64_t g = 0, k = 0; k < n; g++) {
+        const int64_t end = kn_min(n, k + group);
+        const v16 offset = v_set1(zero ? add - (real)zero[g] : add);
+        v16 even[4] = {v_zero(), v_zero(), v_zero(), v_zero()}, odd[4] = {v_zero(), v_zero(), v_zero(), v_zero()};
+        for (; k + 32 <= end; k += 32) {
+            const v16 w0 = v_fma(v_from_w(w_from_s8(q + k, 16)), factor, offset);
+            const v16 w1 = v_fma(v_from_w(w_from_s8(q + k + 16, 16)), factor, offset);
+            UNROLL
+            for (int m = 0; m < rows; m++) {
+                even[m] = v_fma(v_load(x + m * ldx + k), w0, even[m]);
+                odd[m] = v_fma(v_load(x + m * ldx + k + 16), w1, odd[m]);
+            }
+        }
+        for (; k < end; k += 16) {
+            const v16 w = v_fma(v_from_w(w_from_s8(q + k, end - k)), factor, offset);
+            UNROLL
+            for (int m = 0; m < rows; m++)
+                even[m] = v_fma(v_get(x + m * ldx + k, end - k), w, even[m]);
+        }
+        k = end;
+        UNROLL
+        for (int m = 0; m < rows; m++)
+            total[m] = v_fma(v_add(even[m], odd[m]), v_set1(scale[g]), total[m]);
+    }
+    for (int m = 0; m < rows; m++)
+        y[m * ldy] = v_sum(total[m]);
+}
+#define DOT(rows)                                                                                                      \
+    static NOINLINE void dot_codes_##rows(real *y, int64_t ldy, const real *x, int64_t ldx, const int8_t *q, int64_t n,\
+                                          const real *scale, const int32_t *zero, int64_t group, real mul, real add)   \
+    {                                                                                                                  \
+        dot_codes_fixed(rows, y, ldy, x, ldx, q, n, scale, zero, group, mul, add);                                     \
+    }
+DOT(1) DOT(2) DOT(3) DOT(4)
+#undef DOT
+
+static void dot_codes(real *y, int64_t ldy, const real *x, int64_t ldx, int64_t M, const int8_t *q, int64_t n,
+                      const real *scale, const int32_t *zero, int64_t group, real mul, real add)
+{
+    (M == 1   ? dot_codes_1
+     : M == 2 ? dot_codes_2
+     : M == 3 ? dot_codes_3
+              : dot_codes_4)(y, ldy, x, ldx, q, n, scale, zero, group, mul, add);
 }
 
 /* y[n,m] = x[m,n] */
