@@ -127,7 +127,9 @@ static const struct {
     F(layernorm_dx),
     F(layernorm_dw),
     F(rope),
-    F(rope_half), F(rope_odd), F(rope_small),
+    F(rope_half),
+    F(rope_odd),
+    F(rope_small),
     F(attend_backward_row),
 #undef F
 };

@@ -56,7 +56,8 @@ typedef void score_tile(int32_t *sums, const score_operands *o, int64_t first);
             score_fixed(rows, LINEAR_PANELS, true, sums, o, first);                                                    \
     }
 TILE(1)
-TILE(2) TILE(3) TILE(4) TILE(5) TILE(6)
+TILE(2)
+TILE(3) TILE(4) TILE(5) TILE(6)
 #undef TILE
     static score_tile *const score_tiles[2][6] = {{score8_1, score8_2, score8_3, score8_4, score8_5, score8_6},
                                                   {score4_1, score4_2, score4_3, score4_4, score4_5, score4_6}};

@@ -9,6 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { PART = 128 }; /* queries below which a sequence is not shared out */
+
 typedef struct {
     size_t k, v, scale, zero, total; /* bytes */
 } cache_layout;
@@ -39,12 +41,11 @@ size_t kn_cache_bytes(const kn_grid *kgrid, const kn_grid *vgrid, int64_t D, int
     return layout_of(kgrid, vgrid, D, capacity).total;
 }
 
-void kn_cache_lay(kn_cache *c, const kn_grid *kgrid, const kn_grid *vgrid, int64_t D, int64_t capacity, void *memory)
+static void lay_cache(kn_cache *c, const kn_grid *kgrid, const kn_grid *vgrid, int64_t D, int64_t capacity,
+                      void *memory)
 {
-    assert(capacity % KN_KEYS == 0);
     const cache_layout l = layout_of(kgrid, vgrid, D, capacity);
     uint8_t *p = memory;
-    memset(p, 0, l.total);
     *c = (kn_cache){.kgrid = *kgrid, .vgrid = *vgrid, .D = D, .capacity = capacity, .k = p, .v = p + l.k};
     p += l.k + l.v;
     if (kgrid->bits) {
@@ -58,17 +59,35 @@ void kn_cache_lay(kn_cache *c, const kn_grid *kgrid, const kn_grid *vgrid, int64
     }
 }
 
+void kn_cache_lay(kn_cache *c, const kn_grid *kgrid, const kn_grid *vgrid, int64_t D, int64_t capacity, void *memory)
+{
+    assert(capacity % KN_KEYS == 0);
+    memset(memory, 0, layout_of(kgrid, vgrid, D, capacity).total);
+    lay_cache(c, kgrid, vgrid, D, capacity, memory);
+}
+
 /* Value of u = q - lo is (mul*u - zero') * scale with zero' = zero - mul*lo - add. */
 static int32_t shifted_zero(const kn_codes *c, int64_t index)
 {
     return (c->zero ? c->zero[index] : 0) - kn_mul(&c->grid) * c->grid.lo - kn_add(&c->grid);
 }
 
-static void put_key_floats(kn_cache *c, int64_t at, const real *k)
+/* n keys, ld apart, at positions at.. of a float cache: transposed into blocks [D][64]. */
+static void put_keys(kn_cache *c, int64_t at, int64_t n, const real *k, int64_t ld)
 {
-    real *to = (real *)c->k + at / KN_KEYS * KN_KEYS * c->D + at % KN_KEYS;
-    for (int64_t d = 0; d < c->D; d++)
-        to[d * KN_KEYS] = k[d];
+    const kn_table *t = kn_isa();
+    for (int64_t i = 0; i < n;) {
+        const int64_t in = (at + i) % KN_KEYS, keys = kn_min(KN_KEYS - in, n - i);
+        real *to = (real *)c->k + (at + i - in) * c->D + in;
+        t->transpose(to, KN_KEYS, k + i * ld, ld, keys, c->D);
+        i += keys;
+    }
+}
+
+static void put_values(kn_cache *c, int64_t at, int64_t n, const real *v, int64_t ld)
+{
+    for (int64_t i = 0; i < n; i++)
+        memcpy((real *)c->v + (at + i) * c->D, v + i * ld, (size_t)c->D * sizeof(real));
 }
 
 static void put_key_codes(kn_cache *c, int64_t at, const kn_codes *codes, int64_t row, int64_t h)
@@ -109,16 +128,15 @@ void kn_cache_put(kn_cache *c, int64_t n, const real *k, const real *v, int64_t 
                   const kn_codes *vc, int64_t row, int64_t h)
 {
     assert(c->n + n <= c->capacity && !kc == !c->kgrid.bits && !vc == !c->vgrid.bits && !k == !!kc && !v == !!vc);
+    if (!kc)
+        put_keys(c, c->n, n, k + h * c->D, ld);
+    if (!vc)
+        put_values(c, c->n, n, v + h * c->D, ld);
     for (int64_t i = 0; i < n; i++) {
-        const int64_t at = c->n + i;
         if (kc)
-            put_key_codes(c, at, kc, row + i, h);
-        else
-            put_key_floats(c, at, k + i * ld + h * c->D);
+            put_key_codes(c, c->n + i, kc, row + i, h);
         if (vc)
-            put_value_codes(c, at, vc, row + i, h);
-        else
-            memcpy((real *)c->v + at * c->D, v + i * ld + h * c->D, (size_t)c->D * sizeof(real));
+            put_value_codes(c, c->n + i, vc, row + i, h);
     }
     c->n += n;
 }
@@ -163,40 +181,93 @@ typedef struct {
     real *o, *lse;
     kn_operand q, k, v;
     int64_t T, H, G, D, capacity;
-    kn_grid kgrid, vgrid;
+    kn_grid kgrid, vgrid; /* of the caches: bits 0 also for codes that are decoded first */
     bool quantize_probs;
 } batch_job;
 
-/* All queries of sequence b that read kv head g, `length` of them real. */
-static void attend_head(const batch_job *j, int64_t b, int64_t g, int64_t length, uint8_t *memory)
+static void decode_head(real *x, const kn_codes *c, int64_t row, int64_t n, int64_t h, int64_t D)
 {
     const kn_table *t = kn_isa();
-    const int64_t T = j->T, H = j->H, D = j->D, row = b * T, ld = j->G * D;
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t s = kn_scale_index(c, row + i, h * D);
+        t->decode8(x + i * D, c->q + (row + i) * c->ld + h * D, D, c->scale[s], (real)kn_mul(&c->grid),
+                   kn_offset(&c->grid, c->zero ? c->zero[s] : 0));
+    }
+}
+
+/* Memory of one thread: a cache, keys or values decoded, scratch. */
+static size_t own_bytes(const batch_job *j)
+{
+    const kn_cache shape = {.D = j->D, .capacity = j->capacity};
+    return padded(kn_cache_bytes(&j->kgrid, &j->vgrid, j->D, j->capacity)) +
+           padded((size_t)(j->D * j->capacity) * sizeof(real)) +
+           padded((size_t)kn_attend_scratch(&shape) * sizeof(real));
+}
+
+/* The first n keys and values of kv head g. Codes of values, and of keys that meet float queries, are decoded once
+ * here: the values a query would decode, so the same bits. */
+static void fill_cache(kn_cache *c, const batch_job *j, int64_t row, int64_t n, int64_t g, real *decoded)
+{
+    const int64_t D = j->D, ld = j->G * D;
+    if (c->kgrid.bits) {
+        for (int64_t i = 0; i < n; i++)
+            put_key_codes(c, i, j->k.codes, row + i, g);
+    } else {
+        if (j->k.codes)
+            decode_head(decoded, j->k.codes, row, n, g, D);
+        put_keys(c, 0, n, j->k.codes ? decoded : j->k.x + row * ld + g * D, j->k.codes ? D : ld);
+    }
+    if (j->v.codes)
+        decode_head(c->v, j->v.codes, row, n, g, D);
+    else
+        put_values(c, 0, n, j->v.x + row * ld + g * D, ld);
+    c->n = n;
+}
+
+/* Queries [first, end) of sequence b that read kv head g. */
+static void attend_head(const batch_job *j, int64_t b, int64_t g, int64_t first, int64_t end, uint8_t *memory)
+{
+    const int64_t H = j->H, D = j->D, row = b * j->T;
+    real *decoded = (real *)(void *)(memory + padded(kn_cache_bytes(&j->kgrid, &j->vgrid, D, j->capacity)));
     kn_cache c;
-    kn_cache_lay(&c, &j->kgrid, &j->vgrid, D, j->capacity, memory);
-    kn_cache_put(&c, length, j->k.x ? j->k.x + row * ld : NULL, j->v.x ? j->v.x + row * ld : NULL, ld, j->k.codes,
-                 j->v.codes, row, g);
-    real *scratch = (real *)(void *)(memory + padded(kn_cache_bytes(&j->kgrid, &j->vgrid, D, j->capacity)));
+    if (first >= end)
+        return;
+    lay_cache(&c, &j->kgrid, &j->vgrid, D, j->capacity, memory);
+    fill_cache(&c, j, row, end, g, decoded);
     for (int64_t h = g * (H / j->G); h < (g + 1) * (H / j->G); h++) {
-        kn_attend_job job = {.o = j->o + row * H * D + h * D,
+        const int64_t at = row + first;
+        kn_attend_job job = {.o = j->o + (at * H + h) * D,
                              .ldo = H * D,
-                             .lse = j->lse ? j->lse + row * H + h : NULL,
+                             .lse = j->lse ? j->lse + at * H + h : NULL,
                              .ld_lse = H,
                              .cache = &c,
-                             .n = length,
-                             .q = j->q.x ? j->q.x + row * H * D + h * D : NULL,
+                             .first = first,
+                             .n = end - first,
+                             .q = j->q.x ? j->q.x + (at * H + h) * D : NULL,
                              .ldq = H * D,
                              .quantize_probs = j->quantize_probs,
-                             .scratch = scratch};
+                             .scratch = decoded + padded((size_t)(D * j->capacity) * sizeof(real)) / sizeof(real)};
         if (j->q.codes)
-            job_codes(&job, j->q.codes, row, h);
-        t->attend(&job);
-        for (int64_t i = length; i < T; i++) {
-            memset(j->o + ((row + i) * H + h) * D, 0, (size_t)D * sizeof(real));
-            if (j->lse)
-                j->lse[(row + i) * H + h] = 0;
-        }
+            job_codes(&job, j->q.codes, at, h);
+        kn_isa()->attend(&job);
     }
+}
+
+static void clear_padding(const batch_job *j, int64_t b, int64_t length)
+{
+    const int64_t H = j->H, at = b * j->T + length, rows = j->T - length;
+    memset(j->o + at * H * j->D, 0, (size_t)(rows * H * j->D) * sizeof(real));
+    if (j->lse)
+        memset(j->lse + at * H, 0, (size_t)(rows * H) * sizeof(real));
+}
+
+/* Parts of equal work: that of the first n queries grows as n^2. */
+static int64_t part_begin(int64_t length, int64_t part, int64_t parts)
+{
+    int64_t n = 0;
+    while (n < length && n * n * parts < length * length * part)
+        n += KN_QUERIES;
+    return kn_min(n, length);
 }
 
 static status check_operand(const char *name, const kn_operand *x, int64_t rows, int64_t cols, int64_t D)
@@ -236,19 +307,23 @@ status kn_attention(real *o, real *lse, kn_operand q, kn_operand k, kn_operand v
                            .G = G,
                            .D = D,
                            .capacity = (T + KN_KEYS - 1) / KN_KEYS * KN_KEYS,
-                           .kgrid = k.codes ? k.codes->grid : (kn_grid){0},
-                           .vgrid = v.codes ? v.codes->grid : (kn_grid){0},
+                           .kgrid = k.codes && q.codes ? k.codes->grid : (kn_grid){0},
                            .quantize_probs = quantize_probs};
-    const kn_cache shape = {.D = D, .capacity = job.capacity};
-    const size_t own = padded(kn_cache_bytes(&job.kgrid, &job.vgrid, D, job.capacity)) +
-                       padded((size_t)kn_attend_scratch(&shape) * sizeof(real));
-    const int threads = (int)kn_min(omp_in_parallel() ? 1 : omp_get_max_threads(), kn_max(B * G, 1));
+    const size_t own = own_bytes(&job);
+    const int threads = omp_in_parallel() ? 1 : omp_get_max_threads();
+    const int64_t parts = kn_max(1, kn_min(4 * threads / kn_max(B * G, 1), T / PART)); /* of a sequence's queries */
     uint8_t *memory = nb_alloc_aligned((size_t)threads, own);
     if (!memory)
         return NB_NOMEM;
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
-    for (int64_t i = 0; i < B * G; i++)
-        attend_head(&job, i / G, i % G, lengths ? lengths[i / G] : T, memory + (size_t)omp_get_thread_num() * own);
+    for (int64_t i = 0; i < B * G * parts; i++) {
+        const int64_t b = i / parts / G, g = i / parts % G, part = i % parts,
+                      length = lengths ? kn_min(kn_max(lengths[b], 0), T) : T;
+        attend_head(&job, b, g, part_begin(length, part, parts), part_begin(length, part + 1, parts),
+                    memory + (size_t)omp_get_thread_num() * own);
+        if (g == 0 && part == 0)
+            clear_padding(&job, b, length);
+    }
     free(memory);
     return NB_OK;
 }

@@ -116,7 +116,7 @@ status kn_attention_backward(real *dq, real *dk, real *dv, const real *d_o, cons
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
     for (int64_t i = 0; i < B * G; i++) {
         const scratch s = lay(memory + omp_get_thread_num() * own, D, j.ld);
-        backward_head(&j, &s, i / G, i % G, lengths ? lengths[i / G] : T);
+        backward_head(&j, &s, i / G, i % G, lengths ? kn_min(kn_max(lengths[i / G], 0), T) : T);
     }
     free(memory);
     return NB_OK;

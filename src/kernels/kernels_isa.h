@@ -103,12 +103,14 @@ enum {
     X(void, dots,                                                                                                      \
       (real * y, int64_t ldy, const real *x, int64_t ldx, const real *w, int64_t ldw, int64_t M, int64_t N,            \
        int64_t K))                                                                                                     \
-    X(void, dot_codes, (real * y, int64_t ldy, const real *x, int64_t ldx, int64_t M, const int8_t *q, int64_t n,      \
-                        const real *scale, const int32_t *zero, int64_t group, real mul, real add))                    \
+    X(void, dot_codes,                                                                                                 \
+      (real * y, int64_t ldy, const real *x, int64_t ldx, int64_t M, const int8_t *q, int64_t n, const real *scale,    \
+       const int32_t *zero, int64_t group, real mul, real add))                                                        \
     X(void, transpose, (real * y, int64_t ldy, const real *x, int64_t ldx, int64_t M, int64_t N))                      \
     X(void, to_bf16, (uint16_t * y, const real *x, int64_t n))                                                         \
-    X(void, pack, (int8_t *to, int32_t *sum, int64_t stride, const int8_t *q, int64_t ld, int64_t rows, int64_t n,     \
-                   int64_t group, bool twice))                                                                         \
+    X(void, pack,                                                                                                      \
+      (int8_t * to, int32_t * sum, int64_t stride, const int8_t *q, int64_t ld, int64_t rows, int64_t n,               \
+       int64_t group, bool twice))                                                                                     \
     X(void, linear, (const kn_linear_job *job))                                                                        \
     X(void, attend, (const kn_attend_job *job))                                                                        \
     X(void, attend_backward_row, (real * p, real * ds, int64_t n, int64_t keys, real lse, real delta, real scale))

@@ -181,9 +181,9 @@ static void decode_dots(real *y, const real *x, int64_t M, const kn_codes *w, in
     for (int64_t row = n0; row < n0 + n; row++) {
         const int64_t i = kn_scale_index(w, row, 0);
         for (int64_t m = 0; m < M; m += 4)
-            t->dot_codes(y + m * w->rows + row, w->rows, x + m * w->cols, w->cols, kn_min(4, M - m),
-                         w->q + row * w->ld, w->cols, w->scale + i, w->zero ? w->zero + i : NULL, group,
-                         (real)kn_mul(&w->grid), (real)kn_add(&w->grid));
+            t->dot_codes(y + m * w->rows + row, w->rows, x + m * w->cols, w->cols, kn_min(4, M - m), w->q + row * w->ld,
+                         w->cols, w->scale + i, w->zero ? w->zero + i : NULL, group, (real)kn_mul(&w->grid),
+                         (real)kn_add(&w->grid));
     }
 }
 

@@ -29,17 +29,36 @@ static void rmsnorm_dx(real *dx, const real *dy, const real *x, const real *w, c
     }
 }
 
-/* dw[0..n), n <= 16, columns of matrices with C columns */
+/* dw[0..16 * vectors), the last vector cut to `left` */
+INLINE void rmsnorm_dw_fixed(const int vectors, real *dw, const real *dy, const real *x, const real *r, int64_t M,
+                             int64_t C, int64_t left)
+{
+    v16 total[4] = {v_zero(), v_zero(), v_zero(), v_zero()};
+    for (int64_t at = 0; at < M; at += 64) {
+        v16 sum[4] = {v_zero(), v_zero(), v_zero(), v_zero()};
+        for (int64_t m = at; m < at + 64 && m < M; m++) {
+            const v16 inverse = v_set1(r[m]);
+            UNROLL
+            for (int v = 0; v < vectors; v++) {
+                const int64_t i = m * C + 16 * v;
+                sum[v] = v_fma(v_mul(v_get(dy + i, left - 16 * v), v_get(x + i, left - 16 * v)), inverse, sum[v]);
+            }
+        }
+        UNROLL
+        for (int v = 0; v < vectors; v++)
+            total[v] = v_add(total[v], sum[v]);
+    }
+    UNROLL
+    for (int v = 0; v < vectors; v++)
+        v_put(dw + 16 * v, v_add(v_get(dw + 16 * v, left - 16 * v), total[v]), left - 16 * v);
+}
 static void rmsnorm_dw(real *dw, const real *dy, const real *x, const real *r, int64_t M, int64_t C, int64_t n)
 {
-    v16 total = v_zero();
-    for (int64_t at = 0; at < M; at += 64) {
-        v16 sum = v_zero();
-        for (int64_t m = at; m < at + 64 && m < M; m++)
-            sum = v_fma(v_mul(v_get(dy + m * C, n), v_get(x + m * C, n)), v_set1(r[m]), sum);
-        total = v_add(total, sum);
-    }
-    v_put(dw, v_add(v_get(dw, n), total), n);
+    int64_t c = 0;
+    for (; c + 64 <= n; c += 64)
+        rmsnorm_dw_fixed(4, dw + c, dy + c, x + c, r, M, C, 64);
+    for (; c < n; c += 16)
+        rmsnorm_dw_fixed(1, dw + c, dy + c, x + c, r, M, C, n - c);
 }
 
 static void layernorm(real *y, real *mean, real *r, const real *x, const real *w, const real *b, int64_t M, int64_t C,
@@ -88,8 +107,8 @@ static void layernorm_dx(real *dx, const real *dy, const real *x, const real *w,
 }
 
 /* dw[0..n), db[0..n) (either may be NULL), n <= 16 */
-static void layernorm_dw(real *dw, real *db, const real *dy, const real *x, const real *mean, const real *r, int64_t M,
-                         int64_t C, int64_t n)
+static void layernorm_dw_strip(real *dw, real *db, const real *dy, const real *x, const real *mean, const real *r,
+                               int64_t M, int64_t C, int64_t n)
 {
     v16 total_w = v_zero(), total_b = v_zero();
     for (int64_t at = 0; at < M; at += 64) {
@@ -107,4 +126,11 @@ static void layernorm_dw(real *dw, real *db, const real *dy, const real *x, cons
         v_put(dw, v_add(v_get(dw, n), total_w), n);
     if (db)
         v_put(db, v_add(v_get(db, n), total_b), n);
+}
+
+static void layernorm_dw(real *dw, real *db, const real *dy, const real *x, const real *mean, const real *r, int64_t M,
+                         int64_t C, int64_t n)
+{
+    for (int64_t c = 0; c < n; c += 16)
+        layernorm_dw_strip(dw ? dw + c : NULL, db ? db + c : NULL, dy + c, x + c, mean, r, M, C, kn_min(16, n - c));
 }

@@ -7,6 +7,12 @@
 
 enum { ROWS = 16 }; /* rows of one unit of work */
 
+/* Columns of one unit of work of a sum over rows: whole cache lines, several where there are many. */
+static int64_t strip_of(int64_t C)
+{
+    return C < 512 ? 16 : 64;
+}
+
 typedef void one_input(real *y, const real *x, int64_t n);
 typedef void two_inputs(real *y, const real *a, const real *b, int64_t n);
 
@@ -162,6 +168,7 @@ void kn_rmsnorm_backward(real *dx, real *dw, const real *dy, const real *x, cons
                          int64_t C)
 {
     const kn_table *t = kn_isa();
+    const int64_t strip = strip_of(C);
 #pragma omp parallel if (M * C > KN_PARALLEL)
     {
         if (dx) {
@@ -171,8 +178,8 @@ void kn_rmsnorm_backward(real *dx, real *dw, const real *dy, const real *x, cons
         }
         if (dw) {
 #pragma omp for schedule(static)
-            for (int64_t c = 0; c < C; c += 16)
-                t->rmsnorm_dw(dw + c, dy + c, x + c, r, M, C, kn_min(16, C - c));
+            for (int64_t c = 0; c < C; c += strip)
+                t->rmsnorm_dw(dw + c, dy + c, x + c, r, M, C, kn_min(strip, C - c));
         }
     }
 }
@@ -190,6 +197,7 @@ void kn_layernorm_backward(real *dx, real *dw, real *db, const real *dy, const r
                            const real *r, int64_t M, int64_t C)
 {
     const kn_table *t = kn_isa();
+    const int64_t strip = strip_of(C);
 #pragma omp parallel if (M * C > KN_PARALLEL)
     {
         if (dx) {
@@ -199,9 +207,9 @@ void kn_layernorm_backward(real *dx, real *dw, real *db, const real *dy, const r
         }
         if (dw || db) {
 #pragma omp for schedule(static)
-            for (int64_t c = 0; c < C; c += 16)
+            for (int64_t c = 0; c < C; c += strip)
                 t->layernorm_dw(dw ? dw + c : NULL, db ? db + c : NULL, dy + c, x + c, mean, r, M, C,
-                                kn_min(16, C - c));
+                                kn_min(strip, C - c));
         }
     }
 }

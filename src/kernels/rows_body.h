@@ -186,7 +186,8 @@ static void logsumexp(double *lse, const real *x, int64_t M, int64_t C)
 }
 
 /* Pairs (2i, 2i + 1) of heads that fill vectors: y = x * C + swap(x) * S, C = (c0, c0, c1, c1..), S = (-s0, s0, -s1, s1..) */
-static void rope_pairs(real *y, const real *x, const real *cos_row, const real *sin_row, int64_t H, int64_t D, real sign)
+static void rope_pairs(real *y, const real *x, const real *cos_row, const real *sin_row, int64_t H, int64_t D,
+                       real sign)
 {
     enum { MOST = 256 };
     real c[MOST], s[MOST];

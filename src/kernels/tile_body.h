@@ -57,16 +57,17 @@ typedef void tile_rows(real *c, int64_t ldc, const real *a, int64_t am, int64_t 
     }
 #define TILES(rows)                                                                                                    \
     TILE(rows, 1)                                                                                                      \
-    TILE(rows, 2) TILE(rows, 3)                                                                                        \
-        TILE(rows, 4) static NOINLINE void tile_##rows##x0(real *c, int64_t ldc, const real *a, int64_t am,            \
-                                                           int64_t ak, const real *b, int64_t ldb, int64_t K,          \
-                                                           int64_t reach, bool add, int64_t left)                      \
+    TILE(rows, 2)                                                                                                      \
+    TILE(rows, 3) TILE(rows, 4) static NOINLINE void tile_##rows##x0(real *c, int64_t ldc, const real *a, int64_t am,  \
+                                                                     int64_t ak, const real *b, int64_t ldb,           \
+                                                                     int64_t K, int64_t reach, bool add, int64_t left) \
     {                                                                                                                  \
         if (rows <= FLOAT_TILE)                                                                                        \
             tile_fixed(rows, 1, c, ldc, a, am, ak, b, ldb, K, reach, add, kn_min(left, 15));                           \
     }
 TILES(1)
-TILES(2) TILES(3) TILES(4) TILES(5) TILES(6) TILES(7) TILES(8)
+TILES(2)
+TILES(3) TILES(4) TILES(5) TILES(6) TILES(7) TILES(8)
 #undef TILE
 #undef TILES
 #define ROW(r)                                                                                                         \
@@ -97,8 +98,8 @@ static void tile(real *c, int64_t ldc, const real *a, int64_t am, int64_t ak, co
     tile_reach(c, ldc, a, am, ak, b, ldb, M, N, K, K, add);
 }
 
-INLINE void dots_fixed(const int rows, const int columns, real *y, int64_t ldy, const real *x, int64_t ldx, const real *w,
-                       int64_t ldw, int64_t K)
+INLINE void dots_fixed(const int rows, const int columns, real *y, int64_t ldy, const real *x, int64_t ldx,
+                       const real *w, int64_t ldw, int64_t K)
 {
     v16 acc[8];
     UNROLL
@@ -125,17 +126,18 @@ INLINE void dots_fixed(const int rows, const int columns, real *y, int64_t ldy, 
     {                                                                                                                  \
         dots_fixed(rows, columns, y, ldy, x, ldx, w, ldw, K);                                                          \
     }
-DOTS(1, 1) DOTS(1, 4) DOTS(2, 1) DOTS(2, 4)
+DOTS(1, 1)
+DOTS(1, 4) DOTS(2, 1) DOTS(2, 4)
 #undef DOTS
 
-static void dots(real *y, int64_t ldy, const real *x, int64_t ldx, const real *w, int64_t ldw, int64_t M, int64_t N,
-                 int64_t K)
+    static void dots(real *y, int64_t ldy, const real *x, int64_t ldx, const real *w, int64_t ldw, int64_t M, int64_t N,
+                     int64_t K)
 {
     for (int64_t n = 0; n < N;) {
         const bool four = n + 4 <= N;
         for (int64_t m = 0; m < M;) {
             const bool two = m + 2 <= M;
-            (two ? four ? dots_2x4 : dots_2x1
+            (two    ? four ? dots_2x4 : dots_2x1
              : four ? dots_1x4
                     : dots_1x1)(y + m * ldy + n, ldy, x + m * ldx, ldx, w + n * ldw, ldw, K);
             m += two ? 2 : 1;
@@ -146,8 +148,8 @@ static void dots(real *y, int64_t ldy, const real *x, int64_t ldx, const real *w
 
 /* y[m * ldy] = sum_k x[m,k] value(q[k]), m < rows, one row of n codes whose scales (and zeros, NULL: none) change every
  * `group`: per group a sum of x * (mul q + add - zero) in 2 x 16 lanes, fused to the total with the scale. */
-INLINE void dot_codes_fixed(const int rows, real *y, int64_t ldy, const real *x, int64_t ldx, const int8_t *q, int64_t n,
-                            const real *scale, const int32_t *zero, int64_t group, real mul, real add)
+INLINE void dot_codes_fixed(const int rows, real *y, int64_t ldy, const real *x, int64_t ldx, const int8_t *q,
+                            int64_t n, const real *scale, const int32_t *zero, int64_t group, real mul, real add)
 {
     v16 total[4] = {v_zero(), v_zero(), v_zero(), v_zero()};
     const v16 factor = v_set1(mul);
@@ -179,16 +181,18 @@ INLINE void dot_codes_fixed(const int rows, real *y, int64_t ldy, const real *x,
         y[m * ldy] = v_sum(total[m]);
 }
 #define DOT(rows)                                                                                                      \
-    static NOINLINE void dot_codes_##rows(real *y, int64_t ldy, const real *x, int64_t ldx, const int8_t *q, int64_t n,\
-                                          const real *scale, const int32_t *zero, int64_t group, real mul, real add)   \
+    static NOINLINE void dot_codes_##rows(real *y, int64_t ldy, const real *x, int64_t ldx, const int8_t *q,           \
+                                          int64_t n, const real *scale, const int32_t *zero, int64_t group, real mul,  \
+                                          real add)                                                                    \
     {                                                                                                                  \
         dot_codes_fixed(rows, y, ldy, x, ldx, q, n, scale, zero, group, mul, add);                                     \
     }
-DOT(1) DOT(2) DOT(3) DOT(4)
+DOT(1)
+DOT(2) DOT(3) DOT(4)
 #undef DOT
 
-static void dot_codes(real *y, int64_t ldy, const real *x, int64_t ldx, int64_t M, const int8_t *q, int64_t n,
-                      const real *scale, const int32_t *zero, int64_t group, real mul, real add)
+    static void dot_codes(real *y, int64_t ldy, const real *x, int64_t ldx, int64_t M, const int8_t *q, int64_t n,
+                          const real *scale, const int32_t *zero, int64_t group, real mul, real add)
 {
     (M == 1   ? dot_codes_1
      : M == 2 ? dot_codes_2
