@@ -20,7 +20,7 @@ static const md_config made_shapes[] = {
     MADE(64, 172, 1, 8, 4, 8, 50, .tied = true),
     MADE(96, 33, 1, 3, 3, 32, 41, .pairing = KN_ROPE_HALF),
     MADE(40, 7, 2, 10, 5, 4, 9, .tied = false),
-    MADE(64, 96, 1, 2, 1, 16, 33, .pairing = KN_ROPE_HALF, .qkv_bias = true),
+    MADE(64, 96, 1, 4, 2, 16, 33, .pairing = KN_ROPE_HALF, .qkv_bias = true),
     MADE(32, 64, 1, 4, 4, 8, 35, .tied = true, .qkv_bias = true, .out_bias = true, .norm_eps = 1e-6),
 };
 enum { N_MADE_SHAPES = sizeof made_shapes / sizeof *made_shapes };
@@ -48,6 +48,7 @@ static const char *const made_recipes[] = {
     "*.weight int3 asym group:8 bf16 dynamic\n*.input int8 narrow token dynamic\n",
     "*.weight int8 asym row f32 learned:lsq\n",
     "*.weight int4 tensor pow2 learned\n",
+    "*.weight int4 asym group:32 pow2 learned\n",
     "*.weight ternary group:16 f16 learned\n*.bias int4 row f16 dynamic\n",
     "*.weight sign row f16 dynamic\n",
     "*.weight seq3 group:32 f16 learned\n",

@@ -3,6 +3,7 @@
 # assignments: eval "$(tools/clients.sh)". Into $NIBBLE_CLIENTS, default build/clients; nothing happens where it is done.
 #   NIBBLE_PYTHON    python3 with numpy, safetensors, gguf, h5py and sentencepiece
 #   NIBBLE_LIBLLAMA  the folder of llama.cpp's shared libraries
+#   NIBBLE_LLAMA_SOURCES  llama.cpp's sources of the same version, for their headers
 set -eu
 cd "$(dirname "$0")/.."
 folder=${NIBBLE_CLIENTS:-build/clients}
@@ -28,4 +29,15 @@ if [ ! -d "$libllama" ]; then
         "$package@3.22.1" || give_up "$package"
     [ -d "$libllama" ] || give_up "$package"
 fi
-printf 'export NIBBLE_PYTHON=%q NIBBLE_LIBLLAMA=%q\n' "$python" "$libllama"
+
+sources=$folder/llama.cpp
+if [ ! -f "$sources/include/llama.h" ]; then
+    package=node-llama-cpp
+    rm -rf "$folder/pack" "$sources"
+    mkdir -p "$folder/pack"
+    (cd "$folder/pack" && twice npm pack --silent "$package@3.22.1" && tar -xzf ./*.tgz package/llama/gitRelease.bundle) ||
+        give_up "$package"
+    twice git clone -q "$folder/pack/package/llama/gitRelease.bundle" "$sources" || give_up "$package"
+    rm -rf "$folder/pack"
+fi
+printf 'export NIBBLE_PYTHON=%q NIBBLE_LIBLLAMA=%q NIBBLE_LLAMA_SOURCES=%q\n' "$python" "$libllama" "$sources"

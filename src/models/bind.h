@@ -56,8 +56,8 @@ status md_attach_tokenizer(md_model *m, const char *path);
 status md_load_weights(md_model *m, const fm_arrays *a, md_naming naming, const char *prefix);
 
 /* Parts of the HDF5 form (model_file.c). with_weights false: sites of activations only, as in a folded file without latent
- * floats. with_scales: learned scales too. md_load_param: one dataset of exactly its shape, finite. */
-status md_save_latent(const md_model *m, fm_h5 *f, fm_dtype as, bool with_scales);
+ * floats. md_load_param: one dataset of exactly its shape, finite. */
+status md_save_latent(const md_model *m, fm_h5 *f, fm_dtype as);
 status md_save_site_states(const md_model *m, fm_h5 *f, bool with_weights);
 status md_load_site_states(md_model *m, fm_h5 *f, bool with_weights);
 status md_load_param(ag_param *p, fm_h5 *f, const char *name);

@@ -281,6 +281,8 @@ static void describe(const plan *p, char *report, size_t bytes)
         md_say_inputs(report, bytes, m, "llama.cpp computes with float inputs");
     if (m->tokenizer.kind == FM_TOKENIZER_NONE)
         md_say(report, bytes, "no tokenizer: clients that read text refuse the file");
+    else if (m->tokenizer.remove_extra_spaces)
+        md_say(report, bytes, "the tokenizer removes extra spaces from texts, llama.cpp leaves them in");
 }
 
 static status run(const md_model *m, bool is_float, fm_dtype floats, const char *path, char *report, size_t bytes)

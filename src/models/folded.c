@@ -201,7 +201,7 @@ static status save_folded(md_model *m, fm_h5 *f, bool latent)
         TRY(save_codes(f, site, c));
     }
     TRY(md_save_site_states(m, f, latent));
-    return latent ? md_save_latent(m, f, FM_F32, true) : NB_OK;
+    return latent ? md_save_latent(m, f, FM_F32) : NB_OK;
 }
 
 status md_save_folded(md_model *m, const char *path, bool latent)

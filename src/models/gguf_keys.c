@@ -9,7 +9,8 @@
 const char *md_gguf_architecture(const md_model *m)
 {
     const md_config *c = &m->config;
-    bool is_qwen2 = c->qkv_bias && !c->out_bias && c->pairing == KN_ROPE_HALF && c->rope_factor == 0;
+    bool is_qwen2 = c->qkv_bias && !c->out_bias && c->pairing == KN_ROPE_HALF && c->rope_factor == 0 &&
+                    c->heads * c->head_size == c->dim; /* llama.cpp's qwen2 takes no other head size */
     return is_qwen2 ? "qwen2" : "llama";
 }
 

@@ -144,6 +144,8 @@ static status narrow(uint16_t *dst, const ag_param *p, fm_dtype as)
 static status save_param(const ag_param *p, fm_h5 *f, fm_dtype as)
 {
     char name[MD_NAME + 16];
+    if (as != FM_F32 && as != FM_F16 && as != FM_BF16)
+        return nb_fail(NB_USAGE, "parameters are stored as F32, F16 or BF16, not as %s", fm_dtype_name(as));
     (void)snprintf(name, sizeof name, "param/%s", p->name);
     if (as == FM_F32 || p->group == AG_SCALE)
         return fm_h5_write(f, name, FM_F32, p->n_dim, p->dim, p->x);
@@ -196,19 +198,16 @@ status md_load_site_states(md_model *m, fm_h5 *f, bool with_weights)
     return NB_OK;
 }
 
-status md_save_latent(const md_model *m, fm_h5 *f, fm_dtype as, bool with_scales)
+status md_save_latent(const md_model *m, fm_h5 *f, fm_dtype as)
 {
-    if (as != FM_F32 && as != FM_F16 && as != FM_BF16)
-        return nb_fail(NB_USAGE, "parameters are stored as F32, F16 or BF16, not as %s", fm_dtype_name(as));
     for (int64_t i = 0; i < m->params.n; i++)
-        if (with_scales || m->params.p[i]->group != AG_SCALE)
-            TRY(save_param(m->params.p[i], f, as));
+        TRY(save_param(m->params.p[i], f, as));
     return NB_OK;
 }
 
 status md_save_params(md_model *m, fm_h5 *f, fm_dtype as)
 {
-    TRY(md_save_latent(m, f, as, true));
+    TRY(md_save_latent(m, f, as));
     return md_save_site_states(m, f, true);
 }
 
@@ -248,6 +247,23 @@ status md_load_params(md_model *m, fm_h5 *f)
 
 /* ---- whole files -------------------------------------------------------------------------- */
 
+/* The weights alone: no learned scales, and nothing else that belongs to a recipe. */
+static status save_tensors(const md_model *m, fm_h5 *f, fm_dtype as)
+{
+    char name[MD_NAME];
+    md_tensor *t;
+    int64_t n;
+    TRY(md_tensors_new(&t, &n, &m->config));
+    status s = NB_OK;
+    for (int64_t i = 0; i < n && s == NB_OK; i++) {
+        (void)md_tensor_name(name, &t[i], MD_NIBBLE);
+        const ag_param *p = ag_param_find(&m->params, name);
+        s = p ? save_param(p, f, as) : nb_fail(NB_USAGE, "the model has no latent floats of %s", name);
+    }
+    free(t);
+    return s;
+}
+
 status md_save_model(md_model *m, const char *path, fm_dtype as)
 {
     static const fq_recipe no_recipe = {0};
@@ -257,7 +273,7 @@ status md_save_model(md_model *m, const char *path, fm_dtype as)
     TRY(fm_h5_create(&f, path, "model"));
     status s = save_header(&m->config, &no_recipe, &m->tokenizer, &f);
     if (s == NB_OK)
-        s = md_save_latent(m, &f, as, false);
+        s = save_tensors(m, &f, as);
     if (s == NB_OK)
         return fm_h5_commit(&f);
     fm_h5_close(&f);
