@@ -134,7 +134,8 @@ static status absmax(kn_codes *c, const real *x)
 static status mse(kn_codes *c, const real *x, const real *h)
 {
     const kn_grid *g = &c->grid;
-    bool signs = g->levels == KN_LEVELS_INT && !g->has_zero && g->lo != -g->hi;
+    /* a power of two is stored as its exponent: no sign */
+    bool signs = g->levels == KN_LEVELS_INT && !g->has_zero && g->lo != -g->hi && g->scale != KN_SCALE_POW2;
     kn_encode_mse(c, x, h, SEARCH_FROM, SEARCH_TO, SEARCH_STEPS, signs);
     return g->has_zero ? NB_OK : refit(c, x, h);
 }
