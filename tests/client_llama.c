@@ -1,0 +1,174 @@
+/* client_llama.c - llama.cpp's own library on a GGUF file; built by test_exports_client.c against the headers of the same version.
+ *   client_llama LIBRARIES logits MODEL IDS OUT     IDS: for each sequence int32 n and n ids; OUT: float logits [n, vocab] of each
+ *   client_llama LIBRARIES f32 IN OUT               turns a quantized file back into F32 (llama_model_quantize)
+ *   client_llama LIBRARIES tokenize MODEL TEXT OUT  ids of a text as int32, special tokens added as the file says
+ * LIBRARIES is the folder of libllama and libggml. One thread, no flash attention, F32 cache.
+ */
+#include <llama.h>
+
+#include <dirent.h>
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static void *handle;
+
+static void fail(const char *what, const char *name)
+{
+    (void)fprintf(stderr, "client_llama: %s %s\n", what, name);
+    exit(1);
+}
+
+static void load(const char *folder, const char *prefix)
+{
+    DIR *d = opendir(folder);
+    for (struct dirent *e; d && (e = readdir(d));) {
+        char path[4096];
+        if (strncmp(e->d_name, prefix, strlen(prefix)) != 0)
+            continue;
+        (void)snprintf(path, sizeof path, "%s/%s", folder, e->d_name);
+        handle = dlopen(path, RTLD_NOW | RTLD_GLOBAL);
+        if (!handle)
+            fail("cannot load", dlerror());
+        (void)closedir(d);
+        return;
+    }
+    fail("no library", prefix);
+}
+
+static void *symbol(const char *name)
+{
+    void *p = dlsym(RTLD_DEFAULT, name);
+    if (!p)
+        fail("no function", name);
+    return p;
+}
+
+/* A function of the library under its own type. */
+#define CALL(name) ((__typeof__(&name))symbol(#name))
+
+static void quiet(enum ggml_log_level level, const char *text, void *ctx)
+{
+    (void)ctx;
+    if (level == GGML_LOG_LEVEL_ERROR)
+        (void)fputs(text, stderr);
+}
+
+static struct llama_model *open_model(const char *path, bool vocab_only)
+{
+    struct llama_model_params p = CALL(llama_model_default_params)();
+    p.n_gpu_layers = 0;
+    p.vocab_only = vocab_only;
+    struct llama_model *m = CALL(llama_model_load_from_file)(path, p);
+    if (!m)
+        fail("cannot open", path);
+    return m;
+}
+
+static struct llama_context *open_context(struct llama_model *m)
+{
+    struct llama_context_params p = CALL(llama_context_default_params)();
+    p.n_ctx = (uint32_t)CALL(llama_model_n_ctx_train)(m);
+    p.n_batch = p.n_ctx;
+    p.n_ubatch = p.n_ctx;
+    p.n_threads = p.n_threads_batch = 1;
+    p.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_DISABLED;
+    p.type_k = p.type_v = GGML_TYPE_F32;
+    struct llama_context *c = CALL(llama_init_from_model)(m, p);
+    if (!c)
+        fail("no context", "");
+    return c;
+}
+
+static void sequence(struct llama_context *c, const int32_t *ids, int32_t n, int32_t vocab, FILE *out)
+{
+    struct llama_batch b = CALL(llama_batch_init)(n, 0, 1);
+    b.n_tokens = n;
+    for (int32_t i = 0; i < n; i++) {
+        b.token[i] = ids[i];
+        b.pos[i] = i;
+        b.n_seq_id[i] = 1;
+        b.seq_id[i][0] = 0;
+        b.logits[i] = 1;
+    }
+    CALL(llama_memory_clear)(CALL(llama_get_memory)(c), true);
+    if (CALL(llama_decode)(c, b) != 0)
+        fail("cannot decode", "");
+    for (int32_t i = 0; i < n; i++)
+        if (fwrite(CALL(llama_get_logits_ith)(c, i), sizeof(float), (size_t)vocab, out) != (size_t)vocab)
+            fail("cannot write", "");
+    CALL(llama_batch_free)(b);
+}
+
+static void logits(const char *model, const char *ids_path, const char *out_path)
+{
+    struct llama_model *m = open_model(model, false);
+    struct llama_context *c = open_context(m);
+    const int32_t vocab = CALL(llama_vocab_n_tokens)(CALL(llama_model_get_vocab)(m));
+    FILE *in = fopen(ids_path, "rb"), *out = fopen(out_path, "wb");
+    if (!in || !out)
+        fail("cannot open", ids_path);
+    for (int32_t n; fread(&n, sizeof n, 1, in) == 1;) {
+        int32_t *ids = malloc((size_t)n * sizeof *ids);
+        if (!ids || fread(ids, sizeof *ids, (size_t)n, in) != (size_t)n)
+            fail("cannot read", ids_path);
+        sequence(c, ids, n, vocab, out);
+        free(ids);
+    }
+    (void)fclose(in);
+    if (fclose(out) != 0)
+        fail("cannot write", out_path);
+    CALL(llama_free)(c);
+    CALL(llama_model_free)(m);
+}
+
+static void turn_to_f32(const char *in, const char *out)
+{
+    llama_model_quantize_params p = CALL(llama_model_quantize_default_params)();
+    p.nthread = 1;
+    p.ftype = LLAMA_FTYPE_ALL_F32;
+    p.allow_requantize = true;
+    if (CALL(llama_model_quantize)(in, out, &p) != 0)
+        fail("cannot convert", in);
+}
+
+static void tokenize(const char *model, const char *text_path, const char *out_path)
+{
+    struct llama_model *m = open_model(model, true);
+    FILE *in = fopen(text_path, "rb"), *out = fopen(out_path, "wb");
+    enum { MOST = 1 << 20 };
+    char *text = malloc(MOST);
+    int32_t *ids = malloc(MOST * sizeof *ids);
+    if (!in || !out || !text || !ids)
+        fail("cannot open", text_path);
+    const int32_t bytes = (int32_t)fread(text, 1, MOST, in);
+    const int32_t n = CALL(llama_tokenize)(CALL(llama_model_get_vocab)(m), text, bytes, ids, MOST, true, false);
+    if (n < 0 || fwrite(ids, sizeof *ids, (size_t)n, out) != (size_t)n || fclose(out) != 0)
+        fail("cannot tokenize", text_path);
+    (void)fclose(in);
+    free(text);
+    free(ids);
+    CALL(llama_model_free)(m);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc < 5)
+        fail("wants", "LIBRARIES logits|f32|tokenize ...");
+    load(argv[1], "libggml-base.");
+    load(argv[1], "libggml.");
+    load(argv[1], "libllama.");
+    CALL(llama_log_set)(quiet, NULL);
+    CALL(ggml_backend_load_all_from_path)(argv[1]);
+    CALL(llama_backend_init)();
+    if (!strcmp(argv[2], "logits") && argc == 6)
+        logits(argv[3], argv[4], argv[5]);
+    else if (!strcmp(argv[2], "f32") && argc == 5)
+        turn_to_f32(argv[3], argv[4]);
+    else if (!strcmp(argv[2], "tokenize") && argc == 6)
+        tokenize(argv[3], argv[4], argv[5]);
+    else
+        fail("unknown mode", argv[2]);
+    return 0;
+}
