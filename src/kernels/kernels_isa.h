@@ -135,7 +135,7 @@ typedef struct {
 #if defined(__x86_64__) && !defined(NB_DOUBLE)
 #define KN_TABLES(X)                                                                                                   \
     X(scalar, true)                                                                                                    \
-    X(avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))         \
+    X(avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))                                            \
     X(avx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&                               \
                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&                          \
                   __builtin_cpu_supports("avx512vnni"))
