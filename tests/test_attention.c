@@ -133,6 +133,19 @@ START_TEST(attention_matches_double_precision)
 }
 END_TEST
 
+/* The heads of kv head g at one token: kn_attend_heads writes what kn_attend wrote. */
+static void together(const attention_data *d, const float *o, const kn_cache *c, int t, int64_t row, int g,
+                     float *scratch)
+{
+    const attention_case *p = d->p;
+    const int64_t heads = p->H / p->G, first = row * p->H + g * heads;
+    float found[9 * 128];
+    ck_assert_int_le(heads, 9);
+    kn_attend_heads(found, c, t, heads, d->operand[0].x ? d->x[0] + first * p->D : NULL, d->operand[0].codes, row,
+                    g * heads, p->quantize_probs, scratch);
+    ck_assert_mem_eq(found, o + first * p->D, (size_t)(heads * p->D) * sizeof *found);
+}
+
 /* All queries of the case in pieces of `step` tokens: put, then attend. */
 static void by_pieces(const attention_data *d, float *o, float *lse, int step)
 {
@@ -160,6 +173,8 @@ static void by_pieces(const attention_data *d, float *o, float *lse, int step)
                     for (int i = 0; i < n; i++)
                         lse[(row + i) * H + h] = l[i];
                 }
+                if (n == 1) /* heads together: over the same outputs, which must not change by it */
+                    together(d, o, &c, t, row, g, scratch);
             }
             free(scratch);
         }

@@ -57,7 +57,8 @@ typedef void score_tile(int32_t *sums, const score_operands *o, int64_t first);
     }
 TILE(1)
 TILE(2)
-TILE(3) TILE(4) TILE(5) TILE(6)
+TILE(3)
+TILE(4) TILE(5) TILE(6)
 #undef TILE
     static score_tile *const score_tiles[2][6] = {{score8_1, score8_2, score8_3, score8_4, score8_5, score8_6},
                                                   {score4_1, score4_2, score4_3, score4_4, score4_5, score4_6}};
@@ -159,7 +160,8 @@ static void score_queries(real *s, real *factor, const kn_attend_job *j, int64_t
                           real *query)
 {
     const kn_cache *c = j->cache;
-    const int64_t D = c->D, ld = c->capacity, last = j->first + i0 + n - 1, width = (D + 3) / 4 * 4;
+    const int64_t D = c->D, ld = c->capacity, width = (D + 3) / 4 * 4;
+    const int64_t last = j->together ? j->first : j->first + i0 + n - 1;
     const bool keys_coded = c->kgrid.bits != 0, exact = j->codes && keys_coded;
     const real root = 1 / sqrt((real)D);
     int32_t q_sum[KN_QUERIES];
@@ -194,18 +196,19 @@ static void score_queries(real *s, real *factor, const kn_attend_job *j, int64_t
 static void attend_queries(const kn_attend_job *j, int64_t i0, int64_t n)
 {
     const kn_cache *c = j->cache;
-    const int64_t D = c->D, first = j->first + i0, last = first + n - 1, ld = c->capacity;
+    const int64_t D = c->D, ld = c->capacity, step = j->together ? 0 : 1;
+    const int64_t first = j->first + i0 * step, last = first + (n - 1) * step;
     real *s = j->scratch, *block = s + KN_QUERIES * ld, *o = j->o + i0 * j->ldo;
     real factor[KN_QUERIES], inverse[KN_QUERIES];
     score_queries(s, factor, j, i0, n, block, block + KN_KEYS * D);
     for (int64_t i = 0; i < n; i++) {
         real max;
-        const real sum = exp_row(s + i * ld, first + i + 1, factor[i], &max);
+        const real sum = exp_row(s + i * ld, first + i * step + 1, factor[i], &max);
         inverse[i] = 1 / sum;
         if (j->lse)
             j->lse[(i0 + i) * j->ld_lse] = max + log(sum);
         if (j->quantize_probs)
-            round_row(s + i * ld, first + i + 1, inverse[i]);
+            round_row(s + i * ld, first + i * step + 1, inverse[i]);
     }
     for (int64_t at = 0; at <= last; at += KN_KEYS) {
         const int64_t keys = kn_min(KN_KEYS, last + 1 - at);
@@ -214,7 +217,7 @@ static void attend_queries(const kn_attend_job *j, int64_t i0, int64_t n)
             decode_values(block, c, at, keys);
             v = block;
         }
-        tile_reach(o, j->ldo, s + at, ld, 1, v, D, n, D, keys, first + 1 - at, at > 0);
+        tile_reach(o, j->ldo, s + at, ld, 1, v, D, n, D, keys, j->together ? keys : first + 1 - at, at > 0);
     }
     if (j->quantize_probs)
         return;

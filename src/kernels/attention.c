@@ -177,6 +177,28 @@ void kn_attend(real *o, int64_t ldo, real *lse, const kn_cache *c, int64_t first
     kn_isa()->attend(&job);
 }
 
+void kn_attend_heads(real *o, const kn_cache *c, int64_t position, int64_t heads, const real *q, const kn_codes *qc,
+                     int64_t row, int64_t h, bool quantize_probs, real *scratch)
+{
+    assert(position >= 0 && position < c->n && !q == !!qc);
+    kn_attend_job job = {.o = o,
+                         .ldo = c->D,
+                         .cache = c,
+                         .first = position,
+                         .n = heads,
+                         .together = true,
+                         .q = q,
+                         .ldq = c->D,
+                         .quantize_probs = quantize_probs,
+                         .scratch = scratch};
+    if (qc) {
+        job_codes(&job, qc, row, h);
+        job.ld_codes = c->D;
+        job.ld_scale = qc->grid.grain == KN_HEAD || qc->grid.grain == KN_GROUP;
+    }
+    kn_isa()->attend(&job);
+}
+
 typedef struct {
     real *o, *lse;
     kn_operand q, k, v;

@@ -249,6 +249,10 @@ void kn_cache_put(kn_cache *c, int64_t n, const real *k, const real *v, int64_t 
  * lse [n] (max + log sum) kept where not NULL. q: floats (row i at q + i*ldq) or codes qc (row `row`+i, head h). scratch: kn_attend_scratch(c) reals. */
 void kn_attend(real *o, int64_t ldo, real *lse, const kn_cache *c, int64_t first, int64_t n, const real *q, int64_t ldq,
                const kn_codes *qc, int64_t row, int64_t h, bool quantize_probs, real *scratch);
+/* One token, `heads` heads that share the cache, the first of them h: o, q [heads, D] without gaps. The bits of kn_attend
+ * for each head, in one pass over the keys: what a decoding step wants. */
+void kn_attend_heads(real *o, const kn_cache *c, int64_t position, int64_t heads, const real *q, const kn_codes *qc,
+                     int64_t row, int64_t h, bool quantize_probs, real *scratch);
 int64_t kn_attend_scratch(const kn_cache *c);
 /* Whole-batch causal attention for the tape. q [B*T, H*D], k and v [B*T, G*D] (G kv heads, H % G == 0), each a float array or codes; o [B*T, H*D], lse [B*T*H].
  * lengths [B] (NULL: all T): positions >= length are padding and give 0. Same bits as appending to caches and kn_attend row by row. */

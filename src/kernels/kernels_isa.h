@@ -28,7 +28,8 @@ typedef struct {
     const real *b; /* NULL: nothing added */
 } kn_linear_job;
 
-/* Queries [0, n) of one head at positions first.. against one cache; see kn_attend. */
+/* Queries [0, n) against one cache: of one head at positions first, first + 1, ..., or (together) of n heads, all at
+ * position first; see kn_attend. */
 typedef struct {
     real *o;
     int64_t ldo;
@@ -36,6 +37,7 @@ typedef struct {
     int64_t ld_lse;
     const kn_cache *cache;
     int64_t first, n;
+    bool together;
     const real *q; /* floats, row i at q + i*ldq, or NULL */
     int64_t ldq;
     const int8_t *codes; /* or codes, row i at codes + i*ld_codes, with scales q_scale[i*ld_scale] */
@@ -135,7 +137,7 @@ typedef struct {
 #if defined(__x86_64__) && !defined(NB_DOUBLE)
 #define KN_TABLES(X)                                                                                                   \
     X(scalar, true)                                                                                                    \
-    X(avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))                                            \
+    X(avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))                                           \
     X(avx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&                               \
                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&                          \
                   __builtin_cpu_supports("avx512vnni"))

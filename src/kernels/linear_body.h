@@ -96,7 +96,8 @@ typedef void grouped_tile(const kn_linear_job *j, int64_t m, int64_t panel);
 #define TILES(rows) TILE(rows, 1) TILE(rows, 2) TILE(rows, 3) TILE(rows, 4)
 TILES(1)
 TILES(2)
-TILES(3) TILES(4) TILES(5) TILES(6)
+TILES(3)
+TILES(4) TILES(5) TILES(6)
 #undef TILE
 #undef TILES
 #define ROW(kind, r)                                                                                                   \

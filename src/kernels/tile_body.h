@@ -58,16 +58,18 @@ typedef void tile_rows(real *c, int64_t ldc, const real *a, int64_t am, int64_t 
 #define TILES(rows)                                                                                                    \
     TILE(rows, 1)                                                                                                      \
     TILE(rows, 2)                                                                                                      \
-    TILE(rows, 3) TILE(rows, 4) static NOINLINE void tile_##rows##x0(real *c, int64_t ldc, const real *a, int64_t am,  \
-                                                                     int64_t ak, const real *b, int64_t ldb,           \
-                                                                     int64_t K, int64_t reach, bool add, int64_t left) \
+    TILE(rows, 3)                                                                                                      \
+    TILE(rows, 4) static NOINLINE void tile_##rows##x0(real *c, int64_t ldc, const real *a, int64_t am, int64_t ak,    \
+                                                       const real *b, int64_t ldb, int64_t K, int64_t reach, bool add, \
+                                                       int64_t left)                                                   \
     {                                                                                                                  \
         if (rows <= FLOAT_TILE)                                                                                        \
             tile_fixed(rows, 1, c, ldc, a, am, ak, b, ldb, K, reach, add, kn_min(left, 15));                           \
     }
 TILES(1)
 TILES(2)
-TILES(3) TILES(4) TILES(5) TILES(6) TILES(7) TILES(8)
+TILES(3)
+TILES(4) TILES(5) TILES(6) TILES(7) TILES(8)
 #undef TILE
 #undef TILES
 #define ROW(r)                                                                                                         \
@@ -127,7 +129,8 @@ INLINE void dots_fixed(const int rows, const int columns, real *y, int64_t ldy, 
         dots_fixed(rows, columns, y, ldy, x, ldx, w, ldw, K);                                                          \
     }
 DOTS(1, 1)
-DOTS(1, 4) DOTS(2, 1) DOTS(2, 4)
+DOTS(1, 4)
+DOTS(2, 1) DOTS(2, 4)
 #undef DOTS
 
     static void dots(real *y, int64_t ldy, const real *x, int64_t ldx, const real *w, int64_t ldw, int64_t M, int64_t N,
@@ -188,7 +191,8 @@ INLINE void dot_codes_fixed(const int rows, real *y, int64_t ldy, const real *x,
         dot_codes_fixed(rows, y, ldy, x, ldx, q, n, scale, zero, group, mul, add);                                     \
     }
 DOT(1)
-DOT(2) DOT(3) DOT(4)
+DOT(2)
+DOT(3) DOT(4)
 #undef DOT
 
     static void dot_codes(real *y, int64_t ldy, const real *x, int64_t ldx, int64_t M, const int8_t *q, int64_t n,

@@ -248,6 +248,12 @@ static void attend(rt_session *s, const ly_attention *a, kn_cache *layer, int64_
         real *scratch = s->scratch + omp_get_thread_num() * s->scratch_size;
         kn_cache_put(c, g->n, kx ? kx + g->row * G * D : NULL, vx ? vx + g->row * G * D : NULL, G * D, k->coded ? &k->codes : NULL,
                      v->coded ? &v->codes : NULL, g->row, kv);
+        if (g->n == 1) {
+            const int64_t first = kv * (H / G), at = (g->row * H + first) * D;
+            kn_attend_heads(s->o + at, c, g->first, H / G, qx ? qx + at : NULL, q->coded ? &q->codes : NULL, g->row, first, probs,
+                            scratch);
+            continue;
+        }
         for (int64_t h = kv * (H / G); h < (kv + 1) * (H / G); h++)
             kn_attend(s->o + g->row * H * D + h * D, H * D, NULL, c, g->first, g->n, qx ? qx + (g->row * H + h) * D : NULL, H * D,
                       q->coded ? &q->codes : NULL, g->row, h, probs, scratch);
