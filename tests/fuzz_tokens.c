@@ -34,6 +34,18 @@ static bool copy_file(const char *path, const char *from)
 
 /* ---- tokenizers ---- */
 
+static void touch_chat_and_metadata(const fm_tokenizer *tk)
+{
+    static const fm_chat_message hello = {"user", "hello"};
+    fm_meta meta = {0};
+    char *text;
+    if (fm_chat_render(tk, &hello, 1, true, &text) == NB_OK)
+        touch(text, strlen(text));
+    free(text);
+    (void)fm_tokenizer_put_meta(&meta, tk, tk->vocab_size + 3);
+    fm_meta_free(&meta);
+}
+
 /* Every piece, a text there and back, all through a stream. */
 static status read_tokenizer(const char *path)
 {
@@ -51,7 +63,10 @@ static status read_tokenizer(const char *path)
     }
     (void)fm_stream_flush(&stream);
     fm_ids ids = {0};
-    status s = fm_tokenizer_encode(&tk, &ids, text, sizeof text - 1, FM_ADD_BOS | FM_ADD_EOS);
+    const unsigned flags = FM_ADD_BOS | FM_ADD_EOS;
+    status s = fm_tokenizer_encode(&tk, &ids, text, sizeof text - 1, flags);
+    if (s == NB_OK)
+        s = fm_tokenizer_encode(&tk, &ids, text, sizeof text - 1, flags | FM_PARSE_SPECIAL);
     for (int64_t i = 0; i < ids.n; i++)
         if (ids.id[i] < 0 || ids.id[i] >= tk.vocab_size)
             abort();
@@ -64,6 +79,7 @@ static status read_tokenizer(const char *path)
             abort();
         fm_tokenizer_free(&again);
         free(data);
+        touch_chat_and_metadata(&tk);
     }
     fm_tokenizer_free(&tk);
     return s;
@@ -111,6 +127,79 @@ static bool seed_serialized(int k, const char *path)
     free(data);
     fm_tokenizer_free(&tk);
     return done;
+}
+
+/* Byte-level, and not; with every stage that there is. */
+static bool seed_json(int k, const char *path)
+{
+    static const char *const texts[] = {
+        "{\"added_tokens\":[{\"id\":6,\"content\":\"<s>\",\"special\":true,\"rstrip\":true},{\"id\":9,\"content\":"
+        "\"1\","
+        "\"normalized\":true,\"single_word\":true,\"lstrip\":true}],\"normalizer\":{\"type\":\"NFC\"},\"pre_"
+        "tokenizer\":{"
+        "\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Digits\",\"individual_digits\":true},{\"type\":\"Split\","
+        "\"pattern\":{\"Regex\":\" "
+        "?\\\\p{L}+|\\\\s+(?!\\\\S)\"},\"behavior\":\"MergedWithNext\",\"invert\":true},{\"type\":"
+        "\"ByteLevel\",\"add_prefix_space\":false}]},\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[{"
+        "\"SpecialToken\":{\"id\":\"<s>\"}}]},\"model\":{\"type\":\"BPE\",\"unk_token\":\"n\",\"ignore_merges\":true,"
+        "\"vocab\":{"
+        "\"n\":0,\"c\":1,\"e\":2,\"ce\":3,\"O\":4,\"nce\":5},\"merges\":[\"c e\",[\"n\",\"ce\"]]}}",
+        "{\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Prepend\",\"prepend\":\"\xE2\x96\x81\"},{"
+        "\"type\":"
+        "\"Replace\",\"pattern\":{\"String\":\" "
+        "\"},\"content\":\"\xE2\x96\x81\"}]},\"pre_tokenizer\":{\"type\":\"Metaspace\","
+        "\"replacement\":\"\xE2\x96\x81\",\"prepend_scheme\":\"first\",\"split\":false},\"model\":{\"byte_fallback\":"
+        "true,"
+        "\"unk_token\":\"u\",\"vocab\":{\"u\":0,\"\xE2\x96\x81\":1,\"a\":2,\"\xE2\x96\x81"
+        "a\":3,\"<0x41>\":4},\"merges\":[\"\xE2\x96\x81 a\"]}}"};
+    return k < 2 && store(path, texts[k], strlen(texts[k]));
+}
+
+/* The built-in tokenizer, which in GGUF is a byte-level BPE. */
+static bool seed_bytes_gguf(const char *path)
+{
+    fm_tokenizer tk;
+    fm_meta meta = {0};
+    if (fm_tokenizer_byte(&tk) != NB_OK)
+        return false;
+    bool done = fm_tokenizer_put_meta(&meta, &tk, tk.vocab_size) == NB_OK &&
+                fm_gguf_write(path, NULL, 0, &meta, (fm_source){0}) == NB_OK;
+    fm_meta_free(&meta);
+    fm_tokenizer_free(&tk);
+    return done;
+}
+
+/* The seeds of JSON as GGUF metadata (byte-level), and as our own form. */
+static bool seed_converted(int k, const char *path, bool as_gguf)
+{
+    fm_tokenizer tk;
+    fm_meta meta = {0};
+    uint8_t *data = NULL;
+    size_t bytes = 0;
+    if (!seed_json(k, path) || fm_tokenizer_open(&tk, path, 0) != NB_OK)
+        return false;
+    bool done;
+    if (as_gguf) {
+        fm_meta_put_string(&meta, "tokenizer.chat_template", "<|im_start|>system\nx<|im_end|>");
+        done = fm_tokenizer_put_meta(&meta, &tk, tk.vocab_size) == NB_OK &&
+               fm_gguf_write(path, NULL, 0, &meta, (fm_source){0}) == NB_OK;
+    } else {
+        done = fm_tokenizer_to_bytes(&tk, &data, &bytes) == NB_OK && store(path, data, bytes);
+    }
+    free(data);
+    fm_meta_free(&meta);
+    fm_tokenizer_free(&tk);
+    return done;
+}
+
+static bool seed_bpe(int k, const char *path)
+{
+    return seed_converted(k, path, false);
+}
+
+static bool seed_gguf(int k, const char *path)
+{
+    return k == 0 ? seed_converted(1, path, true) : k == 1 && seed_bytes_gguf(path);
 }
 
 /* ---- texts ---- */
@@ -322,6 +411,9 @@ int main(int argc, char **argv)
         {.name = "tokenizer_bin", .seed = seed_bin, .read = read_tokenizer},
         {.name = "tokenizer_model", .seed = seed_model, .read = read_tokenizer},
         {.name = "tokenizer_serialized", .seed = seed_serialized, .read = read_tokenizer},
+        {.name = "tokenizer_json", .seed = seed_json, .read = read_tokenizer},
+        {.name = "tokenizer_bpe", .seed = seed_bpe, .read = read_tokenizer},
+        {.name = "tokenizer_gguf", .seed = seed_gguf, .read = read_tokenizer},
         {.name = "text_gz", .seed = seed_gz, .read = read_text},
         {.name = "tokens", .seed = seed_tokens, .read = read_tokens},
         {.name = "tokens_growing", .seed = seed_growing, .fix = fix_growing, .read = read_growing},

@@ -87,6 +87,7 @@ START_TEST(ids_are_those_of_tokenizers)
     size_t bytes;
     must(fm_tokenizer_to_bytes(&a, &data, &bytes));
     must(fm_tokenizer_from_bytes(&b, data, bytes));
+    ck_assert_uint_eq(a.hash, b.hash);
     check_special_ids(&a, r->text, r->ids);
     check_special_ids(&b, r->text, r->ids);
     free(data);

@@ -100,5 +100,5 @@ status fm_merges_index(fm_vocab *v)
 void fm_merges_score(fm_vocab *v)
 {
     for (int64_t rank = v->n_merges - 1; rank >= 0; rank--)
-        v->piece[v->merge[rank].made].score = 0.0f - (float)rank;
+        v->piece[v->merge[rank].made].score = (float)-rank; /* not -0 */
 }
