@@ -9,7 +9,7 @@ work=$build/demo
 nibble=$build/nibble
 teacher=demo/teacher.h5
 recipes="w4a8kv8 w4a8kv4"
-steps=${STEPS:-160}
+steps=${STEPS:-240}
 unset OPENBLAS_CORETYPE # it would halve the speed of float products
 rm -rf "$work"
 mkdir -p "$work"
@@ -22,13 +22,13 @@ show() { # runs nibble and shows the line as one would type it
     "$nibble" "$@"
 }
 value() { sed -n "s/.*\"$2\":\([^,}]*\).*/\1/p" "$1"; } # of a key in one line of JSON
-qat_line() { echo "qat $teacher --data $work/train.h5 --heldout $work/heldout.h5 --recipe $1 --steps $steps --seed 1 --save-every 20 -o $work/run-$1"; }
+qat_line() { echo "qat $teacher --data $work/train.h5 --heldout $work/heldout.h5 --recipe $1 --steps $steps --lr 2e-4 --seed 1 --save-every 20 -o $work/run-$1"; }
 
 say "1. The teacher: a float model"
 show info $teacher
 
 say "2. It writes what its students will learn from, and what they will be measured on"
-show data $teacher --tokens 400k --seed 1 -o "$work/train.h5"
+show data $teacher --tokens 1M --seed 1 -o "$work/train.h5"
 show data $teacher --tokens 25k --seed 2 -o "$work/heldout.h5"
 
 say "3. Students: the same model on integers, trained to say what the teacher would"

@@ -1,4 +1,4 @@
-/* client_llama.c - llama.cpp's own library on a GGUF file; built by test_exports_client.c against the headers of the same version.
+/* client_llama.c - llama.cpp's own library on a GGUF file; built by test_logits_client.c against the headers of the same version.
  *   client_llama LIBRARIES logits MODEL IDS OUT     IDS: for each sequence int32 n and n ids; OUT: float logits [n, vocab] of each
  *   client_llama LIBRARIES f32 IN OUT               turns a quantized file back into F32 (llama_model_quantize)
  *   client_llama LIBRARIES tokenize MODEL TEXT OUT  ids of a text as int32, special tokens added as the file says

@@ -158,4 +158,29 @@ static inline void made_compare_models(const md_model *m, const md_model *file, 
     free(u);
 }
 
+/* A checkpoint as the trainer writes it, its latent parameters in `as`. */
+static inline const char *made_checkpoint(const char *path, md_model *m, fm_dtype as)
+{
+    fm_h5 f;
+    ck_assert_msg(fm_h5_create(&f, path, "checkpoint") == NB_OK, "%s", nb_fail_message());
+    ck_assert_msg(md_save_header(m, &f) == NB_OK && md_save_params(m, &f, as) == NB_OK, "%s", nb_fail_message());
+    ck_assert_msg(fm_h5_commit(&f) == NB_OK, "%s", nb_fail_message());
+    return path;
+}
+
+static inline void opened(md_model *m, const char *path, const md_open_options *o)
+{
+    ck_assert_msg(md_open(m, path, o) == NB_OK, "%s", nb_fail_message());
+}
+
+static inline void refused(const char *path, const md_open_options *o, status wanted, const char *says)
+{
+    md_model m;
+    status s = md_open(&m, path, o);
+    ck_assert_msg(s == wanted, "%s: status %d (%s), wanted %d", says, (int)s, s == NB_OK ? "" : nb_fail_message(),
+                  (int)wanted);
+    ck_assert_msg(strstr(nb_fail_message(), says) != NULL, "\"%s\" lacks \"%s\"", nb_fail_message(), says);
+    ck_assert(m.block == NULL && m.params.n == 0 && m.sites.n == 0);
+}
+
 #endif

@@ -1,0 +1,381 @@
+/* test_logits_client.c - libllama and transformers compute our runtime's logits from our exports, and libllama finds our ids of texts.
+ */
+#include "clients.h"
+#include "models_made.h"
+#include "runtime/runtime.h"
+#include "scratch.h"
+#include <math.h>
+
+#define STORIES "../shared/data/stories260k/"
+
+/* Builds client_llama into the scratch folder. */
+static bool build_client(char program[1024])
+{
+    const char *sources = client("NIBBLE_LLAMA_SOURCES");
+    if (!sources)
+        return false;
+    (void)snprintf(program, 1024, "%s/client_llama", scratch_folder);
+    const int failed = run("cc -std=gnu11 -O1 -o '%s' tests/client_llama.c -I'%s/include' -I'%s/ggml/include' -ldl",
+                           program, sources, sources);
+    ck_assert_msg(!failed, "client_llama does not build with the headers in %s", sources);
+    return true;
+}
+
+static void run_client(const char *program, const char *mode, const char *in, const char *text, const char *out)
+{
+    const char *libraries = getenv("NIBBLE_LIBLLAMA");
+    const int failed = text ? run("'%s' '%s' %s '%s' '%s' '%s'", program, libraries, mode, in, text, out)
+                            : run("'%s' '%s' %s '%s' '%s'", program, libraries, mode, in, out);
+    ck_assert_msg(!failed, "client_llama %s %s", mode, in);
+}
+
+typedef struct {
+    fm_ids ids;
+    int64_t n_sequences, start[512]; /* ids of sequence i: start[i] .. start[i + 1] */
+} sequences;
+
+static void save_ids(const sequences *s, const char *path)
+{
+    FILE *f = fopen(path, "wb");
+    ck_assert(f != NULL);
+    for (int64_t i = 0; i < s->n_sequences; i++) {
+        const int32_t n = (int32_t)(s->start[i + 1] - s->start[i]);
+        ck_assert(fwrite(&n, sizeof n, 1, f) == 1);
+        ck_assert(fwrite(s->ids.id + s->start[i], sizeof(int32_t), (size_t)n, f) == (size_t)n);
+    }
+    ck_assert(fclose(f) == 0);
+}
+
+/* Each line a document, cut at the model's context. */
+static void stories(sequences *s, const md_model *m, const char *path, int64_t most)
+{
+    fm_documents *d;
+    fm_text text;
+    *s = (sequences){0};
+    ck_assert_msg(fm_documents_open(&d, path, FM_SPLIT_LINE) == NB_OK, "%s", nb_fail_message());
+    while (s->n_sequences < most && fm_documents_next(d, &text) == NB_OK && text.text) {
+        const int64_t first = s->ids.n;
+        ck_assert(fm_tokenizer_encode(&m->tokenizer, &s->ids, text.text, text.bytes, FM_ADD_BOS) == NB_OK);
+        if (s->ids.n - first > m->config.ctx)
+            s->ids.n = first + m->config.ctx;
+        s->start[++s->n_sequences] = s->ids.n;
+    }
+    fm_documents_close(d);
+}
+
+static void random_sequences(sequences *s, const md_config *c, int64_t n)
+{
+    *s = (sequences){.n_sequences = n};
+    ck_assert(fm_ids_reserve(&s->ids, n * c->ctx) == NB_OK);
+    for (int64_t i = 0; i < n; i++) {
+        const int64_t length = 1 + (int64_t)(nb_random(17, 0, (uint64_t)i) % (uint64_t)c->ctx);
+        for (int64_t k = 0; k < length; k++)
+            s->ids.id[s->ids.n++] = (int32_t)(nb_random(17, 1, (uint64_t)(i * c->ctx + k)) % (uint64_t)c->vocab);
+        s->start[i + 1] = s->ids.n;
+    }
+}
+
+/* Our logits of all positions, [ids, vocab]. */
+static float *our_logits(md_model *m, const sequences *s)
+{
+    rt_session *session;
+    const rt_options o = {0};
+    float *z = malloc((size_t)(s->ids.n * m->config.vocab) * sizeof *z);
+    real *hidden = malloc((size_t)(m->config.ctx * m->config.dim) * sizeof *hidden);
+    ck_assert_msg(z && hidden && rt_open(&session, m, &o) == NB_OK, "%s", nb_fail_message());
+    for (int64_t i = 0; i < s->n_sequences; i++) {
+        const int64_t n = s->start[i + 1] - s->start[i];
+        rt_clear(session, 0);
+        ck_assert_msg(rt_forward(session, n, NULL, s->ids.id + s->start[i], hidden) == NB_OK, "%s", nb_fail_message());
+        ck_assert_msg(rt_head(session, z + s->start[i] * m->config.vocab, hidden, n) == NB_OK, "%s", nb_fail_message());
+    }
+    rt_close(session);
+    free(hidden);
+    return z;
+}
+
+static float *load_logits(const char *path, int64_t n)
+{
+    nb_mapped file;
+    float *z = malloc((size_t)n * sizeof *z);
+    ck_assert_msg(z && nb_map(&file, path) == NB_OK, "%s", nb_fail_message());
+    ck_assert_uint_eq(file.bytes, (size_t)n * sizeof *z);
+    memcpy(z, file.data, file.bytes);
+    nb_unmap(&file);
+    return z;
+}
+
+typedef struct {
+    double kl, nll_a, nll_b, same_top; /* means over scored positions */
+    double relative, worst;            /* differences / logits: of their root mean squares, of their largest */
+} comparison;
+
+static double log_sum(const float *z, int64_t n)
+{
+    double max = (double)z[0], sum = 0;
+    for (int64_t i = 1; i < n; i++)
+        max = fmax(max, (double)z[i]);
+    for (int64_t i = 0; i < n; i++)
+        sum += exp((double)z[i] - max);
+    return max + log(sum);
+}
+
+static int64_t top(const float *z, int64_t n)
+{
+    int64_t best = 0;
+    for (int64_t i = 1; i < n; i++)
+        best = z[i] > z[best] ? i : best;
+    return best;
+}
+
+static comparison compare_logits(const float *a, const float *b, const sequences *s, int64_t vocab)
+{
+    comparison c = {0};
+    double difference = 0, largest = 0, differences = 0, squares = 0;
+    int64_t rows = 0;
+    for (int64_t i = 0; i < s->n_sequences; i++)
+        for (int64_t k = s->start[i]; k < s->start[i + 1]; k++) {
+            const float *x = a + k * vocab, *y = b + k * vocab;
+            const double la = log_sum(x, vocab), lb = log_sum(y, vocab);
+            for (int64_t j = 0; j < vocab; j++) {
+                const double d = (double)x[j] - (double)y[j], z = (double)x[j];
+                difference = fmax(difference, fabs(d));
+                largest = fmax(largest, fabs(z));
+                differences += d * d;
+                squares += z * z;
+            }
+            if (k + 1 == s->start[i + 1])
+                continue;
+            for (int64_t j = 0; j < vocab; j++)
+                c.kl += exp((double)x[j] - la) * ((double)x[j] - la - (double)y[j] + lb);
+            c.nll_a += la - (double)x[s->ids.id[k + 1]];
+            c.nll_b += lb - (double)y[s->ids.id[k + 1]];
+            c.same_top += top(x, vocab) == top(y, vocab);
+            rows++;
+        }
+    ck_assert_int_gt(rows, 0);
+    return (comparison){.kl = c.kl / (double)rows,
+                        .nll_a = c.nll_a / (double)rows,
+                        .nll_b = c.nll_b / (double)rows,
+                        .same_top = c.same_top / (double)rows,
+                        .relative = sqrt(differences / squares),
+                        .worst = difference / largest};
+}
+
+static void print_comparison(const char *what, comparison c)
+{
+    printf("%s: NLL %.5f, ours %.5f, KL %.2e, same top %.3f %%, relative difference of logits %.1e, worst %.1e\n", what,
+           c.nll_a, c.nll_b, c.kl, 100 * c.same_top, c.relative, c.worst);
+    (void)fflush(stdout);
+}
+
+static comparison compare_with_libllama(const char *program, const char *gguf, const float *ours, const sequences *s,
+                                        int64_t vocab)
+{
+    run_client(program, "logits", gguf, scratch_path("ids"), scratch_path("logits"));
+    float *theirs = load_logits(scratch_path("logits"), s->ids.n * vocab);
+    const comparison c = compare_logits(theirs, ours, s, vocab);
+    free(theirs);
+    return c;
+}
+
+/* The model whose weights are m's decoded values, all float. */
+static void decoded_model(md_model *f, md_model *m)
+{
+    ck_assert_msg(md_export(m, "llama2c-f32", scratch_path("decoded.bin"), NULL, 0) == NB_OK, "%s", nb_fail_message());
+    ck_assert_msg(md_open(f, scratch_path("decoded.bin"), NULL) == NB_OK, "%s", nb_fail_message());
+}
+
+/* Rounding of inputs turns differences in the order of sums and in the angles of the rotation (ggml multiplies them up in
+ * floats) into whole steps: a relative noise of 5e-7 in our own norms moves q8_0 by a KL of 4e-4 and 1.1 % of the tops. */
+static const struct {
+    const char *recipe;
+    double same_top;
+} quantized[] = {{"q4_0", 0.99}, {"q8_0", 0.985}};
+
+START_TEST(libllama_computes_our_logits)
+{
+    const md_open_options o = {.recipe = quantized[_i].recipe, .tokenizer = STORIES "tok512.bin"};
+    const char *text = "../shared/data/reference/stories100.txt", *gguf;
+    char program[1024];
+    sequences s;
+    md_model m, folded, floats;
+    if (!client("NIBBLE_LIBLLAMA") || !have(STORIES "stories260K.bin") || !have(text))
+        return;
+    scratch_begin();
+    if (build_client(program)) {
+        ck_assert_msg(md_open(&m, STORIES "stories260K.bin", &o) == NB_OK, "%s", nb_fail_message());
+        ck_assert(md_save_folded(&m, scratch_path("folded.h5"), false) == NB_OK);
+        ck_assert(md_open(&folded, scratch_path("folded.h5"), NULL) == NB_OK);
+        stories(&s, &folded, text, 100);
+        ck_assert_int_eq(s.n_sequences, 100);
+        ck_assert_int_eq(s.ids.n - s.n_sequences, 35904); /* the tokens scored in the data's own reference */
+        save_ids(&s, scratch_path("ids"));
+        ck_assert_msg(md_export(&folded, "gguf", gguf = scratch_path("m.gguf"), NULL, 0) == NB_OK, "%s",
+                      nb_fail_message());
+        float *ours = our_logits(&folded, &s);
+        comparison c = compare_with_libllama(program, gguf, ours, &s, 512);
+        print_comparison(quantized[_i].recipe, c);
+        ck_assert_msg(fabs(c.nll_a - c.nll_b) < 1e-3 && c.kl < 1e-3 && c.same_top >= quantized[_i].same_top,
+                      "see the line above");
+        free(ours);
+        run_client(program, "f32", gguf, NULL, scratch_path("f32.gguf"));
+        decoded_model(&floats, &folded);
+        ours = our_logits(&floats, &s);
+        c = compare_with_libllama(program, scratch_path("f32.gguf"), ours, &s, 512);
+        print_comparison("turned to F32", c);
+        ck_assert_msg(c.relative < 1e-5 && c.same_top >= 0.999, "see the line above");
+        free(ours);
+        fm_ids_free(&s.ids);
+        md_free(&m);
+        md_free(&folded);
+        md_free(&floats);
+    }
+    scratch_end();
+}
+END_TEST
+
+/* Everything a shape can have: pairings, biases, explicit head sizes, llama3's scaling, an untied head; in floats. */
+static const md_config float_shapes[] = {
+    MADE(24, 52, 2, 3, 1, 8, 37, .tied = true),
+    MADE(32, 44, 2, 4, 2, 16, 64, .pairing = KN_ROPE_HALF),
+    MADE(64, 96, 1, 2, 1, 16, 33, .pairing = KN_ROPE_HALF, .qkv_bias = true, .rope_theta = 500),
+    MADE(64, 96, 2, 4, 2, 16, 33, .tied = true, .pairing = KN_ROPE_HALF, .qkv_bias = true),
+    MADE(32, 64, 2, 4, 4, 8, 35, .qkv_bias = true, .out_bias = true, .norm_eps = 1e-3),
+    MADE(32, 64, 1, 2, 1, 16, 40, .tied = true, .rope_theta = 500000, .rope_factor = 8, .rope_low = 1, .rope_high = 4,
+         .rope_ctx = 64, .pairing = KN_ROPE_HALF),
+};
+
+static void float_model(md_model *m, int shape)
+{
+    made_model(m, &float_shapes[shape], "float", (uint64_t)shape + 40);
+    for (int64_t i = 0; i < m->params.n; i++) /* so that no logit is huge */
+        for (int64_t k = 0; k < m->params.p[i]->count && m->params.p[i]->group != AG_NORM; k++)
+            m->params.p[i]->x[k] *= (real)0.2;
+    m->params.version++;
+}
+
+START_TEST(libllama_computes_every_shape)
+{
+    char program[1024];
+    md_model m;
+    sequences s;
+    if (!client("NIBBLE_LIBLLAMA"))
+        return;
+    scratch_begin();
+    if (build_client(program)) {
+        float_model(&m, _i);
+        random_sequences(&s, &m.config, 20);
+        save_ids(&s, scratch_path("ids"));
+        ck_assert_msg(md_export(&m, "gguf-f32", scratch_path("m.gguf"), NULL, 0) == NB_OK, "%s", nb_fail_message());
+        float *ours = our_logits(&m, &s);
+        const comparison c = compare_with_libllama(program, scratch_path("m.gguf"), ours, &s, m.config.vocab);
+        print_comparison("libllama", c);
+        ck_assert_msg(c.relative < 1e-5, "%g", c.relative);
+        free(ours);
+        fm_ids_free(&s.ids);
+        md_free(&m);
+    }
+    scratch_end();
+}
+END_TEST
+
+START_TEST(transformers_computes_every_shape)
+{
+    const char *python = client("NIBBLE_PYTHON");
+    md_model m;
+    sequences s;
+    if (!python)
+        return;
+    scratch_begin();
+    float_model(&m, _i);
+    random_sequences(&s, &m.config, 20);
+    save_ids(&s, scratch_path("ids"));
+    ck_assert_msg(md_export(&m, "safetensors", scratch_path("hf"), NULL, 0) == NB_OK, "%s", nb_fail_message());
+    const int end = run("'%s' tests/readers/transformers_logits.py '%s' '%s' '%s' >'%s' 2>&1", python,
+                        scratch_path("hf"), scratch_path("ids"), scratch_path("logits"), scratch_path("log"));
+    if (end == 77) {
+        printf("left out: NIBBLE_PYTHON has no transformers with torch\n");
+    } else {
+        ck_assert_msg(end == 0, "transformers_logits.py ended with %d", end);
+        float *ours = our_logits(&m, &s), *theirs = load_logits(scratch_path("logits"), s.ids.n * m.config.vocab);
+        const comparison c = compare_logits(theirs, ours, &s, m.config.vocab);
+        print_comparison("transformers", c);
+        ck_assert_msg(c.relative < 1e-5, "%g", c.relative);
+        free(ours);
+        free(theirs);
+    }
+    fm_ids_free(&s.ids);
+    md_free(&m);
+    scratch_end();
+}
+END_TEST
+
+/* ---- tokenizers --------------------------------------------------------------------------- */
+
+/* A model that is no more than its vocabulary. */
+static void vocabulary(md_model *m, const char *tokenizer, int64_t vocab)
+{
+    const md_open_options o = {.tokenizer = tokenizer};
+    md_config c = made_shapes[1];
+    md_model made;
+    c.vocab = vocab;
+    made_model(&made, &c, "float", 1);
+    ck_assert(md_save_model(&made, scratch_path("v.h5"), FM_F32) == NB_OK);
+    md_free(&made);
+    ck_assert_msg(md_open(m, scratch_path("v.h5"), &o) == NB_OK, "%s", nb_fail_message());
+}
+
+START_TEST(libllama_finds_our_ids)
+{
+    static const struct {
+        const char *tokenizer;
+        int64_t vocab;
+    } cases[] = {{STORIES "tok512.bin", 512}, {STORIES "tok512.model", 514}, {"bytes", 258}, {"bytes", 261}};
+    static const char *const texts[] = {"Once upon a time, there was a boy.",
+                                        " two  spaces\n\nand\ttabs ",
+                                        "na\xC3\xAFve \xE2\x82\xAC \xF0\x9F\x98\x80!",
+                                        "a",
+                                        "</s><s>",
+                                        "1234 <0x41> 'tis"};
+    char program[1024];
+    md_model m;
+    if (!client("NIBBLE_LIBLLAMA") || (_i < 2 && !have(cases[_i].tokenizer)))
+        return;
+    scratch_begin();
+    if (build_client(program)) {
+        vocabulary(&m, cases[_i].tokenizer, cases[_i].vocab);
+        ck_assert_msg(md_export(&m, "gguf-f32", scratch_path("v.gguf"), NULL, 0) == NB_OK, "%s", nb_fail_message());
+        for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
+            if (m.tokenizer.remove_extra_spaces &&
+                strstr(texts[i], "  ")) /* llama.cpp leaves them in: the report says so */
+                continue;
+            fm_ids ids = {0};
+            nb_mapped found;
+            (void)scratch_write("text", texts[i], strlen(texts[i]));
+            ck_assert(fm_tokenizer_encode(&m.tokenizer, &ids, texts[i], strlen(texts[i]), FM_ADD_BOS) == NB_OK);
+            run_client(program, "tokenize", scratch_path("v.gguf"), scratch_path("text"), scratch_path("found"));
+            ck_assert(nb_map(&found, scratch_path("found")) == NB_OK);
+            ck_assert_msg(found.bytes == (size_t)ids.n * sizeof *ids.id && !memcmp(found.data, ids.id, found.bytes),
+                          "%s: \"%s\": %zu ids, ours %lld", cases[_i].tokenizer, texts[i], found.bytes / 4,
+                          (long long)ids.n);
+            nb_unmap(&found);
+            fm_ids_free(&ids);
+        }
+        md_free(&m);
+    }
+    scratch_end();
+}
+END_TEST
+
+int main(void)
+{
+    const int shapes = sizeof float_shapes / sizeof *float_shapes;
+    Suite *s = suite_create("logits_client");
+    tcase_set_tags(add_case(s, "libllama", libllama_computes_our_logits, sizeof quantized / sizeof *quantized),
+                   "client");
+    tcase_set_tags(add_case(s, "shapes", libllama_computes_every_shape, shapes), "client");
+    tcase_set_tags(add_case(s, "transformers", transformers_computes_every_shape, shapes), "client");
+    tcase_set_tags(add_case(s, "ids", libllama_finds_our_ids, 4), "client");
+    return run_suite(s);
+}
