@@ -104,13 +104,14 @@ typedef struct {
     bool sgd;
     double hidden;
     int64_t top_k;
+    double pin;
 } training;
-static const training trainings[] = {{"w4a8kv4", 0, 1, 0, 0, KD_RECOMPUTE_OFF, false, 0, 0},
-                                     {"w4a8kv16", 0.9, 2, 0, 0, KD_RECOMPUTE_ON, false, 0, 0},
-                                     {"q4_0", 0, 1, 3, 0, KD_RECOMPUTE_OFF, false, 0, 0},
-                                     {"w2a16", 0, 1, 0, 6, KD_RECOMPUTE_OFF, true, 0.1, 0},
-                                     {"llmqat-4-8-4", 0, 1, 0, 0, KD_RECOMPUTE_OFF, false, 0, 0},
-                                     {"w4a16g32", 0, 1, 0, 0, KD_RECOMPUTE_OFF, false, 0, 8}};
+static const training trainings[] = {{"w4a8kv4", 0, 1, 0, 0, KD_RECOMPUTE_OFF, false, 0, 0, 0.001},
+                                     {"w4a8kv16", 0.9, 2, 0, 0, KD_RECOMPUTE_ON, false, 0, 0, 0},
+                                     {"q4_0", 0, 1, 3, 0, KD_RECOMPUTE_OFF, false, 0, 0, 0.02},
+                                     {"w2a16", 0, 1, 0, 6, KD_RECOMPUTE_OFF, true, 0.1, 0, 0.001},
+                                     {"llmqat-4-8-4", 0, 1, 0, 0, KD_RECOMPUTE_OFF, false, 0, 0, 0},
+                                     {"w4a16g32", 0, 1, 0, 0, KD_RECOMPUTE_OFF, false, 0, 8, 0}};
 enum { N_TRAININGS = sizeof trainings / sizeof *trainings };
 
 static status train(const char *folder, const char *data, const training *how, int *left, int64_t steps, kd_train_report *report)
@@ -131,6 +132,7 @@ static status train(const char *folder, const char *data, const training *how, i
     o.sgd = how->sgd;
     o.hidden = how->hidden;
     o.top_k = how->top_k;
+    o.pin = how->pin;
     o.eval_every = 4;
     /* one file of stored logits for the interrupted and the whole run: making it does not go on where it was stopped */
     char *logits = path_of(scratch_folder, "logits.h5");
@@ -176,6 +178,55 @@ START_TEST(interrupted_training_ends_in_the_same_bytes)
     free(data);
     free(whole);
     free(pieces);
+    scratch_end();
+}
+END_TEST
+
+/* Pinned weights are exactly the values of their codes, under the scales that go on learning. */
+START_TEST(pinned_weights_lie_on_the_grid)
+{
+    const training how = {"w4a8kv16", .accumulate = 1, .pin = 0.001};
+    kd_train_report r;
+    md_model m;
+    int64_t pinned = 0, all = 0;
+    scratch_begin();
+    open_model(&m, "float");
+    char *data = path_of(scratch_folder, "data.h5"), *folder = path_of(scratch_folder, "run"), *last = path_of(folder, "last.h5");
+    generate(&m, data, 3000, 1, KD_START_BOS);
+    md_free(&m);
+    OK(train(folder, data, &how, NULL, 30, &r));
+    fm_h5 f;
+    OK(fm_h5_open(&f, last, "checkpoint"));
+    OK(md_open(&m, last, NULL));
+    for (int64_t i = 0; i < m.sites.n; i++) {
+        fq_site *s = m.sites.s[i];
+        const int64_t n = s->rows * s->cols;
+        char name[160];
+        snprintf(name, sizeof name, "pin/flips/%s", s->name);
+        if (!fm_h5_find(&f, name)) {
+            ck_assert(!s->is_weight || s->spec.grid.bits == 0 || s->spec.grid.bits > 4);
+            continue;
+        }
+        int16_t *flips = nb_alloc((size_t)n, sizeof *flips);
+        const kn_codes *c = fq_site_codes(s, &m.params);
+        OK(fm_h5_read_all(&f, name, FM_I16, flips, 2, (int64_t[]){s->rows, s->cols}));
+        for (int64_t k = 0; k < n; k++) {
+            const int64_t row = k / s->cols, col = k % s->cols;
+            const real scale = c->scale[kn_scale_index(c, row, col)], level = (real)c->q[row * c->ld + col];
+            if (flips[k] < 0)
+                ck_assert(s->w->x[k] == level * scale);
+            pinned += flips[k] < 0;
+        }
+        all += n;
+        free(flips);
+    }
+    ck_assert_int_gt(pinned, 0);
+    ck_assert_int_lt(pinned, all);
+    fm_h5_close(&f);
+    md_free(&m);
+    free(last);
+    free(folder);
+    free(data);
     scratch_end();
 }
 END_TEST
@@ -268,6 +319,7 @@ int main(void)
     tcase_set_timeout(tc, 120);
     tcase_add_loop_test(tc, interrupted_generation_ends_in_the_same_bytes, 0, 2);
     tcase_add_loop_test(tc, interrupted_training_ends_in_the_same_bytes, 0, N_TRAININGS);
+    tcase_add_test(tc, pinned_weights_lie_on_the_grid);
     tcase_add_test(tc, stored_logits_of_nearly_all_tokens_train_as_the_teacher_does);
     tcase_add_test(tc, damaged_checkpoints_are_refused_and_kept);
     tcase_add_test(tc, distillation_beats_round_to_nearest);

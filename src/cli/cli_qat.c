@@ -45,6 +45,9 @@ static int64_t rows(cl_option row[CL_TRAIN_ROWS], cl_train_options *o, bool dist
         {"--quant-after", "N", CL_COUNT, &k->quant_after, NULL, "quantize from this step on (0: from the start)"},
         {"--freeze-after", "N", CL_COUNT, &k->freeze_after, NULL, "static ranges stay from this step on (0: never)"},
         {"--start", "absmax|mse", CL_CHOICE, &o->start, NULL, "ranges of weights before the first step (mse)"},
+        {"--pin", "X", CL_NUMBER, &k->pin, NULL,
+         distill ? "pin codes of at most 4 bits that change in more than this share of the steps to their average (0.03; 0: none)"
+                 : "pin codes of at most 4 bits that change in more than this share of the steps to their average (0: none)"},
         {"--average", "X", CL_NUMBER, &k->average, NULL,
          "decay of the average of weights while the rate falls; the better one is kept (0: none)"},
         {"--recompute", "auto|on|off", CL_CHOICE, &o->recompute, NULL,

@@ -3,7 +3,7 @@
 #define NIBBLE_CLI_TRAIN_H
 #include "cli/cli.h"
 
-enum { CL_TRAIN_ROWS = 40 };
+enum { CL_TRAIN_ROWS = 48 };
 typedef struct {
     cl_common common;
     bool distill; /* qat */

@@ -1,6 +1,6 @@
 /* checkpoint.c - the files of a run folder: last.h5 (all of the state), best.h5 (the parameters), metrics.jsonl.
  *
- * last.h5, kind "checkpoint": config, recipe, tokenizer, /param/NAME and /site/NAME as md_save_params writes them, /adam/{m,v}/NAME, /average/NAME,
+ * last.h5, kind "checkpoint": config, recipe, tokenizer, /param/NAME and /site/NAME as md_save_params writes them, /adam/{m,v}/NAME, /average/NAME, /pin/{flips,mean}/SITE,
  * attributes step, settings, key, best_kl, best_nll, averaged. Random numbers are counter based: the step is their state.
  */
 #include "distill/trainer.h"
@@ -48,7 +48,10 @@ static status write_state(kd_trainer *t, fm_h5 *f, bool all)
     TRY(fm_h5_put_number(f, "", "best_kl", t->best_kl));
     TRY(fm_h5_put_number(f, "", "best_nll", t->best_nll));
     TRY(fm_h5_put_int(f, "", "averaged", t->averaged));
-    return all ? save_moments(t, f) : NB_OK;
+    if (!all)
+        return NB_OK;
+    TRY(save_moments(t, f));
+    return kd_pins_save(t, f);
 }
 
 static status save_as(kd_trainer *t, const char *name, bool all)
@@ -136,7 +139,7 @@ static status load_state(kd_trainer *t, fm_h5 *f)
         }
     }
     ps->version++;
-    return NB_OK;
+    return kd_pins_load(t, f);
 }
 
 status kd_checkpoint_load(kd_trainer *t, bool *found)

@@ -64,6 +64,7 @@ typedef struct {
     bool sgd;
     int64_t top_k;                         /* distil from the teacher's top k probabilities, stored once; 0: from the teacher itself, in every step */
     int64_t quant_after, freeze_after;     /* steps; 0: from the start, never */
+    double pin;                            /* codes of at most 4 bits that change in more than this share of the steps are pinned to their average (pin.c); 0: none */
     double average;                        /* decay of the average of latents over the schedule's decay; 0: none. The better one is kept */
     fq_start start;
     bool importance;                       /* weight the start's error by E[x_j^2] of the first batches */

@@ -33,6 +33,7 @@
     X(int, "quant_after", quant_after)                   \
     X(int, "freeze_after", freeze_after)                 \
     X(number, "average", average)                        \
+    X(number, "pin", pin)                                \
     X(int, "start", start)                               \
     X(bool, "importance", importance)                    \
     X(int, "precision", precision)                       \

@@ -151,6 +151,7 @@ status kd_step(kd_trainer *t)
     TRY(fq_observe_end(&t->student->sites));
     TRY(ag_optimizer_step(&a, &t->student->params, t->step + 1, &t->norm));
     t->step++;
+    TRY(kd_pins_step(t));
     if (t->o.freeze_after && t->step >= t->o.freeze_after)
         t->student->sites.frozen = true;
     return NB_OK;

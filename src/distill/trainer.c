@@ -168,6 +168,7 @@ static void trainer_free(kd_trainer *t)
     for (int64_t i = 0; t->average && i < t->student->params.n; i++)
         free(t->average[i]);
     free(t->average);
+    kd_pins_free(t);
     kd_windows_free(&t->train);
     kd_windows_free(&t->held);
     ag_tape_free(&t->tape);
@@ -262,6 +263,7 @@ static status run(kd_trainer *t, kd_train_report *r)
     bool found = false;
     TRY(resolve(t));
     TRY(buffers(t));
+    TRY(kd_pins_new(t));
     if (t->run->dry_run) {
         TRY(kd_start_ranges(t));
         return predict(t, r);
@@ -281,6 +283,7 @@ static status run(kd_trainer *t, kd_train_report *r)
         TRY(kd_start_ranges(t));
     if (t->o.freeze_after && t->step >= t->o.freeze_after)
         t->student->sites.frozen = true;
+    TRY(kd_pins_start(t, found));
     TRY(loop(t, r));
     r->finished = true;
     return NB_OK;
@@ -308,7 +311,7 @@ kd_train_options kd_train_defaults(bool distill, const fq_recipe *recipe, const 
     (void)recipe;
     bool small = c->dim < 256;
     kd_train_options o = {.steps = 600, .batch = small ? 16 : 4, .accumulate = 1, .seed = 1, .lr = distill ? (small ? 3e-4 : 2e-4) : (small ? 2e-3 : 6e-4),
-                          .scale_rate = 1e-3, .beta1 = 0.9, .beta2 = distill ? 0.999 : 0.95, .eps = 1e-8, .decay = distill ? 0 : 0.1, .clip = 1,
+                          .scale_rate = 1e-3, .pin = distill ? 0.03 : 0, .beta1 = 0.9, .beta2 = distill ? 0.999 : 0.95, .eps = 1e-8, .decay = distill ? 0 : 0.1, .clip = 1,
                           .schedule = {.kind = distill ? AG_COSINE : AG_WSD, .warmup = -1, .decay_share = 0.4}, .ce = distill ? 0 : 1, .kl = distill ? 1 : 0, .temperature = 1,
                           .start = FQ_START_MSE, .importance = true, .precision = KN_FP32, .eval_tokens = 25000};
     return o;

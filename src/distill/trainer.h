@@ -4,6 +4,12 @@
 #define NIBBLE_DISTILL_TRAINER_H
 #include "distill/windows.h"
 
+/* What pin.c knows of one weight site; NULLs where it takes no part. */
+typedef struct {
+    int16_t *flips, *mean; /* [rows, cols]: share of steps that changed the code (-1: pinned), its average; fixed point */
+    int8_t *last;          /* the code of the step before */
+} kd_pin;
+
 typedef struct kd_stored kd_stored; /* the teacher's logits made once; stored_logits.c */
 
 typedef struct {
@@ -19,6 +25,7 @@ typedef struct {
     double loss, kl, norm;       /* of the last step, for metrics */
     real **average;              /* [params.n] latents' running average, or NULL before the decay begins */
     int64_t averaged;            /* steps in it */
+    kd_pin *pin;                 /* [sites.n], or NULL without --pin */
     /* buffers of one micro-batch */
     ag_tape tape, teacher_tape;
     rt_session *session; /* the teacher's */
@@ -35,6 +42,13 @@ status kd_next_batch(kd_trainer *t, int64_t micro);      /* fills ids, target, l
 const int32_t *kd_lengths(const kd_trainer *t);          /* of the batch; NULL where no row is padded */
 status kd_step(kd_trainer *t);                           /* one optimizer step; raises t->step */
 status kd_start_ranges(kd_trainer *t);
+
+status kd_pins_new(kd_trainer *t);                 /* memory, where o.pin asks for it */
+status kd_pins_start(kd_trainer *t, bool resumed); /* before the first step; of a resumed run after kd_pins_load */
+status kd_pins_step(kd_trainer *t);                /* after the optimizer's step */
+status kd_pins_save(kd_trainer *t, fm_h5 *f);      /* /pin/{flips,mean}/SITE */
+status kd_pins_load(kd_trainer *t, fm_h5 *f);
+void kd_pins_free(kd_trainer *t);
 
 /* Opens the logits stored at path, making them where the file is not there; then, per batch (t->index): reads its rows, and gives logits of rows
  * [row, row+n) of it. */
