@@ -146,6 +146,16 @@ static bool seed_llama2c(int k, const char *path)
     return s == NB_OK;
 }
 
+static bool seed_gguf(int k, const char *path)
+{
+    md_model m;
+    if (k >= 3 || !build(&m, k == 0 ? 1 : k == 1 ? 0 : 2))
+        return false;
+    status s = md_export(&m, k == 0 ? "gguf" : k == 1 ? "gguf-f16" : "gguf-f32", path, NULL, 0);
+    md_free(&m);
+    return s == NB_OK;
+}
+
 /* The two files of an exported folder, moved to where the targets look for them. */
 static bool seed_hf(int k, const char *path, const char *wanted)
 {
@@ -226,6 +236,7 @@ int main(int argc, char **argv)
 {
     const fuzz_target targets[] = {
         {"model_llama2c", seed_llama2c, NULL, read_model, false},
+        {"model_gguf", seed_gguf, NULL, read_model, false},
         {"model_hf_weights", seed_weights, NULL, read_weights, false},
         {"model_hf_config", seed_config, NULL, read_config, false},
         {"model_folded", seed_folded, seal_folded, read_model, true},

@@ -38,9 +38,9 @@ static void compare_file(const md_model *m, const char *path, const char *target
 {
     md_model file;
     if (!strncmp(target, "gguf", 4)) {
-        if (strcmp(target, "gguf-f16") != 0)
-            compare_gguf(m, path, target);
-        return;
+        if (strcmp(target, "gguf-f16") == 0)
+            return;
+        compare_gguf(m, path, target);
     }
     ck_assert_msg(md_open(&file, path, NULL) == NB_OK, "%s", nb_fail_message());
     made_compare_models(m, &file, target);

@@ -1,8 +1,11 @@
 /* test_formats_client.c - files that we write, read by the formats' own Python packages (safetensors, gguf, h5py), and
- * files that those write, read by us. Needs NIBBLE_PYTHON, a Python that has them; skipped without.
+ * files that those write, read by us; blocks of ggml's types, decoded by libggml and by us. Needs NIBBLE_PYTHON, a Python
+ * that has the packages, and NIBBLE_LIBLLAMA, the folder of libggml-base.so; skipped without.
  */
 #include "format_files.h"
 #include "scratch.h"
+#include <dlfcn.h>
+#include <math.h>
 #include <sys/wait.h>
 
 static void keep_expected(const char *name, const float *x, int64_t n)
@@ -165,6 +168,52 @@ START_TEST(we_read_what_their_writers_write)
 }
 END_TEST
 
+static const struct {
+    fm_dtype type;
+    const char *theirs;
+} decoded[] = {{FM_Q4_0, "q4_0"}, {FM_Q4_1, "q4_1"}, {FM_Q5_0, "q5_0"}, {FM_Q5_1, "q5_1"}, {FM_Q8_0, "q8_0"},     {FM_Q2_K, "q2_K"},
+               {FM_Q3_K, "q3_K"}, {FM_Q4_K, "q4_K"}, {FM_Q5_K, "q5_K"}, {FM_Q6_K, "q6_K"}, {FM_IQ4_NL, "iq4_nl"}, {FM_TQ1_0, "tq1_0"},
+               {FM_TQ2_0, "tq2_0"}, {FM_MXFP4, "mxfp4"}, {FM_Q1_0, "q1_0"}, {FM_Q2_0, "q2_0"}};
+enum { N_DECODED = sizeof decoded / sizeof *decoded };
+
+/* Blocks of random bytes: every code, every scale, infinite ones and NaN too. */
+START_TEST(every_block_type_decodes_to_their_bits)
+{
+    enum { BLOCKS = 2000 };
+    const char *folder = getenv("NIBBLE_LIBLLAMA");
+    if (!folder || !*folder) {
+        printf("skipped: NIBBLE_LIBLLAMA is not set\n");
+        return;
+    }
+    char text[1024];
+    (void)snprintf(text, sizeof text, "%s/libggml-base.so", folder);
+    void *library = dlopen(text, RTLD_NOW);
+    ck_assert_msg(library != NULL, "%s", dlerror());
+    (void)snprintf(text, sizeof text, "dequantize_row_%s", decoded[_i].theirs);
+    void *symbol = dlsym(library, text);
+    ck_assert_msg(symbol != NULL, "%s", text);
+    void (*theirs)(const void *blocks, float *values, int64_t n);
+    memcpy(&theirs, &symbol, sizeof symbol);
+    const fm_dtype t = decoded[_i].type;
+    fm_array a = {.name = text, .dtype = t, .n_dim = 1, .dim = {BLOCKS * fm_dtype_block(t)}};
+    must(fm_array_measure(&a));
+    uint8_t *bytes = malloc(a.bytes);
+    float *x = malloc((size_t)a.dim[0] * sizeof *x), *y = malloc((size_t)a.dim[0] * sizeof *y);
+    for (size_t i = 0; i < a.bytes; i++)
+        bytes[i] = (uint8_t)nb_random(7, (uint64_t)_i, i);
+    a.data = bytes;
+    theirs(bytes, x, a.dim[0]);
+    must(fm_to_float(y, &a, 0, a.dim[0]));
+    for (int64_t i = 0; i < a.dim[0]; i++)
+        ck_assert_msg((isnan(x[i]) && isnan(y[i])) || memcmp(&x[i], &y[i], sizeof *x) == 0, "%s: element %lld is %a, theirs %a", text,
+                      (long long)i, (double)y[i], (double)x[i]);
+    free(bytes);
+    free(x);
+    free(y);
+    dlclose(library);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("formats_client");
@@ -174,6 +223,7 @@ int main(void)
     tcase_add_checked_fixture(c, scratch_begin, scratch_end);
     tcase_add_test(c, their_readers_read_what_we_write);
     tcase_add_test(c, we_read_what_their_writers_write);
+    tcase_add_loop_test(c, every_block_type_decodes_to_their_bits, 0, N_DECODED);
     suite_add_tcase(s, c);
     SRunner *r = srunner_create(s);
     srunner_run_all(r, CK_ENV);

@@ -231,7 +231,7 @@ START_TEST(other_files_are_refused_by_name)
     fm_h5 f;
     const int64_t none = 0;
     refused(text, NULL, NB_FORMAT, "text.txt");
-    refused(gguf, NULL, NB_UNSUPPORTED, "GGUF");
+    refused(gguf, NULL, NB_FORMAT, "a.gguf: general.architecture");
     refused(scratch_folder, NULL, NB_FORMAT, "model.safetensors");
     refused(scratch_path("absent"), NULL, NB_IO, "absent");
     ck_assert(fm_h5_create(&f, scratch_path("tokens.h5"), "tokens") == NB_OK);

@@ -5,7 +5,8 @@
 
 typedef struct {
     cl_common common;
-    const char *prompt;
+    const char *prompt, *system;
+    bool chat;
     int64_t n, top_k;
     double temperature, top_p;
 } run_options;
@@ -34,6 +35,21 @@ static void runner_free(runner *r)
     md_free(&r->model);
 }
 
+/* The ids of the prompt; as a conversation where asked for: the text that the model's chat template makes of it. */
+static status encode_prompt(runner *r, const run_options *o)
+{
+    const fm_tokenizer *tk = &r->model.tokenizer;
+    const fm_chat_message turns[] = {{"system", o->system}, {"user", o->prompt}};
+    const bool has_system = o->system && *o->system;
+    char *text;
+    if (!o->chat)
+        return fm_tokenizer_encode(tk, &r->ids, o->prompt, strlen(o->prompt), FM_ADD_BOS);
+    TRY(fm_chat_render(tk, turns + !has_system, has_system ? 2 : 1, true, &text));
+    status s = fm_tokenizer_encode(tk, &r->ids, text, strlen(text), FM_ADD_BOS | FM_PARSE_SPECIAL);
+    free(text);
+    return s;
+}
+
 static status runner_open(runner *r, const char *path, const run_options *o)
 {
     rt_options k = {.slots = 1, .ctx = o->common.ctx};
@@ -43,7 +59,7 @@ static status runner_open(runner *r, const char *path, const run_options *o)
         return nb_fail(NB_USAGE, "%s: carries no tokenizer (--tokenizer FILE)", path);
     TRY(cl_precision(&k.precision, &o->common, &m->config));
     TRY(rt_open(&r->session, &r->model, &k));
-    TRY(fm_tokenizer_encode(&m->tokenizer, &r->ids, o->prompt, strlen(o->prompt), FM_ADD_BOS));
+    TRY(encode_prompt(r, o));
     r->prompt_tokens = r->ids.n;
     if (r->ids.n == 0)
         return nb_fail(NB_USAGE, "the tokenizer has no BOS, so the text needs a beginning (-p TEXT)");
@@ -140,7 +156,7 @@ static status run(const char *path, const run_options *o)
     status s = runner_open(&r, path, o);
     for (int64_t i = 0; s == NB_OK && i < r.prompt_tokens; i++) /* so that the text goes on where the prompt ends */
         fm_stream_put(&r.stream, &r.model.tokenizer, r.ids.id[i]);
-    if (s == NB_OK && !o->common.json)
+    if (s == NB_OK && !o->common.json && !o->chat)
         s = cl_print(o->prompt, strlen(o->prompt));
     if (s == NB_OK)
         s = continue_text(&r, o);
@@ -157,6 +173,9 @@ int cl_run(int argc, char **argv)
     run_options o = {0};
     const cl_option option[] = {
         {"-p", "TEXT", CL_TEXT, &o.prompt, "", "the beginning; empty: from BOS alone"},
+        {"--chat", NULL, CL_FLAG, &o.chat, NULL,
+         "-p is what a user says: put it into the model's chat template, print the answer alone"},
+        {"--system", "TEXT", CL_TEXT, &o.system, NULL, "with --chat: the system message (the template's own)"},
         {"-n", "N", CL_COUNT, &o.n, "256", "tokens to add at most"},
         {"--temp", "T", CL_NUMBER, &o.temperature, "0.8", "temperature; 0 takes the likeliest token always"},
         {"--top-k", "N", CL_COUNT, &o.top_k, "0", "sample among the N likeliest tokens only (0: all)"},
@@ -170,12 +189,17 @@ int cl_run(int argc, char **argv)
                        "computes with its integers, keys and values in their 4 or 8 bits too. Stops at the end\n"
                        "token, after -n tokens or at the end of the context.",
         .examples = "  nibble run student.h5 -p \"Once upon a time\" -n 200 --temp 0.8 --seed 3\n"
-                    "  nibble run stories260K.bin --tokenizer tok512.bin -p \"\" -n 200 --temp 0",
+                    "  nibble run stories260K.bin --tokenizer tok512.bin -p \"\" -n 200 --temp 0\n"
+                    "  nibble run SmolLM2-135M-Instruct.Q4_1.gguf --chat -p \"What is the capital of France?\"",
         .option = option,
         .n = sizeof option / sizeof *option,
         .common = &o.common,
         .common_mask = CL_CTX | CL_TOKENIZER | CL_WHICH | CL_SEEDED | CL_PRECISION | CL_JSON};
     const char *argument[CL_MAX_ARGUMENTS];
     int code;
-    return cl_parse(&command, argc, argv, argument, &code) ? cl_exit(run(argument[0], &o)) : code;
+    if (!cl_parse(&command, argc, argv, argument, &code))
+        return code;
+    if (o.system && !o.chat)
+        return cl_exit(nb_fail(NB_USAGE, "--system goes with --chat"));
+    return cl_exit(run(argument[0], &o));
 }

@@ -1,5 +1,5 @@
 /* convert.c - elements of any type as floats or integers. Integers beyond 2^24 round to the nearest float; blocks of
- * ggml's types decode as their value column says: Q8_0, Q4_0: d*q, Q4_1: d*q + m, in float.
+ * ggml's types are decoded in ggml_blocks.c.
  */
 #include "io/formats.h"
 #include <string.h>
@@ -87,22 +87,6 @@ bool fm_load_number(double *x, fm_dtype t, const void *p)
     return true;
 }
 
-/* Floats of whole blocks: n elements from block `from / 32` on. */
-static void blocks_to_float(float *dst, const fm_array *a, int64_t from, int64_t n)
-{
-    int8_t q[32];
-    uint16_t d, m = 0;
-    const uint8_t *src = (const uint8_t *)a->data + (size_t)(from / 32) * fm_dtype_bytes(a->dtype);
-    for (int64_t b = 0; b < n / 32; b++, src += fm_dtype_bytes(a->dtype)) {
-        (void)fm_blocks_unpack(q, &d, &m, a->dtype, src, 1);
-        float scale = nb_half_to(d), minimum = nb_half_to(m);
-        for (int i = 0; i < 32; i++) {
-            float x = scale * (float)q[i];
-            *dst++ = a->dtype == FM_Q4_1 ? x + minimum : x;
-        }
-    }
-}
-
 /* NB_SHAPE unless [from, from + n) lies inside the array, in whole blocks. */
 static status check_range(const fm_array *a, int64_t from, int64_t n, int64_t block)
 {
@@ -120,12 +104,14 @@ status fm_to_float(float *dst, const fm_array *a, int64_t from, int64_t n)
     TRY(check_range(a, from, n, block));
     if (n == 0)
         return NB_OK;
-    if (a->dtype == FM_Q8_0 || a->dtype == FM_Q4_0 || a->dtype == FM_Q4_1) {
-        blocks_to_float(dst, a, from, n);
-        return NB_OK;
-    }
+    const fm_block_decoder decode = fm_block_decoder_of(a->dtype);
     size_t bytes = fm_dtype_bytes(a->dtype);
     const uint8_t *src = (const uint8_t *)a->data + (size_t)(from / block) * bytes;
+    if (decode) {
+        for (int64_t i = 0; i < n; i += block, src += bytes)
+            decode(dst + i, src);
+        return NB_OK;
+    }
     if (a->dtype == FM_F32) {
         memcpy(dst, src, (size_t)n * bytes);
         return NB_OK;

@@ -29,6 +29,10 @@ static inline bool fm_add(int64_t *r, int64_t a, int64_t b)
 bool fm_load_number(double *x, fm_dtype t, const void *p);
 bool fm_load_int(int64_t *x, fm_dtype t, const void *p);
 
+/* Values of one block of ggml's types; NULL: the type has no blocks, or none that are known. */
+typedef void (*fm_block_decoder)(float *values, const uint8_t *block);
+fm_block_decoder fm_block_decoder_of(fm_dtype t);
+
 /* Writes "F32 [2,3]" into text. */
 enum { FM_SHAPE_TEXT = 128 };
 const char *fm_shape_text(char text[FM_SHAPE_TEXT], const fm_array *a);

@@ -83,8 +83,8 @@ int64_t fm_count(const fm_array *a); /* elements: the product of the dimensions 
 /* Sets a->bytes from dtype and dimensions; blocks lie along the last dimension. NB_FORMAT where a dimension is
  * negative, the product overflows, or the last dimension is not whole blocks. */
 status fm_array_measure(fm_array *a);
-/* dst[0..n) <- elements [from, from + n) as floats. F32 F16 BF16 F64, integers (rounded to nearest), BOOL, Q8_0 Q4_0
- * Q4_1 (from and n multiples of 32); others NB_UNSUPPORTED. NB_SHAPE outside the array. */
+/* dst[0..n) <- elements [from, from + n) as floats. F32 F16 BF16 F64, integers (rounded to nearest), BOOL, blocks of
+ * ggml's types (from and n whole blocks) to the bits of its dequantize_row_*; others NB_UNSUPPORTED. NB_SHAPE outside the array. */
 status fm_to_float(float *dst, const fm_array *a, int64_t from, int64_t n);
 /* dst[0..n) <- elements [from, from + n) of an array of integers; NB_FORMAT when one is outside int64 (U64). */
 status fm_to_int(int64_t *dst, const fm_array *a, int64_t from, int64_t n);

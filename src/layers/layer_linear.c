@@ -18,7 +18,8 @@ static status parameter(ag_param **p, fq_site **site, ly_build *build, const cha
         if (!*p)
             return NB_NOMEM;
         uint64_t stream = nb_hash(NB_HASH_START, full, strlen(full));
-        if (deviation > 0)
+        if (deviation > 0 && build->seed != LY_UNSET)
+#pragma omp parallel for schedule(static) if ((*p)->count > 1 << 14)
             for (int64_t i = 0; i < (*p)->count; i++)
                 (*p)->x[i] = (real)(deviation * nb_random_normal(build->seed, stream, (uint64_t)i));
     }

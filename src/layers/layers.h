@@ -7,6 +7,7 @@
 #define NIBBLE_LAYERS_H
 #include "fakequant/fakequant.h"
 
+#define LY_UNSET UINT64_MAX /* as the seed: values stay 0 */
 /* What every init needs: where to register, which recipe, how to start. */
 typedef struct {
     ag_params *params;

@@ -251,11 +251,22 @@ status md_read_floats(real *dst, const fm_array *a)
 {
     const int64_t n = fm_count(a);
     _Static_assert(sizeof(real) == sizeof(float), "models are built in single precision");
-    TRY(fm_to_float(dst, a, 0, n));
-    for (int64_t i = 0; i < n; i++)
-        if (!isfinite(dst[i]))
-            return nb_fail(NB_FORMAT, "%s: element %lld is %g", a->name, (long long)i, (double)dst[i]);
-    return NB_OK;
+    enum { PIECE = 1 << 15 }; /* whole blocks of any type */
+    status s = fm_to_float(dst, a, 0, 0);
+    int64_t bad = n;
+#pragma omp parallel for schedule(static) reduction(min : bad) if (n > 4 * PIECE)
+    for (int64_t from = 0; from < (s == NB_OK ? n : 0); from += PIECE) {
+        const int64_t end = from + PIECE < n ? from + PIECE : n;
+        bad = fm_to_float(dst + from, a, from, end - from) == NB_OK ? bad : -1;
+        for (int64_t i = from; i < end && i < bad; i++)
+            if (!isfinite(dst[i]))
+                bad = i;
+    }
+    if (s == NB_OK && bad < 0)
+        s = fm_to_float(dst, a, 0, n); /* says why, in this thread */
+    if (s == NB_OK && bad < n)
+        s = nb_fail(NB_FORMAT, "%s: element %lld is %g", a->name, (long long)bad, (double)dst[bad]);
+    return s;
 }
 
 static status load_tensor(md_model *m, const fm_arrays *a, const md_tensor *t, md_naming naming, const char *prefix)

@@ -47,11 +47,13 @@ status md_read_floats(real *dst, const fm_array *a);
  * names, or NULL. */
 status md_open_llama2c(md_model *m, const char *path, const fq_recipe *recipe);
 status md_open_hf(md_model *m, const char *path, const fq_recipe *recipe);
+status md_open_gguf(md_model *m, const char *path, const fq_recipe *recipe);
 status md_open_h5(md_model *m, const char *path, const fq_recipe *recipe, bool train);
 status md_open_folded(md_model *m, fm_h5 *f, bool train); /* of an open file of kind "folded" */
 /* The tokenizer at path (or in the folder) for a model, whose bos and eos become its own. It may have fewer pieces than the model has ids (padded
  * vocabularies): an eighth, at most 1024; never more. */
 status md_attach_tokenizer(md_model *m, const char *path);
+status md_take_tokenizer(md_model *m, fm_tokenizer *tk, const char *path); /* the same with one that was read: it is the model's now, or freed */
 /* Fills the latent weights of a built model from arrays: /param of HDF5 (prefix "param/"), or a foreign naming. Learned scales stay at their start. */
 status md_load_weights(md_model *m, const fm_arrays *a, md_naming naming, const char *prefix);
 

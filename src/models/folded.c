@@ -367,14 +367,14 @@ static status build_folded(md_model *m, const md_config *c, const fq_recipe *rec
         status s = check_tensors(c, f);
         if (s != NB_OK)
             return nb_fail_in(s, "%s", f->arrays.path);
-        TRY(md_build(m, c, recipe, 0, true));
+        TRY(md_build(m, c, recipe, MD_UNSET, true));
         return load_folded(m, f);
     }
     if (!fm_h5_find(f, "param/embed.weight"))
         return nb_fail(NB_USAGE, "%s: has codes only; training starts from a file folded with its latent floats",
                        f->arrays.path);
     TRY(md_check_arrays(&f->arrays, c, MD_NIBBLE, "param/"));
-    TRY(md_build(m, c, recipe, 0, false));
+    TRY(md_build(m, c, recipe, MD_UNSET, false));
     return md_load_params(m, f);
 }
 

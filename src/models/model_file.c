@@ -291,7 +291,7 @@ static status open_params(md_model *m, fm_h5 *f, const fq_recipe *recipe)
     if (s == NB_OK)
         s = md_check_arrays(&f->arrays, &c, MD_NIBBLE, "param/");
     if (s == NB_OK)
-        s = md_build(m, &c, recipe ? recipe : &own, 0, false);
+        s = md_build(m, &c, recipe ? recipe : &own, MD_UNSET, false);
     if (s == NB_OK)
         s = recipe || own.n == 0 ? md_load_weights(m, &f->arrays, MD_NIBBLE, "param/") : md_load_params(m, f);
     m->tokenizer = tk;

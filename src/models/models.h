@@ -49,8 +49,10 @@ typedef struct {
     bool folded;
 } md_model;
 
+#define MD_UNSET LY_UNSET
 /* Builds the modules of a config with a recipe (copied) and normal start values (deviation 0.02, outputs into the residual stream / sqrt(2 layers)).
- * codes_only: weights with a spec get no latent floats. A zeroed md_model is a valid empty one. */
+ * seed MD_UNSET: they stay 0,
+ * for a caller who loads them. codes_only: weights with a spec get no latent floats. A zeroed md_model is a valid empty one. */
 status md_build(md_model *m, const md_config *c, const fq_recipe *recipe, uint64_t seed, bool codes_only);
 void md_free(md_model *m);
 
@@ -84,7 +86,7 @@ typedef struct {
     const char *tokenizer; /* path, or NULL: what the file carries, else none */
     bool train;            /* latent floats are wanted: a folded file must carry /param */
 } md_open_options;
-/* Opens a llama2.c file (v0, v1, v2), a safetensors file or Hugging Face folder, a nibble HDF5 file (checkpoint's or folded model), seen from its content. int8 files are
+/* Opens a GGUF file, a llama2.c file (v0, v1, v2), a safetensors file or Hugging Face folder, a nibble HDF5 file (checkpoint's or folded model), seen from its content. Quantized files are
  * decoded to floats. Names the file and the tensor in every refusal. */
 status md_open(md_model *m, const char *path, const md_open_options *o);
 

@@ -2,24 +2,29 @@
 #include "models/bind.h"
 #include <string.h>
 
+status md_take_tokenizer(md_model *m, fm_tokenizer *tk, const char *path)
+{
+    const int64_t missing = m->config.vocab - tk->vocab_size;
+    if (missing < 0 || missing > 1024 || missing > m->config.vocab / 8) {
+        status s = nb_fail(NB_USAGE, "%s: a tokenizer of %lld pieces for a model of %lld ids", path,
+                           (long long)tk->vocab_size, (long long)m->config.vocab);
+        fm_tokenizer_free(tk);
+        return s;
+    }
+    if (tk->bos >= 0)
+        m->config.bos = tk->bos;
+    if (tk->eos >= 0)
+        m->config.eos = tk->eos;
+    fm_tokenizer_free(&m->tokenizer);
+    m->tokenizer = *tk;
+    return NB_OK;
+}
+
 status md_attach_tokenizer(md_model *m, const char *path)
 {
     fm_tokenizer tk = {0};
     TRY(fm_tokenizer_open(&tk, path, 0));
-    const int64_t missing = m->config.vocab - tk.vocab_size;
-    if (missing < 0 || missing > 1024 || missing > m->config.vocab / 8) {
-        status s = nb_fail(NB_USAGE, "%s: a tokenizer of %lld pieces for a model of %lld ids", path,
-                           (long long)tk.vocab_size, (long long)m->config.vocab);
-        fm_tokenizer_free(&tk);
-        return s;
-    }
-    if (tk.bos >= 0)
-        m->config.bos = tk.bos;
-    if (tk.eos >= 0)
-        m->config.eos = tk.eos;
-    fm_tokenizer_free(&m->tokenizer);
-    m->tokenizer = tk;
-    return NB_OK;
+    return md_take_tokenizer(m, &tk, path);
 }
 
 static status unknown_file(const char *path)
@@ -28,7 +33,7 @@ static status unknown_file(const char *path)
         return nb_fail(NB_IO, "%s: no such file or folder", path);
     if (nb_path_is_folder(path))
         return nb_fail(NB_FORMAT, "%s: a folder without model.safetensors or model.safetensors.index.json", path);
-    return nb_fail(NB_FORMAT, "%s: neither a llama2.c, safetensors nor nibble file", path);
+    return nb_fail(NB_FORMAT, "%s: neither a GGUF, llama2.c, safetensors nor nibble file", path);
 }
 
 static status open_kind(md_model *m, const char *path, const md_open_options *o, const fq_recipe *recipe)
@@ -43,8 +48,7 @@ static status open_kind(md_model *m, const char *path, const md_open_options *o,
     case FM_FILE_HDF5:
         return md_open_h5(m, path, recipe, o->train);
     case FM_FILE_GGUF:
-        return nb_fail(NB_UNSUPPORTED, "%s: GGUF files are written, not yet read; open the model they were made from",
-                       path);
+        return md_open_gguf(m, path, recipe);
     default:
         return unknown_file(path);
     }

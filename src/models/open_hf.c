@@ -141,7 +141,7 @@ static status read_model(md_model *m, const fm_arrays *a, const char *config_pat
     TRY(parse_config(&c, config_path, fm_find(a, "lm_head.weight") != NULL));
     TRY(md_check_ctx(&c, a));
     TRY(md_check_arrays(a, &c, MD_HF, ""));
-    TRY(md_build(m, &c, recipe, 0, false));
+    TRY(md_build(m, &c, recipe, MD_UNSET, false));
     return md_load_weights(m, a, MD_HF, "");
 }
 

@@ -86,7 +86,7 @@ status md_open_llama2c(md_model *m, const char *path, const fq_recipe *recipe)
     if (s == NB_OK)
         s = md_check_arrays(&a, &c, MD_LLAMA2C, "");
     if (s == NB_OK)
-        s = md_build(m, &c, recipe, 0, false);
+        s = md_build(m, &c, recipe, MD_UNSET, false);
     if (s == NB_OK && (s = load(m, &a, &h)) != NB_OK)
         md_free(m);
     fm_arrays_free(&a);
