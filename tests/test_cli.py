@@ -86,6 +86,28 @@ class Usage(unittest.TestCase):
         out, _ = run("--version", env={**os.environ, "OPENBLAS_CORETYPE": "Haswell"})
         self.assertIn("OPENBLAS_CORETYPE", out)
 
+    def test_openblas_is_told_its_core_unless_the_user_did(self):
+        """An empty OPENBLAS_CORETYPE counts as not set; our own choice is no reason for a warning, the user's is."""
+        plain = {k: v for k, v in os.environ.items() if k != "OPENBLAS_CORETYPE"}
+        with open("/proc/cpuinfo") as file:
+            flags = set(next((l for l in file if l.startswith("flags")), "").split())
+        wide = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"} <= flags
+        for name in ["unset", "empty"]:
+            with self.subTest(name):
+                out, _ = run("--version", env=plain if name == "unset" else {**plain, "OPENBLAS_CORETYPE": ""})
+                self.assertNotIn("warning", out)
+                if wide:
+                    self.assertRegex(out, "OpenBLAS [0-9.]+ (SkylakeX|Cooperlake|SapphireRapids)")
+                elif {"avx2", "fma"} <= flags:
+                    self.assertRegex(out, "OpenBLAS [0-9.]+ (Haswell|Zen)")
+        if wide:
+            self.assertIn("told its core: SkylakeX", run("--version", env={**plain, "OPENBLAS_CORETYPE": ""})[0])
+        forced = {**plain, "OPENBLAS_CORETYPE": "Nehalem", "OMP_WAIT_POLICY": "passive"}
+        out, _ = run("--version", env=forced)
+        self.assertIn("Nehalem", out)
+        self.assertIn("warning: OPENBLAS_CORETYPE=Nehalem", out)
+        self.assertIn("OPENBLAS_CORETYPE=Nehalem", run("recipes", env=forced)[1] + run("info", "no.bin", code=1, env=forced)[1])
+
     def test_recipes_print_in_the_form_of_a_recipe_file(self):
         self.assertIn("w4a8kv8", run("recipes")[0])
         text, _ = run("recipes", "w4a8kv8")

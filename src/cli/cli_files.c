@@ -7,9 +7,15 @@
 #include <string.h>
 #include <unistd.h>
 
+const char *cl_users_blas_core(void)
+{
+    const char *core = getenv("OPENBLAS_CORETYPE"), *own = getenv(CL_BLAS_CORE);
+    return core && *core && !(own && !strcmp(own, core)) ? core : NULL;
+}
+
 status cl_begin(const cl_common *c)
 {
-    const char *core = getenv("OPENBLAS_CORETYPE");
+    const char *core = cl_users_blas_core();
     TRY(kn_isa_check());
     if (c->threads > 1024)
         return nb_fail(NB_USAGE, "--threads %lld: at most 1024", (long long)c->threads);
