@@ -4,6 +4,7 @@
 """
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -244,11 +245,63 @@ class Commands(unittest.TestCase):
                 self.assertEqual(content(f"{folder}/last.h5"), content("run/last.h5"))
                 self.assertEqual(content(f"{folder}/best.h5"), content("run/best.h5"))
 
+    def test_resuming_with_other_threads_is_told(self):
+        started = subprocess.Popen([PROGRAM, *self.qat("threads", "60"), "--threads", "1"], stderr=subprocess.DEVNULL)
+        deadline = time.time() + 60
+        while not os.path.exists("threads/last.h5") and time.time() < deadline:
+            time.sleep(0.002)
+        started.send_signal(signal.SIGINT)
+        self.assertEqual(started.wait(), 130)
+        _, err = run(*self.qat("threads", "60"), "--threads", "2")
+        self.assertRegex(err, "resumed a run of threads 1, .*; now threads 2, ")
+
     def test_restart_discards_a_run(self):
         run(*self.qat("again", "2"))
         run(*self.qat("again", "3"), code=2)
         run(*self.qat("again", "3"), "--restart")
         self.assertEqual(parsed("info", "again")["steps"], 3)
+
+    def test_restart_leaves_nothing_of_the_old_run(self):
+        run(*self.qat("old", "6"), "--keep", "9")
+        self.assertIn("step-6.h5", os.listdir("old"))
+        line = [*self.qat("old", "400"), "--restart", "--eval-every", "400", "--save-every", "400"]
+        started = subprocess.Popen([PROGRAM, *line], stderr=subprocess.DEVNULL)
+        deadline = time.time() + 60
+        while "step-6.h5" in os.listdir("old") and time.time() < deadline:
+            time.sleep(0.002)
+        time.sleep(0.1)
+        started.kill()
+        started.wait()
+        self.assertEqual([f for f in os.listdir("old") if f.endswith(".h5")], [])
+
+    def test_keep_keeps_the_newest_checkpoints(self):
+        for name, more, kept in [("kept", ["--save-every", "1"], [5, 6]), ("usual", ["--save-every", "0"], [5, 6])]:
+            with self.subTest(name):
+                run(*self.qat(name), *more, "--keep", "2")
+                steps = sorted(int(f[5:-3]) for f in os.listdir(name) if f.startswith("step-"))
+                self.assertEqual(steps, kept)
+                self.assertEqual(content(f"{name}/step-6.h5"), content(f"{name}/last.h5"))
+
+    def test_two_processes_do_not_train_in_one_folder(self):
+        line = self.qat("shared", "2000")
+        started = subprocess.Popen([PROGRAM, *line], stderr=subprocess.DEVNULL)
+        deadline = time.time() + 60
+        while not os.path.exists("shared/last.h5") and time.time() < deadline:
+            time.sleep(0.002)
+        _, err = run(*line, code=2)
+        self.assertIn("another process", err)
+        started.send_signal(signal.SIGTERM)
+        self.assertEqual(started.wait(), 130)
+
+    def test_progress_tells_loss_distance_rate_and_speed(self):
+        master, slave = pty.openpty()
+        subprocess.run([PROGRAM, *self.qat("told", "4")], stderr=slave, timeout=240)
+        os.close(slave)
+        text = b""
+        while b"tok/s" not in text:
+            text += os.read(master, 4096)
+        os.close(master)
+        self.assertRegex(text.decode(), r"steps.*loss [0-9.]+ kl [0-9.]+ lr [0-9.e-]+ [0-9]+ tok/s")
 
     def test_a_dry_run_predicts_and_writes_nothing(self):
         told = parsed(*self.qat("dry", "100"), "--dry-run")

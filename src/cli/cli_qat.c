@@ -177,6 +177,8 @@ static status work(workshop *w, const char *path, cl_train_options *o, int argc,
     status s = kd_train(o->common.output, &w->student, o->distill ? &w->teacher : NULL, &w->data,
                         o->heldout ? &w->heldout : NULL, &o->train, &o->run, &r);
     cl_progress_end(&line);
+    if (r.other_key[0] && !r.was_finished && !o->common.quiet)
+        cl_say("nibble: resumed a run of %s: it may not end in the same bits\n", r.other_key);
     return s == NB_OK ? cl_train_report(&r, o) : s;
 }
 
