@@ -54,6 +54,6 @@ check() { # name, options
 "$nibble" data "$model" --tokenizer "$data/tok512.bin" --tokens 8k --ctx 64 --seed 1 --quiet -o "$scratch/data.h5" || exit 1
 check plain
 check accumulated --accumulate 2
-#check stored --top-k 8
+check stored --top-k 8
 echo "$bad runs differ"
 [ $bad -eq 0 ]

@@ -203,6 +203,8 @@ static status predict(kd_trainer *t, kd_train_report *r)
     r->tape_bytes = ag_tape_peak(&t->tape);
     r->parameter_bytes = (size_t)(params * 4 * sizeof(real));
     r->disk_bytes = (size_t)(params * sizeof(real)) * (size_t)(1 + 3 * (t->run->keep > 1 ? t->run->keep : 1));
+    if (t->o.top_k > 0) /* stored logits, and once more while they are made */
+        r->disk_bytes += 2 * (size_t)(t->train.n * t->o.ctx) * ((size_t)t->o.top_k * 6 + 2);
     return NB_OK;
 }
 
