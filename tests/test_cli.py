@@ -367,6 +367,39 @@ class Commands(unittest.TestCase):
         self.assertLess(os.path.getsize("small.h5"), os.path.getsize(MODEL))
         self.assertEqual(parsed("info", "small.h5")["kind"], "nibble model")
 
+    def test_an_untied_head_has_rules_of_its_own_everywhere(self):
+        with open("head.txt", "w") as file:
+            file.write("base w4a8kv8\nembed.weight int8 row f32 learned\nhead.weight int4 row f32 learned\n")
+        line = [*self.qat("untied"), "--recipe", "head.txt", "--untie"]
+        run(*line)
+        self.assertIn("finished before", run(*line)[1])
+        self.assertIn("untie", run(*line[:-1], code=2)[1])
+        run(*self.qat("tied"))
+        self.assertIn("untie", run(*self.qat("tied"), "--untie", code=2)[1])
+        self.assertIs(parsed("info", "untied")["config"]["tied"], False)
+        run("fold", "untied", "-o", "untied.h5")
+        self.assertIn("--untie goes with --recipe", run("fold", "untied", "--untie", "-o", "no.h5", code=2)[1])
+        specs = {t["name"]: t["spec"] for t in parsed("info", "untied.h5", "--tensors")["tensors"]}
+        self.assertIn("int8", specs["embed.weight"])
+        self.assertIn("int4", specs["head.weight"])
+        # as rounded codes: an untied head of the same spec says the same
+        for name, more in [("rt", []), ("ru", ["--untie"])]:
+            run("fold", MODEL, *TOKENIZER, "--recipe", "w8a8kv8", *more, "-o", f"{name}.h5")
+        told = [parsed("eval", f, "--teacher", MODEL, "--data", "heldout.h5") for f in ["rt.h5", "ru.h5"]]
+        self.assertEqual(*told)
+        self.assertEqual(parsed("info", "ru.h5")["params"], 260032 + 512 * 64)
+        # and in other formats
+        student = parsed("eval", "untied.h5", "--teacher", MODEL, "--data", "heldout.h5")
+        run("export", "untied.h5", "--to", "llama2c", "-o", "untied.bin")
+        run("export", "untied.h5", "--to", "safetensors", "-o", "untied-hf")
+        run("fold", MODEL, *TOKENIZER, "--recipe", "q4_0", "--untie", "-o", "q4u.h5")
+        run("export", "q4u.h5", "--to", "gguf", "-o", "q4u.gguf")
+        self.assertIn("output.weight", [t["name"] for t in parsed("info", "q4u.gguf", "--tensors")["tensors"]])
+        for name in ["untied.bin", "untied-hf"]:
+            told = parsed("eval", name, *TOKENIZER, "--data", "heldout.h5")
+            self.assertAlmostEqual(told["nll"], student["nll"], delta=0.02)
+            self.assertIs(parsed("info", name)["config"]["tied"], False)
+
     def test_a_new_model_learns_from_text(self):
         config = "dim=32,hidden=64,layers=2,heads=4,ctx=64"
         line = ["train", "--config", config, "--tokenizer", "bytes", "--data", STORIES, "--split", "line", "--steps", "40",

@@ -98,6 +98,7 @@ status cl_precision(kn_precision *p, const cl_common *c, const md_config *config
 status cl_open_model(md_model *m, const char *path, const cl_common *c, const char *recipe, bool train)
 {
     md_open_options o = {.recipe = recipe, .tokenizer = c->tokenizer, .train = train};
+    o.untie = c->untie && (train || recipe);
     return kd_open(m, path, c->which == 0 ? "best" : "last", &o);
 }
 

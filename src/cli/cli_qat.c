@@ -215,7 +215,7 @@ static int train_or_distill(int argc, char **argv, cl_command command, bool dist
     command.option = option;
     command.n = rows(option, &o, distill);
     command.common = &o.common;
-    command.common_mask = CL_DATA | CL_SPLIT | CL_CTX | CL_TOKENIZER | CL_WHICH | CL_SEEDED | CL_JSON;
+    command.common_mask = CL_DATA | CL_SPLIT | CL_CTX | CL_TOKENIZER | CL_WHICH | CL_UNTIE | CL_SEEDED | CL_JSON;
     if (!cl_parse(&command, argc, argv, argument, &code))
         return code;
     return cl_exit(run(argument[0], &o, argc, argv, &command));
