@@ -5,6 +5,7 @@
 import json
 import os
 import pty
+import resource
 import signal
 import subprocess
 import sys
@@ -254,6 +255,25 @@ class Commands(unittest.TestCase):
         self.assertEqual(started.wait(), 130)
         _, err = run(*self.qat("threads", "60"), "--threads", "2")
         self.assertRegex(err, "resumed a run of threads 1, .*; now threads 2, ")
+
+    def test_a_full_disk_loses_nothing(self):
+        started = subprocess.Popen([PROGRAM, *self.qat("full")], stderr=subprocess.DEVNULL)
+        deadline = time.time() + 60
+        while not os.path.exists("full/last.h5") and started.poll() is None and time.time() < deadline:
+            time.sleep(0.002)
+        started.kill()
+        started.wait()
+        before, files = content("full/last.h5"), sorted(f for f in os.listdir("full") if ".tmp" not in f)
+        for left in [1 << 10, 2 << 20]:  # not enough for a line of metrics; for best.h5, but not for last.h5
+            with self.subTest(left):
+                _, err = run(*self.qat("full", "6"), code=1, restore_signals=False,
+                             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (left, left)))
+                self.assertIn("full/", err)
+                self.assertEqual(content("full/last.h5"), before)
+                self.assertLessEqual(set(files), set(os.listdir("full")))
+        run(*self.qat("full"))
+        self.assertEqual(content("full/last.h5"), content("run/last.h5"))
+        self.assertEqual(content("full/best.h5"), content("run/best.h5"))
 
     def test_restart_discards_a_run(self):
         run(*self.qat("again", "2"))
