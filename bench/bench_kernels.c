@@ -1,6 +1,6 @@
 /* bench_kernels.c - every kernel at the sizes that matter: time (best, median, spread of the middle half), rate, and what the
  * machine gives: reading and copying memory, fp32 products by OpenBLAS, bf16 products by oneDNN.
- * Usage: bench_kernels [part of a name]. Run with OPENBLAS_CORETYPE unset; NIBBLE_ISA and OMP_NUM_THREADS are honoured.
+ * Usage: bench_kernels [part of a name]. Run with OPENBLAS_CORETYPE unset unless it says otherwise; NIBBLE_ISA and OMP_NUM_THREADS are honoured.
  */
 #include "kernels/kernels.h"
 
@@ -347,6 +347,8 @@ int main(int argc, char **argv)
     kn_libraries(libraries, sizeof libraries);
     printf("instruction set %s; %s; OPENBLAS_CORETYPE %s; %d threads\n", kn_isa_name(), libraries,
            getenv("OPENBLAS_CORETYPE") ? getenv("OPENBLAS_CORETYPE") : "unset", omp_get_max_threads());
+    if (kn_blas_core(NULL))
+        printf("OpenBLAS has taken a core below this CPU: run with OPENBLAS_CORETYPE=%s\n", kn_blas_core(NULL));
     machine(&k);
     linears(&k);
     row_kernels(&k);

@@ -118,8 +118,7 @@ static status work(model *m, double result[3])
 {
     static points training, test;
     fq_recipe recipe = {0};
-    spirals(&training, 1);
-    spirals(&test, 2);
+    spirals(&training, 1), spirals(&test, 2);
     TRY(fq_recipe_parse(&recipe, "two bits", recipe_text, sizeof recipe_text - 1));
     status s = build(m, &recipe);
     fq_recipe_free(&recipe); /* the sites have their specs */
@@ -143,8 +142,7 @@ int main(void)
         printf("2 bits, rounded after training %5.1f%%  %5.0f bytes\n", r[1], size(&m, true));
         printf("2 bits, trained on the grid    %5.1f%%  %5.0f bytes\n", r[2], size(&m, true));
     }
-    fq_sites_free(&m.sites);
-    ag_params_free(&m.params);
+    fq_sites_free(&m.sites), ag_params_free(&m.params);
     bool good = s == NB_OK && r[0] > 90 && r[2] > r[1] + 5 && r[2] > r[0] - 5;
     if (!good)
         fprintf(stderr, "wanted above 90 in float, and training to win back all but 5 points; %s\n", nb_fail_message());

@@ -4,6 +4,8 @@
 """
 import json
 import os
+import pty
+import resource
 import signal
 import subprocess
 import sys
@@ -85,6 +87,28 @@ class Usage(unittest.TestCase):
             self.assertIn(part, out)
         out, _ = run("--version", env={**os.environ, "OPENBLAS_CORETYPE": "Haswell"})
         self.assertIn("OPENBLAS_CORETYPE", out)
+
+    def test_openblas_is_told_its_core_unless_the_user_did(self):
+        """An empty OPENBLAS_CORETYPE counts as not set; our own choice is no reason for a warning, the user's is."""
+        plain = {k: v for k, v in os.environ.items() if k != "OPENBLAS_CORETYPE"}
+        with open("/proc/cpuinfo") as file:
+            flags = set(next((l for l in file if l.startswith("flags")), "").split())
+        wide = {"avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"} <= flags
+        for name in ["unset", "empty"]:
+            with self.subTest(name):
+                out, _ = run("--version", env=plain if name == "unset" else {**plain, "OPENBLAS_CORETYPE": ""})
+                self.assertNotIn("warning", out)
+                if wide:
+                    self.assertRegex(out, "OpenBLAS [0-9.]+ (SkylakeX|Cooperlake|SapphireRapids)")
+                elif {"avx2", "fma"} <= flags:
+                    self.assertRegex(out, "OpenBLAS [0-9.]+ (Haswell|Zen)")
+        if wide:
+            self.assertIn("told its core: SkylakeX", run("--version", env={**plain, "OPENBLAS_CORETYPE": ""})[0])
+        forced = {**plain, "OPENBLAS_CORETYPE": "Nehalem", "OMP_WAIT_POLICY": "passive"}
+        out, _ = run("--version", env=forced)
+        self.assertIn("Nehalem", out)
+        self.assertIn("warning: OPENBLAS_CORETYPE=Nehalem", out)
+        self.assertIn("OPENBLAS_CORETYPE=Nehalem", run("recipes", env=forced)[1] + run("info", "no.bin", code=1, env=forced)[1])
 
     def test_recipes_print_in_the_form_of_a_recipe_file(self):
         self.assertIn("w4a8kv8", run("recipes")[0])
@@ -222,11 +246,82 @@ class Commands(unittest.TestCase):
                 self.assertEqual(content(f"{folder}/last.h5"), content("run/last.h5"))
                 self.assertEqual(content(f"{folder}/best.h5"), content("run/best.h5"))
 
+    def test_resuming_with_other_threads_is_told(self):
+        started = subprocess.Popen([PROGRAM, *self.qat("threads", "60"), "--threads", "1"], stderr=subprocess.DEVNULL)
+        deadline = time.time() + 60
+        while not os.path.exists("threads/last.h5") and time.time() < deadline:
+            time.sleep(0.002)
+        started.send_signal(signal.SIGINT)
+        self.assertEqual(started.wait(), 130)
+        _, err = run(*self.qat("threads", "60"), "--threads", "2")
+        self.assertRegex(err, "resumed a run of threads 1, .*; now threads 2, ")
+
+    def test_a_full_disk_loses_nothing(self):
+        started = subprocess.Popen([PROGRAM, *self.qat("full")], stderr=subprocess.DEVNULL)
+        deadline = time.time() + 60
+        while not os.path.exists("full/last.h5") and started.poll() is None and time.time() < deadline:
+            time.sleep(0.002)
+        started.kill()
+        started.wait()
+        before, files = content("full/last.h5"), sorted(f for f in os.listdir("full") if ".tmp" not in f)
+        for left in [1 << 10, 2 << 20]:  # not enough for a line of metrics; for best.h5, but not for last.h5
+            with self.subTest(left):
+                _, err = run(*self.qat("full", "6"), code=1, restore_signals=False,
+                             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (left, left)))
+                self.assertIn("full/", err)
+                self.assertEqual(content("full/last.h5"), before)
+                self.assertLessEqual(set(files), set(os.listdir("full")))
+        run(*self.qat("full"))
+        self.assertEqual(content("full/last.h5"), content("run/last.h5"))
+        self.assertEqual(content("full/best.h5"), content("run/best.h5"))
+
     def test_restart_discards_a_run(self):
         run(*self.qat("again", "2"))
         run(*self.qat("again", "3"), code=2)
         run(*self.qat("again", "3"), "--restart")
         self.assertEqual(parsed("info", "again")["steps"], 3)
+
+    def test_restart_leaves_nothing_of_the_old_run(self):
+        run(*self.qat("old", "6"), "--keep", "9")
+        self.assertIn("step-6.h5", os.listdir("old"))
+        line = [*self.qat("old", "400"), "--restart", "--eval-every", "400", "--save-every", "400"]
+        started = subprocess.Popen([PROGRAM, *line], stderr=subprocess.DEVNULL)
+        deadline = time.time() + 60
+        while "step-6.h5" in os.listdir("old") and time.time() < deadline:
+            time.sleep(0.002)
+        time.sleep(0.1)
+        started.kill()
+        started.wait()
+        self.assertEqual([f for f in os.listdir("old") if f.endswith(".h5")], [])
+
+    def test_keep_keeps_the_newest_checkpoints(self):
+        for name, more, kept in [("kept", ["--save-every", "1"], [5, 6]), ("usual", ["--save-every", "0"], [5, 6])]:
+            with self.subTest(name):
+                run(*self.qat(name), *more, "--keep", "2")
+                steps = sorted(int(f[5:-3]) for f in os.listdir(name) if f.startswith("step-"))
+                self.assertEqual(steps, kept)
+                self.assertEqual(content(f"{name}/step-6.h5"), content(f"{name}/last.h5"))
+
+    def test_two_processes_do_not_train_in_one_folder(self):
+        line = self.qat("shared", "2000")
+        started = subprocess.Popen([PROGRAM, *line], stderr=subprocess.DEVNULL)
+        deadline = time.time() + 60
+        while not os.path.exists("shared/last.h5") and time.time() < deadline:
+            time.sleep(0.002)
+        _, err = run(*line, code=2)
+        self.assertIn("another process", err)
+        started.send_signal(signal.SIGTERM)
+        self.assertEqual(started.wait(), 130)
+
+    def test_progress_tells_loss_distance_rate_and_speed(self):
+        master, slave = pty.openpty()
+        subprocess.run([PROGRAM, *self.qat("told", "4")], stderr=slave, timeout=240)
+        os.close(slave)
+        text = b""
+        while b"tok/s" not in text:
+            text += os.read(master, 4096)
+        os.close(master)
+        self.assertRegex(text.decode(), r"steps.*loss [0-9.]+ kl [0-9.]+ lr [0-9.e-]+ [0-9]+ tok/s")
 
     def test_a_dry_run_predicts_and_writes_nothing(self):
         told = parsed(*self.qat("dry", "100"), "--dry-run")
@@ -291,6 +386,39 @@ class Commands(unittest.TestCase):
         run("export", MODEL, *TOKENIZER, "--to", "h5-bf16", "-o", "small.h5")
         self.assertLess(os.path.getsize("small.h5"), os.path.getsize(MODEL))
         self.assertEqual(parsed("info", "small.h5")["kind"], "nibble model")
+
+    def test_an_untied_head_has_rules_of_its_own_everywhere(self):
+        with open("head.txt", "w") as file:
+            file.write("base w4a8kv8\nembed.weight int8 row f32 learned\nhead.weight int4 row f32 learned\n")
+        line = [*self.qat("untied"), "--recipe", "head.txt", "--untie"]
+        run(*line)
+        self.assertIn("finished before", run(*line)[1])
+        self.assertIn("untie", run(*line[:-1], code=2)[1])
+        run(*self.qat("tied"))
+        self.assertIn("untie", run(*self.qat("tied"), "--untie", code=2)[1])
+        self.assertIs(parsed("info", "untied")["config"]["tied"], False)
+        run("fold", "untied", "-o", "untied.h5")
+        self.assertIn("--untie goes with --recipe", run("fold", "untied", "--untie", "-o", "no.h5", code=2)[1])
+        specs = {t["name"]: t["spec"] for t in parsed("info", "untied.h5", "--tensors")["tensors"]}
+        self.assertIn("int8", specs["embed.weight"])
+        self.assertIn("int4", specs["head.weight"])
+        # as rounded codes: an untied head of the same spec says the same
+        for name, more in [("rt", []), ("ru", ["--untie"])]:
+            run("fold", MODEL, *TOKENIZER, "--recipe", "w8a8kv8", *more, "-o", f"{name}.h5")
+        told = [parsed("eval", f, "--teacher", MODEL, "--data", "heldout.h5") for f in ["rt.h5", "ru.h5"]]
+        self.assertEqual(*told)
+        self.assertEqual(parsed("info", "ru.h5")["params"], 260032 + 512 * 64)
+        # and in other formats
+        student = parsed("eval", "untied.h5", "--teacher", MODEL, "--data", "heldout.h5")
+        run("export", "untied.h5", "--to", "llama2c", "-o", "untied.bin")
+        run("export", "untied.h5", "--to", "safetensors", "-o", "untied-hf")
+        run("fold", MODEL, *TOKENIZER, "--recipe", "q4_0", "--untie", "-o", "q4u.h5")
+        run("export", "q4u.h5", "--to", "gguf", "-o", "q4u.gguf")
+        self.assertIn("output.weight", [t["name"] for t in parsed("info", "q4u.gguf", "--tensors")["tensors"]])
+        for name in ["untied.bin", "untied-hf"]:
+            told = parsed("eval", name, *TOKENIZER, "--data", "heldout.h5")
+            self.assertAlmostEqual(told["nll"], student["nll"], delta=0.02)
+            self.assertIs(parsed("info", name)["config"]["tied"], False)
 
     def test_a_new_model_learns_from_text(self):
         config = "dim=32,hidden=64,layers=2,heads=4,ctx=64"

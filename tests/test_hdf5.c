@@ -241,6 +241,10 @@ START_TEST(damage_of_any_byte_is_found)
         data[i] ^= (uint8_t)(1u << i % 8);
     }
     must(read_file(scratch_write("damaged.h5", data, bytes)));
+    uint8_t *longer = realloc(data, bytes + 1);
+    ck_assert_ptr_nonnull(longer);
+    data = longer;
+    data[bytes] = 0;
     must_fail(read_file(scratch_write("longer.h5", data, bytes + 1)), NB_FORMAT, "bytes behind the first block");
     free(data);
 }

@@ -308,6 +308,23 @@ START_TEST(the_table_in_use_has_a_name)
 }
 END_TEST
 
+START_TEST(openblas_is_told_a_core_only_where_its_own_is_below_the_cpu)
+{
+    const char *best = kn_blas_core("Prescott"); /* NULL on a CPU without AVX2 */
+    ck_assert_pstr_eq(kn_blas_core("Nehalem"), best);
+    ck_assert_pstr_eq(kn_blas_core("a core of tomorrow"), best);
+    ck_assert_ptr_null(kn_blas_core("SkylakeX"));
+    ck_assert_ptr_null(kn_blas_core("cooperlake"));
+    const bool wide = best && !strcmp(best, "SkylakeX");
+    ck_assert_pstr_eq(kn_blas_core("Haswell"), wide ? best : NULL);
+    ck_assert_pstr_eq(kn_blas_core("Zen"), wide ? best : NULL);
+    if (best)
+        ck_assert_ptr_null(kn_blas_core(best));
+    const char *now = kn_blas_core(NULL);
+    ck_assert(!now || (best && !strcmp(now, best)));
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("kernels");
@@ -320,6 +337,7 @@ int main(void)
     tcase_add_test(c, logsumexp_is_stable);
     tcase_add_test(c, threads_change_nothing);
     tcase_add_test(c, the_table_in_use_has_a_name);
+    tcase_add_test(c, openblas_is_told_a_core_only_where_its_own_is_below_the_cpu);
     suite_add_tcase(s, c);
     SRunner *r = srunner_create(s);
     srunner_run_all(r, CK_ENV);

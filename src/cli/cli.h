@@ -27,6 +27,9 @@ CL_COMMAND_LIST(X)
 
 /* Before work: checks NIBBLE_ISA, sets the threads, warns where OPENBLAS_CORETYPE slows the library down. */
 status cl_begin(const cl_common *c);
+/* What the program itself has put into OPENBLAS_CORETYPE (main.c), so that it is told from what the user did. */
+#define CL_BLAS_CORE "NIBBLE_BLAS_CORE"
+const char *cl_users_blas_core(void); /* OPENBLAS_CORETYPE as the user set it, or NULL */
 int cl_exit(status s); /* the exit code; prints "nibble: message" where s is no success */
 
 /* What -o names must not be there unless --force, and its folder must be: asked before any work. is_folder: what

@@ -249,6 +249,14 @@ static status bench_run(const bench_options *o, const char *path)
     return NB_OK;
 }
 
+static void say_libraries(void)
+{
+    char libraries[256];
+    const char *own = getenv(CL_BLAS_CORE);
+    kn_libraries(libraries, sizeof libraries);
+    cl_say("%s%s; instruction set %s\n", libraries, own ? " (core chosen by nibble)" : "", kn_isa_name());
+}
+
 int cl_bench(int argc, char **argv)
 {
     bench_options o = {.batch = 4, .steps = 5, .prefill = 256, .decode = 128};
@@ -284,6 +292,8 @@ int cl_bench(int argc, char **argv)
     if (o.batch < 1 || o.prefill < 1 || o.decode < 1)
         return cl_exit(nb_fail(NB_USAGE, "bench: --batch, --prefill and --decode are at least 1"));
     status s = cl_begin(&o.common);
+    if (s == NB_OK && !o.common.quiet)
+        say_libraries();
     if (s == NB_OK)
         s = train ? bench_train(&o) : bench_run(&o, argument[1]);
     return cl_exit(s);

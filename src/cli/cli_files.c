@@ -7,9 +7,15 @@
 #include <string.h>
 #include <unistd.h>
 
+const char *cl_users_blas_core(void)
+{
+    const char *core = getenv("OPENBLAS_CORETYPE"), *own = getenv(CL_BLAS_CORE);
+    return core && *core && !(own && !strcmp(own, core)) ? core : NULL;
+}
+
 status cl_begin(const cl_common *c)
 {
-    const char *core = getenv("OPENBLAS_CORETYPE");
+    const char *core = cl_users_blas_core();
     TRY(kn_isa_check());
     if (c->threads > 1024)
         return nb_fail(NB_USAGE, "--threads %lld: at most 1024", (long long)c->threads);
@@ -92,6 +98,7 @@ status cl_precision(kn_precision *p, const cl_common *c, const md_config *config
 status cl_open_model(md_model *m, const char *path, const cl_common *c, const char *recipe, bool train)
 {
     md_open_options o = {.recipe = recipe, .tokenizer = c->tokenizer, .train = train};
+    o.untie = c->untie && (train || recipe);
     return kd_open(m, path, c->which == 0 ? "best" : "last", &o);
 }
 

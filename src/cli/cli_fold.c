@@ -98,6 +98,8 @@ static status fold_model(md_model *m, const char *path, const fold_options *o)
 static status fold(const char *path, const fold_options *o)
 {
     md_model m = {0};
+    if (o->common.untie && !o->recipe)
+        return nb_fail(NB_USAGE, "--untie goes with --recipe: a trained model is folded as it was trained (qat --untie)");
     TRY(cl_check_output(&o->common, false));
     TRY(cl_begin(&o->common));
     TRY(cl_open_model(&m, path, &o->common, o->recipe, false));
@@ -132,7 +134,7 @@ int cl_fold(int argc, char **argv)
         .option = option,
         .n = sizeof option / sizeof *option,
         .common = &o.common,
-        .common_mask = CL_DATA | CL_SPLIT | CL_CTX | CL_TOKENIZER | CL_WHICH | CL_OUTPUT | CL_FORCE | CL_JSON};
+        .common_mask = CL_DATA | CL_SPLIT | CL_CTX | CL_TOKENIZER | CL_WHICH | CL_UNTIE | CL_OUTPUT | CL_FORCE | CL_JSON};
     const char *argument[CL_MAX_ARGUMENTS];
     int code;
     return cl_parse(&command, argc, argv, argument, &code) ? cl_exit(fold(argument[0], &o)) : code;

@@ -180,6 +180,8 @@ static status work(workshop *w, const char *path, cl_train_options *o, int argc,
     status s = kd_train(o->common.output, &w->student, o->distill ? &w->teacher : NULL, &w->data,
                         o->heldout ? &w->heldout : NULL, &o->train, &o->run, &r);
     cl_progress_end(&line);
+    if (r.other_key[0] && !r.was_finished && !o->common.quiet)
+        cl_say("nibble: resumed a run of %s: it may not end in the same bits\n", r.other_key);
     return s == NB_OK ? cl_train_report(&r, o) : s;
 }
 
@@ -216,7 +218,7 @@ static int train_or_distill(int argc, char **argv, cl_command command, bool dist
     command.option = option;
     command.n = rows(option, &o, distill);
     command.common = &o.common;
-    command.common_mask = CL_DATA | CL_SPLIT | CL_CTX | CL_TOKENIZER | CL_WHICH | CL_SEEDED | CL_JSON;
+    command.common_mask = CL_DATA | CL_SPLIT | CL_CTX | CL_TOKENIZER | CL_WHICH | CL_UNTIE | CL_SEEDED | CL_JSON;
     if (!cl_parse(&command, argc, argv, argument, &code))
         return code;
     return cl_exit(run(argument[0], &o, argc, argv, &command));

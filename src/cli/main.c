@@ -50,10 +50,12 @@ static void print_overview(FILE *f)
 static int print_version(void)
 {
     char libraries[256];
-    const char *core = getenv("OPENBLAS_CORETYPE");
+    const char *own = getenv(CL_BLAS_CORE), *core = cl_users_blas_core();
     kn_libraries(libraries, sizeof libraries);
     printf("nibble %s\nlibraries: %s\ninstruction set: %s\nbf16 products: %s\nthreads: %d\n", NIBBLE_VERSION, libraries,
            kn_isa_name(), kn_has_bf16() ? "yes" : "no", omp_get_max_threads());
+    if (own)
+        printf("OpenBLAS was told its core: %s (left alone it takes one below this CPU)\n", own);
     if (core)
         printf("warning: OPENBLAS_CORETYPE=%s is set: float products may run at half their speed (unset it)\n", core);
     return cl_exit(kn_isa_check());
@@ -71,14 +73,32 @@ static int unknown(const char *name)
 }
 
 /* Threads that wait spin for milliseconds unless OpenMP is told otherwise before the program starts; where other programs
- * want the same cores that makes everything ten times slower. So the program starts itself once more with the word said:
- * sleep, after a few microseconds (GNU's runtime) or at once (LLVM's). Whoever sets OMP_WAIT_POLICY decides alone. */
-static void wait_without_spinning(char **argv)
+ * want the same cores that makes everything ten times slower. The word for it: sleep, after a few microseconds (GNU's
+ * runtime) or at once (LLVM's). Whoever sets OMP_WAIT_POLICY decides alone. True: the environment changed. */
+static bool wait_without_spinning(void)
+{
+    return !getenv("OMP_WAIT_POLICY") && !setenv("OMP_WAIT_POLICY", "passive", 1) && !setenv("GOMP_SPINCOUNT", "300", 0);
+}
+
+/* OpenBLAS is told its core where it would choose one below the CPU's. Whoever sets OPENBLAS_CORETYPE decides alone; an
+ * empty one, which the library takes for any core, counts as not set. True: the environment changed. */
+static bool choose_blas_core(void)
+{
+    const char *set = getenv("OPENBLAS_CORETYPE");
+    if (set && *set)
+        return false;
+    const char *core = kn_blas_core(set);
+    if (!core)
+        return set && !unsetenv("OPENBLAS_CORETYPE");
+    return !setenv("OPENBLAS_CORETYPE", core, 1) && !setenv(CL_BLAS_CORE, core, 1);
+}
+
+/* Both libraries read their words when they are loaded: the program starts itself once more with them said. */
+static void settle_environment(char **argv)
 {
     char path[4096];
-    if (getenv("OMP_WAIT_POLICY") || setenv("OMP_WAIT_POLICY", "passive", 1) || setenv("GOMP_SPINCOUNT", "300", 0))
-        return;
-    ssize_t n = readlink("/proc/self/exe", path, sizeof path - 1);
+    bool waits = wait_without_spinning(), core = choose_blas_core();
+    ssize_t n = waits || core ? readlink("/proc/self/exe", path, sizeof path - 1) : 0;
     if (n > 0) {
         path[n] = 0;
         execv(path, argv); /* where this fails, work goes on as it is */
@@ -88,7 +108,7 @@ static void wait_without_spinning(char **argv)
 int main(int argc, char **argv)
 {
     char option[] = "--help", *help[] = {NULL, option, NULL};
-    wait_without_spinning(argv);
+    settle_environment(argv);
     cl_catch_interrupts();
     if (argc < 2) {
         print_overview(stderr);

@@ -25,6 +25,9 @@ static int64_t common_rows(cl_option row[CL_COMMON_COUNT + 1], const cl_command 
           "tokenizer.bin, tokenizer.model, or \"bytes\" for the built-in one; files that carry their own "
           "need none"}},
         {CL_WHICH, {"--which", "best|last", CL_CHOICE, &o->which, "best", "which checkpoint of a run folder"}},
+        {CL_UNTIE,
+         {"--untie", NULL, CL_FLAG, &o->untie, NULL,
+          "give the head its own copy of the embedding that it is tied to; head.weight's rules are then its own"}},
         {CL_OUTPUT, {"-o", "FILE", CL_TEXT, &o->output, NULL, "file to write"}},
         {CL_FORCE, {"--force", NULL, CL_FLAG, &o->force, NULL, "replace the file of -o if it is there"}},
         {CL_SEEDED, {"--seed", "N", CL_SEED, &o->seed, "1", "of the random numbers: the same seed, the same result"}},

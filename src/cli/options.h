@@ -36,11 +36,12 @@ enum {
     CL_PRECISION = 1 << 7,
     CL_SEEDED = 1 << 8,
     CL_JSON = 1 << 9,
-    CL_COMMON_COUNT = 12 /* with --threads, --quiet and --help, which all commands have */
+    CL_UNTIE = 1 << 10,
+    CL_COMMON_COUNT = 13 /* with --threads, --quiet and --help, which all commands have */
 };
 typedef struct {
     const char *tokenizer, *output, *data;
-    bool force, json, quiet, help;
+    bool force, json, quiet, help, untie;
     int split;     /* an fm_split */
     int which;     /* 0 best, 1 last */
     int precision; /* 0 fp32, 1 bf16, 2 auto */

@@ -4,11 +4,14 @@
  * attributes step, settings, key, best_kl, best_nll, averaged. Random numbers are counter based: the step is their state.
  */
 #include "distill/trainer.h"
+#include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <math.h>
 #include <omp.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <unistd.h>
 
 /* What the bits depend on beside the settings (law 6). */
@@ -38,7 +41,7 @@ static status save_moments(kd_trainer *t, fm_h5 *f)
 
 static status write_state(kd_trainer *t, fm_h5 *f, bool all)
 {
-    char key[256];
+    char key[160];
     key_text(key, sizeof key);
     TRY(md_save_header(t->student, f));
     TRY(md_save_params(t->student, f, FM_F32));
@@ -73,27 +76,93 @@ status kd_best_save(kd_trainer *t)
     return save_as(t, "best.h5", false);
 }
 
-/* With keep > 1 the checkpoint about to be replaced stays as step-N.h5 (a second name of the same file), and the one that is
- * keep places older goes. */
+/* ---- the folder --------------------------------------------------------------------------- */
+
+status kd_lock(kd_trainer *t)
+{
+    t->lock = open(t->folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (t->lock >= 0 && flock(t->lock, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK)
+        return nb_fail(NB_USAGE, "%s: another process is training in it", t->folder);
+    return NB_OK; /* file systems without locks are fine, too */
+}
+
+void kd_unlock(kd_trainer *t)
+{
+    if (t->lock >= 0)
+        close(t->lock);
+    t->lock = -1;
+}
+
+/* N of "step-N.h5", else -1. */
+static int64_t step_of(const char *name)
+{
+    char again[64];
+    long long n = strncmp(name, "step-", 5) == 0 ? strtoll(name + 5, NULL, 10) : -1;
+    snprintf(again, sizeof again, "step-%lld.h5", n);
+    return n >= 0 && !strcmp(again, name) ? n : -1;
+}
+
+static void remove_file(const kd_trainer *t, const char *name)
+{
+    char *path = nb_path_join(t->folder, name);
+    if (path)
+        unlink(path);
+    free(path);
+}
+
+/* Removes step-N.h5 with N > newest, and the oldest of the rest while there are more than `keep`. */
+static void remove_steps(const kd_trainer *t, int64_t newest, int64_t keep)
+{
+    for (bool again = true; again;) {
+        DIR *d = opendir(t->folder);
+        int64_t n = 0, oldest = INT64_MAX, beyond = -1;
+        for (const struct dirent *e; d && (e = readdir(d)) != NULL;) {
+            int64_t step = step_of(e->d_name);
+            n += step >= 0;
+            oldest = step >= 0 && step < oldest ? step : oldest;
+            beyond = step > newest ? step : beyond;
+        }
+        if (d)
+            closedir(d);
+        again = beyond >= 0 || n > keep;
+        char name[64];
+        snprintf(name, sizeof name, "step-%lld.h5", (long long)(beyond >= 0 ? beyond : oldest));
+        char *path = again ? nb_path_join(t->folder, name) : NULL;
+        again = path && unlink(path) == 0;
+        free(path);
+    }
+}
+
+status kd_discard(const kd_trainer *t)
+{
+    static const char *const files[] = {"last.h5", "best.h5", "metrics.jsonl", "logits.h5", "logits.h5.part"};
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++)
+        remove_file(t, files[i]);
+    remove_steps(t, -1, 0);
+    char *last = nb_path_join(t->folder, "last.h5");
+    status s = last ? NB_OK : NB_NOMEM;
+    if (s == NB_OK && nb_path_exists(last))
+        s = nb_fail(NB_IO, "%s: cannot be removed", last);
+    free(last);
+    return s;
+}
+
+/* With keep > 1 the checkpoint stays as step-N.h5 too (a second name of the same file), the newest `keep` of them. */
 static void keep_older(kd_trainer *t)
 {
     char name[64];
-    int64_t every = t->run->save_every, keep = t->run->keep;
-    if (keep < 2)
+    if (t->run->keep < 2)
         return;
     char *last = nb_path_join(t->folder, "last.h5");
     snprintf(name, sizeof name, "step-%lld.h5", (long long)t->step);
     char *now = nb_path_join(t->folder, name);
-    snprintf(name, sizeof name, "step-%lld.h5", (long long)(t->step - keep * every));
-    char *old = nb_path_join(t->folder, name);
-    if (last && now && old) {
+    if (last && now) {
         unlink(now);
         if (link(last, now) == 0)
-            unlink(old);
+            remove_steps(t, t->step, t->run->keep);
     }
     free(last);
     free(now);
-    free(old);
 }
 
 status kd_checkpoint_save(kd_trainer *t)
@@ -117,7 +186,12 @@ static status load_array(fm_h5 *f, const char *folder, const ag_param *p, real *
 static status load_state(kd_trainer *t, fm_h5 *f)
 {
     ag_params *ps = &t->student->params;
-    const char *settings;
+    const char *settings, *was;
+    char is[160];
+    TRY(fm_h5_get_string(f, "", "key", &was));
+    key_text(is, sizeof is);
+    if (strcmp(was, is) != 0)
+        snprintf(t->other_key, sizeof t->other_key, "%.150s; now %s", was, is);
     TRY(fm_h5_get_string(f, "", "settings", &settings));
     TRY(kd_settings_compare(t->folder, settings, t->settings));
     TRY(md_load_params(t->student, f));

@@ -87,6 +87,7 @@ typedef struct {
     double seconds, tokens_per_second;
     bool finished, was_finished, resumed;
     size_t tape_bytes, parameter_bytes, disk_bytes; /* dry run: predicted */
+    char other_key[320]; /* resumed with other threads, instruction set or libraries: what was and is; the bits may differ. "" if not */
 } kd_train_report;
 /* Trains `student` (built with its recipe, holding its start values) on rows of `data` into `folder`: last.h5, best.h5, metrics.jsonl. teacher NULL: cross-entropy on the
  * tokens. heldout NULL: the last 2 % of the documents, at most 25,000 tokens, are held out. A folder that holds a run with the same settings is resumed; other settings: NB_USAGE and

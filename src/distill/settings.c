@@ -77,6 +77,8 @@ char *kd_settings_text(const kd_trainer *t)
     nb_json_put_int(&w, "heldout_windows", t->held.n);
     put_hash(&w, "data", nb_hash(nb_hash(NB_HASH_START, t->data->settings, strlen(t->data->settings)), &t->data->n, sizeof t->data->n));
     put_hash(&w, "teacher", fingerprint(t->teacher));
+    if (t->teacher && t->teacher->config.tied && !t->student->config.tied)
+        nb_json_put_bool(&w, "untie", true);
     char *recipe = fq_recipe_text(&t->student->recipe);
     put_hash(&w, "recipe", recipe ? nb_hash(NB_HASH_START, recipe, strlen(recipe)) : 0);
     free(recipe);
@@ -92,17 +94,25 @@ static void describe(char *text, size_t bytes, const nb_json *j)
         snprintf(text, bytes, "%s", nb_json_string(j) ? nb_json_string(j) : nb_json_is_null(j) ? "nothing" : nb_json_bool(j, false) ? "true" : "false");
 }
 
+/* The first entry of `list` that differs between a and b, as a refusal. */
+static status difference(const char *folder, const nb_json *list, const nb_json *a, const nb_json *b)
+{
+    for (const nb_json *i = nb_json_first(list); i; i = nb_json_next(i)) {
+        char was[64], is[64];
+        describe(was, sizeof was, nb_json_get(a, nb_json_key(i)));
+        describe(is, sizeof is, nb_json_get(b, nb_json_key(i)));
+        if (strcmp(was, is))
+            return nb_fail(NB_USAGE, "%s holds a run with %s %s, this one has %s: say the same again to resume it, or --restart to discard it", folder, nb_json_key(i), was, is);
+    }
+    return NB_OK;
+}
+
 status kd_settings_compare(const char *folder, const char *old_text, const char *new_text)
 {
     nb_json *a = nb_json_parse(old_text, strlen(old_text)), *b = nb_json_parse(new_text, strlen(new_text));
-    status s = a && b ? NB_OK : NB_FORMAT;
-    for (const nb_json *i = b ? nb_json_first(b) : NULL; i && s == NB_OK; i = nb_json_next(i)) {
-        char was[64], is[64];
-        describe(was, sizeof was, nb_json_get(a, nb_json_key(i)));
-        describe(is, sizeof is, i);
-        if (strcmp(was, is))
-            s = nb_fail(NB_USAGE, "%s holds a run with %s %s, this one has %s: say the same again to resume it, or --restart to discard it", folder, nb_json_key(i), was, is);
-    }
+    status s = a && b ? difference(folder, b, a, b) : NB_FORMAT;
+    if (s == NB_OK)
+        s = difference(folder, a, a, b);
     nb_json_free(a);
     nb_json_free(b);
     return s;

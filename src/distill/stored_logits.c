@@ -2,9 +2,11 @@
  * the rest, which is spread evenly when read:  log p_v = top_log[v]  or  log(rest / (V - k)).
  *
  * File, HDF5 kind "logits": /top_id [windows * ctx, k] I32, /top_log [windows * ctx, k] F16, /rest [windows * ctx] F16 (the mass); attributes
- * ctx, top_k, data, teacher (fingerprints as in the settings). Rows stand in the order of the training windows. Top-k with a rest is
+ * ctx, top_k, source (a fingerprint of teacher and windows). While they are made they stand in NAME.part (stored_part.c), so making
+ * them goes on where it was stopped. Rows stand in the order of the training windows. Top-k with a rest is
  * biased against the tail: the reported KL always uses the teacher itself.
  */
+#include "distill/stored_part.h"
 #include "distill/trainer.h"
 #include <math.h>
 #include <stdlib.h>
@@ -34,8 +36,6 @@ void kd_stored_close(kd_stored *s)
 typedef struct {
     real *hidden, *logits;
     double *lse;
-    int32_t *id;    /* [CHUNK, k] */
-    uint16_t *log, *rest;
 } maker;
 
 /* The k largest of z [V], largest first, lowest id among equals; returns their probability mass. */
@@ -58,67 +58,95 @@ static double largest(int32_t *id, uint16_t *log_p, const real *z, int64_t V, in
     return mass;
 }
 
-static status write_rows(kd_trainer *t, fm_h5 *f, maker *m, int64_t k, int64_t rows)
+/* The parts of a record of `rows` rows. */
+static void parts(void *record, int64_t rows, int64_t k, int32_t **id, uint16_t **log_p, uint16_t **rest)
+{
+    *id = record;
+    *log_p = (uint16_t *)(void *)(*id + rows * k);
+    *rest = *log_p + rows * k;
+}
+
+static status make_rows(kd_trainer *t, maker *m, void *record, int64_t k, int64_t rows)
 {
     const int64_t V = t->teacher->config.vocab;
+    int32_t *id;
+    uint16_t *log_p, *rest;
+    parts(record, rows, k, &id, &log_p, &rest);
     for (int64_t row = 0; row < rows; row += CHUNK) {
         int64_t n = rows - row < CHUNK ? rows - row : CHUNK;
         TRY(rt_head(t->session, m->logits, m->hidden + row * t->teacher->config.dim, n));
         kn_logsumexp(m->lse, m->logits, n, V);
 #pragma omp parallel for schedule(static)
         for (int64_t i = 0; i < n; i++) {
-            double mass = largest(m->id + i * k, m->log + i * k, m->logits + i * V, V, k, m->lse[i]);
-            m->rest[i] = nb_half_from((float)fmax(1 - mass, 0));
+            double mass = largest(id + (row + i) * k, log_p + (row + i) * k, m->logits + i * V, V, k, m->lse[i]);
+            rest[row + i] = nb_half_from((float)fmax(1 - mass, 0));
         }
-        TRY(fm_h5_append(f, "top_id", m->id, n));
-        TRY(fm_h5_append(f, "top_log", m->log, n));
-        TRY(fm_h5_append(f, "rest", m->rest, n));
     }
     return NB_OK;
 }
 
-static status make_all(kd_trainer *t, fm_h5 *f, maker *m, int64_t k)
+/* The records that are not there yet. */
+static status make_all(kd_trainer *t, kd_part *p, maker *m)
 {
-    const int64_t B = t->o.batch, T = t->o.ctx;
-    TRY(fm_h5_stream(f, "top_id", FM_I32, 1, &k, 1024));
-    TRY(fm_h5_stream(f, "top_log", FM_F16, 1, &k, 1024));
-    TRY(fm_h5_stream(f, "rest", FM_F16, 0, NULL, 4096));
-    TRY(fm_h5_put_int(f, "", "ctx", T));
-    TRY(fm_h5_put_int(f, "", "top_k", k));
-    TRY(fm_h5_put_string(f, "", "source", t->source));
-    for (int64_t at = 0; at < t->train.n; at += B) {
-        int64_t n = t->train.n - at < B ? t->train.n - at : B;
+    const int64_t B = p->batch, T = t->o.ctx;
+    while (p->n * B < p->windows) {
+        int64_t at = p->n * B, n = kd_part_windows(p, p->n);
+        if (!nb_progress_report(&t->run->progress, at, t->train.n, "storing the teacher's logits"))
+            return nb_fail(NB_INTERRUPTED, "stopped while storing the teacher's logits, %lld of %lld windows; the same command goes on from there",
+                           (long long)at, (long long)p->windows);
         for (int64_t b = 0; b < n; b++) {
             t->index[b] = at + b;
             rt_clear(t->session, b);
         }
         TRY(kd_windows_read(&t->train, t->data, t->index, n, T, t->ids, t->length));
         TRY(rt_forward(t->session, n * T, t->slot, t->ids, m->hidden));
-        TRY(write_rows(t, f, m, k, n * T));
-        if (!nb_progress_report(&t->run->progress, at + n, t->train.n, "storing the teacher's logits"))
-            return nb_fail(NB_INTERRUPTED, "stopped while storing the teacher's logits; the same command begins them again");
+        TRY(make_rows(t, m, p->record, p->k, n * T));
+        TRY(kd_part_append(p, p->record));
     }
     return NB_OK;
+}
+
+static status write_all(kd_trainer *t, fm_h5 *f, kd_part *p)
+{
+    TRY(fm_h5_stream(f, "top_id", FM_I32, 1, &p->k, 1024));
+    TRY(fm_h5_stream(f, "top_log", FM_F16, 1, &p->k, 1024));
+    TRY(fm_h5_stream(f, "rest", FM_F16, 0, NULL, 4096));
+    TRY(fm_h5_put_int(f, "", "ctx", p->ctx));
+    TRY(fm_h5_put_int(f, "", "top_k", p->k));
+    TRY(fm_h5_put_string(f, "", "source", t->source));
+    for (int64_t i = 0; i < p->n; i++) {
+        const int64_t rows = kd_part_windows(p, i) * p->ctx;
+        int32_t *id;
+        uint16_t *log_p, *rest;
+        if (!kd_part_read(p, p->record, i))
+            return nb_fail(NB_IO, "%s: a batch changed while the file was open", p->path);
+        parts(p->record, rows, p->k, &id, &log_p, &rest);
+        TRY(fm_h5_append(f, "top_id", id, rows));
+        TRY(fm_h5_append(f, "top_log", log_p, rows));
+        TRY(fm_h5_append(f, "rest", rest, rows));
+    }
+    return fm_h5_commit(f);
 }
 
 static status make_file(kd_trainer *t, const char *path, int64_t k)
 {
     const int64_t V = t->teacher->config.vocab, rows = t->o.batch * t->o.ctx;
     fm_h5 f = {0};
+    kd_part p = {.windows = t->train.n, .ctx = t->o.ctx, .k = k, .batch = t->o.batch, .fd = -1};
     maker m = {nb_alloc_aligned((size_t)(rows * t->teacher->config.dim), sizeof(real)), nb_alloc_aligned((size_t)(CHUNK * V), sizeof(real)),
-               nb_alloc(CHUNK, sizeof *m.lse), nb_alloc((size_t)(CHUNK * k), sizeof *m.id), nb_alloc((size_t)(CHUNK * k), sizeof *m.log), nb_alloc(CHUNK, sizeof *m.rest)};
-    status s = m.hidden && m.logits && m.lse && m.id && m.log && m.rest ? fm_h5_create(&f, path, "logits") : NB_NOMEM;
+               nb_alloc(CHUNK, sizeof *m.lse)};
+    status s = m.hidden && m.logits && m.lse ? kd_part_open(&p, path, t->source) : NB_NOMEM;
     if (s == NB_OK)
-        s = make_all(t, &f, &m, k);
+        s = make_all(t, &p, &m);
     if (s == NB_OK)
-        s = fm_h5_commit(&f);
+        s = fm_h5_create(&f, path, "logits");
+    if (s == NB_OK)
+        s = write_all(t, &f, &p);
     fm_h5_close(&f);
+    kd_part_close(&p, s == NB_OK);
     free(m.hidden);
     free(m.logits);
     free(m.lse);
-    free(m.id);
-    free(m.log);
-    free(m.rest);
     return s;
 }
 

@@ -183,6 +183,7 @@ static void trainer_free(kd_trainer *t)
     free(t->index);
     free(t->order);
     free(t->settings);
+    kd_unlock(t);
     free(t->folder);
 }
 
@@ -203,6 +204,8 @@ static status predict(kd_trainer *t, kd_train_report *r)
     r->tape_bytes = ag_tape_peak(&t->tape);
     r->parameter_bytes = (size_t)(params * 4 * sizeof(real));
     r->disk_bytes = (size_t)(params * sizeof(real)) * (size_t)(1 + 3 * (t->run->keep > 1 ? t->run->keep : 1));
+    if (t->o.top_k > 0) /* stored logits, and once more while they are made */
+        r->disk_bytes += 2 * (size_t)(t->train.n * t->o.ctx) * ((size_t)t->o.top_k * 6 + 2);
     return NB_OK;
 }
 
@@ -241,7 +244,10 @@ static status loop(kd_trainer *t, kd_train_report *r)
             TRY(evaluate(t, "during"));
         if (t->step % save_every == 0 && t->step < t->o.steps)
             TRY(kd_checkpoint_save(t));
-        snprintf(text, sizeof text, "loss %.4f%s lr %.2e %.0f tok/s best %.4f", t->loss, "", t->o.lr * ag_schedule_at(&t->o.schedule, t->step), r->tokens_per_second, t->teacher ? t->best_kl : t->best_nll);
+        char kl[32] = "";
+        if (t->teacher)
+            snprintf(kl, sizeof kl, " kl %.4f", t->kl);
+        snprintf(text, sizeof text, "loss %.4f%s lr %.2e %.0f tok/s best %.4f", t->loss, kl, t->o.lr * ag_schedule_at(&t->o.schedule, t->step), r->tokens_per_second, t->teacher ? t->best_kl : t->best_nll);
     }
     nb_progress_report(&t->run->progress, t->o.steps, t->o.steps, text);
     return finish(t);
@@ -269,8 +275,8 @@ static status run(kd_trainer *t, kd_train_report *r)
         return predict(t, r);
     }
     TRY(nb_make_folder(t->folder));
-    if (!t->run->restart)
-        TRY(kd_checkpoint_load(t, &found));
+    TRY(kd_lock(t));
+    TRY(t->run->restart ? kd_discard(t) : kd_checkpoint_load(t, &found));
     r->resumed = found;
     if (found && t->step == t->o.steps) {
         r->was_finished = r->finished = true;
@@ -292,7 +298,7 @@ static status run(kd_trainer *t, kd_train_report *r)
 status kd_train(const char *folder, md_model *student, md_model *teacher, fm_tokens *data, fm_tokens *heldout, const kd_train_options *o, const kd_run_options *how, kd_train_report *report)
 {
     kd_train_report unused;
-    kd_trainer t = {.folder = nb_string(folder), .student = student, .teacher = teacher, .data = data, .heldout = heldout ? heldout : data, .o = *o, .run = how, .best_kl = INFINITY, .best_nll = INFINITY};
+    kd_trainer t = {.folder = nb_string(folder), .lock = -1, .student = student, .teacher = teacher, .data = data, .heldout = heldout ? heldout : data, .o = *o, .run = how, .best_kl = INFINITY, .best_nll = INFINITY};
     report = report ? report : &unused;
     *report = (kd_train_report){0};
     status s = t.folder ? run(&t, report) : NB_NOMEM;
@@ -302,6 +308,7 @@ status kd_train(const char *folder, md_model *student, md_model *teacher, fm_tok
     report->kl = t.kl;
     report->best_kl = t.best_kl;
     report->best_nll = t.best_nll;
+    memcpy(report->other_key, t.other_key, sizeof t.other_key);
     trainer_free(&t);
     return s;
 }

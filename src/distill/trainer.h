@@ -14,10 +14,12 @@ typedef struct kd_stored kd_stored; /* the teacher's logits made once; stored_lo
 
 typedef struct {
     char *folder;
+    int lock;                    /* of the folder; -1: none */
     md_model *student, *teacher; /* teacher NULL: cross-entropy alone */
     fm_tokens *data, *heldout;   /* heldout == data: windows cut off its end */
     kd_train_options o;          /* resolved: steps, ctx, eval_every, ... filled in */
     const kd_run_options *run;
+    char other_key[320];         /* for the report */
     char *settings;              /* o as JSON, with the data's and the teacher's fingerprints */
     kd_windows train, held;
     int64_t step;                /* steps done */
@@ -63,6 +65,10 @@ char *kd_settings_text(const kd_trainer *t);
 /* NB_USAGE naming the first setting that differs between two such objects, else NB_OK. */
 status kd_settings_compare(const char *folder, const char *old_text, const char *new_text);
 
+/* Takes the folder for this process until kd_unlock; NB_USAGE where another one trains in it. */
+status kd_lock(kd_trainer *t);
+void kd_unlock(kd_trainer *t);
+status kd_discard(const kd_trainer *t); /* removes checkpoints, metrics and stored logits of the folder */
 status kd_checkpoint_save(kd_trainer *t);  /* last.h5, the older ones kept as step-N.h5 */
 status kd_best_save(kd_trainer *t);        /* best.h5 */
 status kd_checkpoint_load(kd_trainer *t, bool *found); /* last.h5 of the folder, if it is there and has the same settings */

@@ -196,9 +196,23 @@ status fm_door_open(int64_t *id, fm_medium *m, const char *path, size_t user_blo
     return *id < 0 ? h5_fail(user_block ? NB_IO : NB_FORMAT, "open", "") : NB_OK;
 }
 
+/* HDF5 1.10 gives up its own hold on the driver before it calls the driver's close: without one of ours that would be read
+ * from freed memory. */
+static hid_t hold_driver(hid_t file)
+{
+    hid_t fapl = H5Fget_access_plist(file), d = fapl >= 0 ? H5Pget_driver(fapl) : -1;
+    if (d >= 0 && H5Iinc_ref(d) < 0)
+        d = -1;
+    drop(fapl);
+    return d;
+}
+
 status fm_door_close(int64_t id)
 {
-    return H5Fclose(id) < 0 ? h5_fail(NB_IO, "close", "") : NB_OK;
+    hid_t d = hold_driver(id);
+    status s = H5Fclose(id) < 0 ? h5_fail(NB_IO, "close", "") : NB_OK;
+    drop(d);
+    return s;
 }
 
 /* ---- types ---- */

@@ -2,6 +2,7 @@
 #include "kernels/products.h"
 
 #include <cblas.h>
+#include <strings.h>
 
 #ifdef NB_DOUBLE
 #define GEMM cblas_dgemm
@@ -35,4 +36,40 @@ const char *kn_blas_name(char *text, size_t bytes)
         words += *end == ' ';
     snprintf(text, bytes, "%.*s%s", (int)(end - config), config, openblas_get_corename());
     return text;
+}
+
+/* ---- the core ----------------------------------------------------------------------------- */
+
+enum { SSE, AVX2, AVX512 };
+
+static int level_of_cpu(void)
+{
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        return AVX512;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        return AVX2;
+#endif
+    return SSE;
+}
+
+static int level_of_core(const char *core)
+{
+    static const struct {
+        const char *core;
+        int level;
+    } known[] = {{"Haswell", AVX2},    {"Zen", AVX2},          {"Excavator", AVX2},
+                 {"SkylakeX", AVX512}, {"Cooperlake", AVX512}, {"SapphireRapids", AVX512}};
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (!strcasecmp(known[i].core, core))
+            return known[i].level;
+    return SSE;
+}
+
+const char *kn_blas_core(const char *core)
+{
+    static const char *const name[] = {[AVX2] = "Haswell", [AVX512] = "SkylakeX"};
+    int level = level_of_cpu();
+    return level > level_of_core(core ? core : openblas_get_corename()) ? name[level] : NULL;
 }

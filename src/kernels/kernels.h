@@ -150,6 +150,11 @@ void kn_tile_tn(real *c, int64_t ldc, const real *a, int64_t lda, const real *b,
                 int64_t K, real beta);
 /* What the libraries are, for --version and the key of a checkpoint: "OpenBLAS 0.3.21 SkylakeX", "oneDNN 2.6.3" or "none". */
 void kn_libraries(char *text, size_t bytes);
+/* Which core OPENBLAS_CORETYPE should name where the library runs its kernels for `core` (NULL: the one it has chosen):
+ * "SkylakeX" or "Haswell" if this CPU has AVX-512, or AVX2 and FMA, and those of `core` do not use it; else NULL.
+ * OpenBLAS 0.3.21 takes Intel models newer than itself for a Prescott, at a third of the speed, and reads the variable
+ * when it is loaded: a program sets it and starts itself again; whoever runs one says OPENBLAS_CORETYPE=SkylakeX. */
+const char *kn_blas_core(const char *core);
 
 /* ---- integer products (exact) ------------------------------------------------------------- */
 

@@ -55,6 +55,9 @@ typedef struct {
  * for a caller who loads them. codes_only: weights with a spec get no latent floats. A zeroed md_model is a valid empty one. */
 status md_build(md_model *m, const md_config *c, const fq_recipe *recipe, uint64_t seed, bool codes_only);
 void md_free(md_model *m);
+/* Gives a tied model a head of its own, a copy of the embedding, under the rules of head.weight; what is untied already stays.
+ * The two matrices' ranges start anew (fq_start_weights). NB_USAGE where m is folded; m is unchanged on failure. */
+status md_untie(md_model *m);
 
 /* Sizes for tables: bytes of codes (packed to their bits), scales, zeros and float tensors as a folded file holds them; bits per parameter = 8 bytes / params. */
 typedef struct {
@@ -85,6 +88,7 @@ typedef struct {
     const char *recipe;    /* name or file; NULL: float (a folded file keeps its own) */
     const char *tokenizer; /* path, or NULL: what the file carries, else none */
     bool train;            /* latent floats are wanted: a folded file must carry /param */
+    bool untie;            /* md_untie */
 } md_open_options;
 /* Opens a GGUF file, a llama2.c file (v0, v1, v2), a safetensors file or Hugging Face folder, a nibble HDF5 file (checkpoint's or folded model), seen from its content. Quantized files are
  * decoded to floats. Names the file and the tensor in every refusal. */

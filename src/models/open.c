@@ -65,6 +65,8 @@ status md_open(md_model *m, const char *path, const md_open_options *o)
     status s = open_kind(m, path, o, o->recipe ? &recipe : NULL);
     if (s == NB_OK && o->tokenizer)
         s = md_attach_tokenizer(m, o->tokenizer);
+    if (s == NB_OK && o->untie && (s = md_untie(m)) != NB_OK)
+        s = nb_fail_in(s, "%s", path);
     fq_recipe_free(&recipe);
     if (s != NB_OK)
         md_free(m);

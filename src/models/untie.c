@@ -1,0 +1,64 @@
+/* untie.c - a tied model gets a head of its own: head.weight <- embed.weight, with its own site and rules. What else the model
+ * holds stays; ranges of the two matrices start anew, as their rules may differ now.
+ */
+#include "models/bind.h"
+#include <stdlib.h>
+#include <string.h>
+
+static bool is_vocabulary(const char *name)
+{
+    return !strncmp(name, "embed.", 6) || !strncmp(name, "head.weight", 11);
+}
+
+static status copy_site(fq_site *to, const fq_site *from)
+{
+    const int64_t n = from ? fq_site_state(from, NULL) : 0;
+    if (n == 0 || fq_site_state(to, NULL) != n || is_vocabulary(to->name))
+        return NB_OK;
+    double *state = nb_alloc((size_t)n, sizeof *state);
+    if (!state)
+        return NB_NOMEM;
+    (void)fq_site_state(from, state);
+    status s = fq_site_restore(to, state, n);
+    free(state);
+    return s;
+}
+
+static status copy(md_model *to, const md_model *from)
+{
+    for (int64_t i = 0; i < to->params.n; i++) {
+        ag_param *p = to->params.p[i];
+        bool head = !strcmp(p->name, "head.weight");
+        const ag_param *old = ag_param_find(&from->params, head ? "embed.weight" : p->name);
+        if (old && old->count == p->count && (head || !is_vocabulary(p->name) || !strcmp(p->name, "embed.weight")))
+            memcpy(p->x, old->x, (size_t)p->count * sizeof(real));
+    }
+    for (int64_t i = 0; i < to->sites.n; i++)
+        for (int64_t k = 0; k < from->sites.n; k++)
+            if (!strcmp(to->sites.s[i]->name, from->sites.s[k]->name))
+                TRY(copy_site(to->sites.s[i], from->sites.s[k]));
+    to->params.version++;
+    return NB_OK;
+}
+
+status md_untie(md_model *m)
+{
+    md_model own;
+    md_config c = m->config;
+    if (m->folded)
+        return nb_fail(NB_USAGE, "a folded model stays tied: untie it before folding");
+    if (!c.tied)
+        return NB_OK;
+    c.tied = false;
+    TRY(md_build(&own, &c, &m->recipe, 0, false));
+    status s = copy(&own, m);
+    if (s != NB_OK) {
+        md_free(&own);
+        return s;
+    }
+    own.tokenizer = m->tokenizer;
+    m->tokenizer = (fm_tokenizer){0};
+    md_free(m);
+    *m = own;
+    return NB_OK;
+}
