@@ -184,6 +184,21 @@ class Commands(unittest.TestCase):
         self.assertIn("ppl", out)
         run("eval", MODEL, "--data", "few.txt", code=2)
 
+    def test_eval_windows_scores_second_halves(self):
+        told = parsed("eval", MODEL, *TOKENIZER, "--data", STORIES, "--windows", "3", "--ctx", "64")
+        self.assertEqual((told["windows"], told["tokens"]), (3, 3 * 31))
+        whole = parsed("eval", MODEL, *TOKENIZER, "--data", STORIES, "--tokens", "192", "--ctx", "64")
+        self.assertNotEqual(told["nll"], whole["nll"])
+        self.assertIn("no window", run("eval", MODEL, *TOKENIZER, "--data", "few.txt", "--split", "line", "--windows", "1", code=2)[1])
+
+    def test_gguf_is_the_same_model(self):
+        run("export", MODEL, *TOKENIZER, "--to", "gguf-f32", "-o", "same.gguf")
+        line = ["--data", STORIES, "--split", "line", "--ctx", "512", "--tokens", "2000"]
+        self.assertEqual(parsed("eval", "same.gguf", *line)["nll"], parsed("eval", MODEL, *TOKENIZER, *line)["nll"])
+        out, _ = run("run", "same.gguf", "-p", "", "-n", "20", "--temp", "0")
+        self.assertEqual(out, run("run", MODEL, *TOKENIZER, "-p", "", "-n", "20", "--temp", "0")[0])
+        self.assertIn("template", run("run", "same.gguf", "--chat", "-p", "Hi", code=2)[1])
+
     def test_eval_does_not_depend_on_threads(self):
         line = ["eval", "student.h5", "--data", "heldout.h5"]
         self.assertEqual(parsed(*line, "--threads", "1"), parsed(*line, "--threads", "2"))

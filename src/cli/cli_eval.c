@@ -5,7 +5,7 @@
 typedef struct {
     cl_common common;
     const char *teacher;
-    int64_t tokens;
+    int64_t tokens, windows;
 } eval_options;
 
 static status print_json(const kd_eval *e)
@@ -60,8 +60,9 @@ static status measure(kd_eval *e, md_model *m, md_model *teacher, fm_tokens *dat
 {
     cl_progress line;
     nb_progress progress = cl_progress_start(&line, "evaluating", "tokens", o->common.quiet);
-    kd_eval_options k = {.ctx = o->common.ctx,
+    kd_eval_options k = {.ctx = o->common.ctx ? o->common.ctx : o->windows && m->config.ctx > 512 ? 512 : 0,
                          .max_tokens = o->tokens,
+                         .windows = o->windows,
                          .progress = &progress,
                          .cut = data->from_text && o->common.split != FM_SPLIT_NONE};
     TRY(cl_precision(&k.precision, &o->common, &m->config));
@@ -99,6 +100,8 @@ int cl_eval(int argc, char **argv)
     const cl_option option[] = {
         {"--teacher", "MODEL", CL_TEXT, &o.teacher, NULL, "compare with this model: KL and same top token"},
         {"--tokens", "N", CL_COUNT, &o.tokens, "0", "score at most about this many tokens in all (0: all)"},
+        {"--windows", "N", CL_COUNT, &o.windows, "0",
+         "as llama-perplexity does: the first N full windows of --ctx (512) tokens, their second halves scored (0: not)"},
     };
     const cl_command command = {
         .name = "eval",

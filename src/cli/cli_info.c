@@ -37,7 +37,7 @@ void cl_fact_tokenizer(cl_facts *f, const fm_tokenizer *tk)
         return;
     }
     snprintf(text, sizeof text, "%s, %lld pieces, hash %016llx",
-             tk->kind == FM_TOKENIZER_BYTES ? "bytes" : "SentencePiece BPE", (long long)tk->vocab_size,
+             fm_tokenizer_kind_name(tk), (long long)tk->vocab_size,
              (unsigned long long)tk->hash);
     cl_fact_text(f, "tokenizer", text);
 }

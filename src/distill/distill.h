@@ -36,6 +36,8 @@ typedef struct {
     int64_t ctx;      /* tokens in a window; 0: the token file's rows, else the model's context */
     bool cut;         /* documents longer than ctx are cut there (texts split by line or blank); else they go on in further windows */
     int64_t max_tokens; /* 0: all */
+    int64_t windows;    /* llama-perplexity's convention: the first so many full windows of ctx tokens, each beginning with BOS if the tokenizer adds one, their
+                           second halves scored; 0: every token of every window but its first */
     kn_precision precision; /* of the model under test; the teacher is fp32 always */
     const nb_progress *progress;
 } kd_eval_options;

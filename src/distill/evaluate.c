@@ -23,7 +23,9 @@ typedef struct {
 typedef struct {
     side model, teacher; /* teacher.model NULL: none */
     int64_t V, ctx, per_batch, rows;
-    int32_t *ids, *length, *slot;
+    int64_t skip; /* first so many rows of a window are not scored */
+    int32_t bos;  /* what every window begins with instead of its first token; -1: that */
+    int32_t *ids, *length, *slot, *place; /* slot: a row's window in the batch, place: where it stands there */
     row_result *row; /* [CHUNK] */
     float *kl;       /* of every scored token so far */
     int64_t n_kl, kl_capacity;
@@ -99,9 +101,16 @@ static status keep_kl(evaluator *e, float kl)
 /* Scores a batch of windows whose tokens lie in rows, window after window without padding. */
 static status score_batch(evaluator *e, int64_t first, int64_t rows)
 {
-    int64_t window = 0, at = 0; /* of the row being scored: its window and its place inside */
     for (int64_t from = 0; from < rows; from += CHUNK) {
         int64_t n = rows - from < CHUNK ? rows - from : CHUNK;
+        bool any = false;
+        for (int64_t i = 0; i < n; i++) {
+            const int64_t k = from + i;
+            e->row[i].scored = e->place[k] >= e->skip && k + 1 < rows && e->slot[k] == e->slot[k + 1];
+            any = any || e->row[i].scored;
+        }
+        if (!any)
+            continue;
         TRY(rt_head(e->model.session, e->model.logits, e->model.hidden + from * e->model.model->config.dim, n));
         kn_logsumexp(e->model.lse, e->model.logits, n, e->V);
         if (e->teacher.model) {
@@ -109,21 +118,15 @@ static status score_batch(evaluator *e, int64_t first, int64_t rows)
             kn_logsumexp(e->teacher.lse, e->teacher.logits, n, e->V);
         }
 #pragma omp parallel for schedule(static)
-        for (int64_t i = 0; i < n; i++) {
-            e->row[i].scored = from + i + 1 < rows && e->slot[from + i] == e->slot[from + i + 1];
+        for (int64_t i = 0; i < n; i++)
             if (e->row[i].scored)
                 score(e, &e->row[i], i, e->ids[from + i + 1]);
-        }
         for (int64_t i = 0; i < n; i++) {
-            if (at == e->length[window]) {
-                window++;
-                at = 0;
-            }
-            at++;
+            const int64_t window = first + e->slot[from + i];
             if (!e->row[i].scored)
                 continue;
-            e->window_nll[first + window] += e->row[i].nll;
-            e->window_tokens[first + window]++;
+            e->window_nll[window] += e->row[i].nll;
+            e->window_tokens[window]++;
             if (e->teacher.model) {
                 e->sum_kl += (double)e->row[i].kl;
                 e->sum_teacher += e->row[i].teacher_nll;
@@ -180,8 +183,12 @@ static status run(evaluator *e, const kd_windows *w, fm_tokens *data, int64_t wi
         for (int64_t i = 0; i < n; i++) {
             e->length[i] = w->length[first + i];
             TRY(fm_tokens_read(data, e->ids + rows, w->start[first + i], e->length[i]));
-            for (int64_t t = 0; t < e->length[i]; t++)
-                e->slot[rows++] = (int32_t)i;
+            if (e->bos >= 0)
+                e->ids[rows] = e->bos;
+            for (int64_t t = 0; t < e->length[i]; t++, rows++) {
+                e->slot[rows] = (int32_t)i;
+                e->place[rows] = (int32_t)t;
+            }
         }
         TRY(side_run(&e->model, n, rows, e->slot, e->ids));
         if (e->teacher.model)
@@ -208,11 +215,12 @@ static status evaluate(kd_eval *r, evaluator *e, md_model *m, md_model *teacher,
         TRY(side_open(&e->teacher, teacher, e, KN_FP32));
     e->ids = nb_alloc((size_t)e->rows, sizeof *e->ids);
     e->slot = nb_alloc((size_t)e->rows, sizeof *e->slot);
+    e->place = nb_alloc((size_t)e->rows, sizeof *e->place);
     e->length = nb_alloc((size_t)e->per_batch, sizeof *e->length);
     e->row = nb_alloc_zeroed(CHUNK, sizeof *e->row);
     e->window_nll = nb_alloc_zeroed((size_t)windows, sizeof *e->window_nll);
     e->window_tokens = nb_alloc_zeroed((size_t)windows, sizeof *e->window_tokens);
-    if (!e->ids || !e->slot || !e->length || !e->row || !e->window_nll || !e->window_tokens)
+    if (!e->ids || !e->slot || !e->place || !e->length || !e->row || !e->window_nll || !e->window_tokens)
         return NB_NOMEM;
     TRY(run(e, w, data, windows, o->progress));
     r->cut_tokens = w->cut_tokens;
@@ -224,13 +232,18 @@ status kd_evaluate_windows(kd_eval *r, md_model *m, md_model *teacher, fm_tokens
                            const kd_eval_options *o)
 {
     double start = nb_seconds();
-    evaluator e = {.V = m->config.vocab, .ctx = ctx};
+    evaluator e = {.V = m->config.vocab, .ctx = ctx, .bos = -1};
+    if (o->windows > 0) {
+        e.skip = ctx / 2;
+        e.bos = m->tokenizer.kind != FM_TOKENIZER_NONE && m->tokenizer.add_bos ? m->config.bos : -1;
+    }
     *r = (kd_eval){0};
     status s = evaluate(r, &e, m, teacher, data, w, o);
     side_free(&e.model);
     side_free(&e.teacher);
     free(e.ids);
     free(e.slot);
+    free(e.place);
     free(e.length);
     free(e.row);
     free(e.kl);
@@ -238,6 +251,19 @@ status kd_evaluate_windows(kd_eval *r, md_model *m, md_model *teacher, fm_tokens
     free(e.window_tokens);
     r->seconds = nb_seconds() - start;
     return s;
+}
+
+/* The first `most` windows of exactly ctx tokens. */
+static status keep_full(kd_windows *w, const fm_tokens *data, int64_t ctx, int64_t most)
+{
+    int64_t n = 0;
+    for (int64_t i = 0; i < w->n && n < most; i++)
+        if (w->length[i] == ctx) {
+            w->start[n] = w->start[i];
+            w->length[n++] = w->length[i];
+        }
+    w->n = n;
+    return n ? NB_OK : nb_fail(NB_USAGE, "%s holds no window of %lld tokens (--ctx)", data->path, (long long)ctx);
 }
 
 status kd_evaluate(kd_eval *r, md_model *m, md_model *teacher, fm_tokens *data, const kd_eval_options *o)
@@ -257,7 +283,9 @@ status kd_evaluate(kd_eval *r, md_model *m, md_model *teacher, fm_tokens *data, 
     if (ctx > limit)
         return nb_fail(NB_USAGE, "windows of %lld tokens: the model's context is %lld", (long long)ctx, (long long)limit);
     TRY(kd_windows_new(&w, data, ctx, o->cut));
-    status s = kd_evaluate_windows(r, m, teacher, data, &w, ctx, o);
+    status s = o->windows > 0 ? keep_full(&w, data, ctx, o->windows) : NB_OK;
+    if (s == NB_OK)
+        s = kd_evaluate_windows(r, m, teacher, data, &w, ctx, o);
     kd_windows_free(&w);
     return s;
 }

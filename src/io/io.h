@@ -316,6 +316,7 @@ status fm_tokenizer_byte(fm_tokenizer *tk); /* the built-in one, 258 ids; NB_NOM
 status fm_tokenizer_to_bytes(const fm_tokenizer *tk, uint8_t **data, size_t *bytes);
 status fm_tokenizer_from_bytes(fm_tokenizer *tk, const uint8_t *data, size_t bytes);
 void fm_tokenizer_free(fm_tokenizer *tk);
+const char *fm_tokenizer_kind_name(const fm_tokenizer *tk); /* "SentencePiece BPE", "byte-level BPE", "bytes", "none" */
 /* From the keys tokenizer.* of GGUF metadata, as llama.cpp reads them: model "llama" (SentencePiece) or "gpt2"
  * (byte-level BPE; tokenizer.ggml.pre names the pre-tokenizer). Model "none" or no key gives FM_TOKENIZER_NONE. Like
  * there, nothing is normalized and a byte without a letter is left out; an empty piece N reads [EMPTY_N], and control

@@ -24,6 +24,13 @@ status fm_vocab_new(fm_tokenizer *tk, fm_tokenizer_kind kind)
     return NB_OK;
 }
 
+const char *fm_tokenizer_kind_name(const fm_tokenizer *tk)
+{
+    if (tk->kind == FM_TOKENIZER_NONE)
+        return "none";
+    return tk->kind == FM_TOKENIZER_BYTES ? "bytes" : tk->vocab->byte_level ? "byte-level BPE" : "SentencePiece BPE";
+}
+
 void fm_tokenizer_free(fm_tokenizer *tk)
 {
     fm_vocab *v = tk->vocab;
