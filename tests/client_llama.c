@@ -2,7 +2,10 @@
  *   client_llama LIBRARIES logits MODEL IDS OUT     IDS: for each sequence int32 n and n ids; OUT: float logits [n, vocab] of each
  *   client_llama LIBRARIES f32 IN OUT               turns a quantized file back into F32 (llama_model_quantize)
  *   client_llama LIBRARIES tokenize MODEL TEXT OUT  ids of a text as int32, special tokens added as the file says
- * LIBRARIES is the folder of libllama and libggml. One thread, no flash attention, F32 cache.
+ *   client_llama LIBRARIES time MODEL PREFILL DECODE SEQUENCES THREADS
+ *                                                   tokens/s as JSON, best of four; SEQUENCES > 1: decoded together
+ * LIBRARIES is the folder of libllama and libggml. One thread, no flash attention, F32 cache; time: both ways of attention,
+ * F16 cache (what llama.cpp takes by itself), the faster counts.
  */
 #include <llama.h>
 
@@ -11,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 static void *handle;
 
@@ -123,6 +127,74 @@ static void logits(const char *model, const char *ids_path, const char *out_path
     CALL(llama_model_free)(m);
 }
 
+static double seconds(void)
+{
+    struct timespec t;
+    (void)clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* n tokens of each of `sequences`, from position `at`; the logits of the last of each. */
+static void step(struct llama_context *c, struct llama_batch *b, int32_t n, int32_t sequences, int32_t at, int32_t vocab)
+{
+    b->n_tokens = n * sequences;
+    for (int32_t i = 0; i < b->n_tokens; i++) {
+        b->token[i] = (int32_t)((i * 7919LL + at * 104729LL) % vocab);
+        b->pos[i] = at + i % n;
+        b->n_seq_id[i] = 1;
+        b->seq_id[i][0] = i / n;
+        b->logits[i] = i % n == n - 1;
+    }
+    if (CALL(llama_decode)(c, *b) != 0)
+        fail("cannot decode", "");
+    if (CALL(llama_get_logits_ith)(c, b->n_tokens - 1) == NULL)
+        fail("no logits", "");
+}
+
+typedef struct {
+    int32_t prefill, decode, sequences, threads;
+    double prefill_rate, decode_rate; /* tokens/s */
+} timing;
+
+static void time_context(timing *t, struct llama_model *m, enum llama_flash_attn_type flash)
+{
+    struct llama_context_params p = CALL(llama_context_default_params)();
+    const int32_t vocab = CALL(llama_vocab_n_tokens)(CALL(llama_model_get_vocab)(m));
+    p.n_ctx = (uint32_t)((t->prefill + t->decode + 255) / 256 * 256 * t->sequences);
+    p.n_batch = p.n_ubatch = (uint32_t)(t->prefill > t->sequences ? t->prefill : t->sequences);
+    p.n_seq_max = (uint32_t)t->sequences;
+    p.n_threads = p.n_threads_batch = t->threads;
+    p.flash_attn_type = flash;
+    struct llama_context *c = CALL(llama_init_from_model)(m, p);
+    if (!c)
+        fail("no context", "");
+    struct llama_batch b = CALL(llama_batch_init)((int32_t)p.n_batch, 0, 1);
+    for (int round = 0; round < 4; round++) {
+        CALL(llama_memory_clear)(CALL(llama_get_memory)(c), true);
+        double begin = seconds();
+        if (t->sequences == 1)
+            step(c, &b, t->prefill, 1, 0, vocab);
+        const double prefill = (double)t->prefill / (seconds() - begin);
+        begin = seconds();
+        for (int32_t i = 0; i < t->decode; i++)
+            step(c, &b, 1, t->sequences, (t->sequences == 1 ? t->prefill : 0) + i, vocab);
+        const double decode = (double)(t->decode * t->sequences) / (seconds() - begin);
+        t->prefill_rate = prefill > t->prefill_rate ? prefill : t->prefill_rate;
+        t->decode_rate = decode > t->decode_rate ? decode : t->decode_rate;
+    }
+    CALL(llama_batch_free)(b);
+    CALL(llama_free)(c);
+}
+
+static void time_model(const char *model, timing *t)
+{
+    struct llama_model *m = open_model(model, false);
+    time_context(t, m, LLAMA_FLASH_ATTN_TYPE_DISABLED);
+    time_context(t, m, LLAMA_FLASH_ATTN_TYPE_ENABLED);
+    (void)printf("{\"prefill_tok_s\": %.1f, \"decode_tok_s\": %.1f}\n", t->sequences == 1 ? t->prefill_rate : 0, t->decode_rate);
+    CALL(llama_model_free)(m);
+}
+
 static void turn_to_f32(const char *in, const char *out)
 {
     llama_model_quantize_params p = CALL(llama_model_quantize_default_params)();
@@ -155,7 +227,7 @@ static void tokenize(const char *model, const char *text_path, const char *out_p
 int main(int argc, char **argv)
 {
     if (argc < 5)
-        fail("wants", "LIBRARIES logits|f32|tokenize ...");
+        fail("wants", "LIBRARIES logits|f32|tokenize|time ...");
     load(argv[1], "libggml-base.");
     load(argv[1], "libggml.");
     load(argv[1], "libllama.");
@@ -168,6 +240,8 @@ int main(int argc, char **argv)
         turn_to_f32(argv[3], argv[4]);
     else if (!strcmp(argv[2], "tokenize") && argc == 6)
         tokenize(argv[3], argv[4], argv[5]);
+    else if (!strcmp(argv[2], "time") && argc == 8)
+        time_model(argv[3], &(timing){atoi(argv[4]), atoi(argv[5]), atoi(argv[6]), atoi(argv[7]), 0, 0});
     else
         fail("unknown mode", argv[2]);
     return 0;

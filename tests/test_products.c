@@ -149,6 +149,9 @@ static const linear_case linear_cases[] = {
     {7, 80, 31, 0, false, false, true},  {100, 130, 67, 0, true, true, true},   {200, 64, 96, 0, false, true, true},
     {1, 16, 1030, 0, true, true, true},  {9, 300, 64, 32, false, true, true},   {13, 70, 172, 32, false, false, true},
     {4, 20, 37, 12, false, true, false}, {150, 96, 192, 64, false, true, true}, {1, 64, 64, 4, false, false, true},
+    {2, 40, 4200, 32, false, false, true}, {16, 16, 2112, 0, true, true, false}, {17, 33, 4163, 0, true, false, true},
+    {300, 20, 2084, 0, true, true, true}, {33, 50, 2180, 32, true, false, true}, {16, 16, 96, 32, false, true, false},
+    {31, 18, 2500, 128, true, true, true}, {270, 30, 200, 96, true, false, true},
 };
 
 static void random_codes(kn_codes *c, kn_grid g, int64_t rows, int64_t cols, uint64_t seed, bool extreme)
@@ -161,7 +164,7 @@ static void random_codes(kn_codes *c, kn_grid g, int64_t rows, int64_t cols, uin
             c->q[r * c->ld + k] = (int8_t)(extreme ? (u % 4 ? g.lo : g.hi) : g.lo + (int)(u % (uint64_t)span));
         }
     for (int64_t i = 0; i < c->n_scales; i++) {
-        c->scale[i] = (float)(0.001 + 0.01 * nb_random_unit(seed, 2, (uint64_t)i));
+        c->scale[i] = kn_store(&g, (float)(0.001 + 0.01 * nb_random_unit(seed, 2, (uint64_t)i)));
         if (c->zero)
             c->zero[i] = g.lo + (int)(nb_random(seed, 3, (uint64_t)i) % (uint64_t)(g.hi - g.lo + 1));
     }
@@ -218,6 +221,11 @@ static void check_linear(const linear_case *p, kn_grid ga, kn_grid gw)
             continue;
         memset(z, 0, (size_t)(p->M * p->N) * 4);
         tables[t]->linear(&job);
+        ck_assert_mem_eq(z, y, (size_t)(p->M * p->N) * 4);
+        if (!tables[t]->linear_tall || p->M < KN_TALL || (packed.groups > 1 && packed.group % 32))
+            continue;
+        memset(z, 0, (size_t)(p->M * p->N) * 4);
+        tables[t]->linear_tall(&job);
         ck_assert_mem_eq(z, y, (size_t)(p->M * p->N) * 4);
     }
     kn_packed_free(&packed);

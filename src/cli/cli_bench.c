@@ -1,7 +1,6 @@
-/* cli_bench.c - nibble bench: the training step at a model's shape, and prefill and decode of a model, against this machine's
- * own limits. Weights are random (bench train): time does not depend on them. */
-#include "cli/cli.h"
-#include <math.h>
+/* cli_bench.c - nibble bench: the training step at a model's shape; bench run is in cli_bench_run.c. Weights are random: time
+ * does not depend on them. */
+#include "cli/cli_bench.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -21,26 +20,20 @@ static int rising(const void *a, const void *b)
     return *x < *y ? -1 : *x > *y;
 }
 
-/* GB/s of summing an array far larger than the caches, best of five. */
-static double read_bandwidth(void)
+status bench_shape(md_config *c, const char *name, int64_t ctx)
 {
-    enum { FLOATS = 1 << 26 };
-    float *x = nb_alloc_aligned(FLOATS, sizeof *x);
-    double best = INFINITY, sink = 0;
-    if (!x)
-        return 0;
-#pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < FLOATS; i++)
-        x[i] = (float)(i & 7);
-    for (int k = 0; k < 5; k++) {
-        double begin = nb_seconds();
-#pragma omp parallel for schedule(static) reduction(+ : sink)
-        for (int64_t i = 0; i < FLOATS; i += 4096)
-            sink += kn_sum_squares(x + i, 4096);
-        best = fmin(best, nb_seconds() - begin);
-    }
-    free(x);
-    return sink > 0 ? FLOATS * sizeof(float) / best * 1e-9 : 0;
+    int which = 0;
+    while (which < N_SHAPES && strcmp(shapes[which].name, name) != 0)
+        which++;
+    if (which == N_SHAPES)
+        return nb_fail(NB_USAGE, "--shape %s: stories260K, stories15M or smollm2", name);
+    *c = shapes[which].config;
+    c->ctx = ctx;
+    c->norm_eps = 1e-5;
+    c->rope_theta = 10000;
+    c->bos = 1;
+    c->eos = 2;
+    return NB_OK;
 }
 
 /* ---- the training step -------------------------------------------------------------------- */
@@ -115,29 +108,12 @@ static void close_workbench(workbench *w)
     free(w->slot);
 }
 
-typedef struct {
-    cl_common common;
-    const char *shape, *recipe;
-    int64_t batch, steps;
-    bool recompute;
-    int64_t prefill, decode; /* of bench run */
-} bench_options;
-
 static status bench_train(const bench_options *o)
 {
     double seconds[64];
-    int which = 0;
     int64_t n = o->steps < 1 ? 1 : o->steps > 64 ? 64 : o->steps;
-    while (which < N_SHAPES && strcmp(shapes[which].name, o->shape) != 0)
-        which++;
-    if (which == N_SHAPES)
-        return nb_fail(NB_USAGE, "--shape %s: stories260K, stories15M or smollm2", o->shape);
-    md_config c = shapes[which].config;
-    c.ctx = o->common.ctx ? o->common.ctx : 256;
-    c.norm_eps = 1e-5;
-    c.rope_theta = 10000;
-    c.bos = 1;
-    c.eos = 2;
+    md_config c;
+    TRY(bench_shape(&c, o->shape, o->common.ctx ? o->common.ctx : 256));
     workbench w = {.B = o->batch, .T = c.ctx, .recompute = o->recompute};
     status s = cl_precision(&w.precision, &o->common, &c);
     if (s == NB_OK)
@@ -179,76 +155,6 @@ static status bench_train(const bench_options *o)
     return NB_OK;
 }
 
-/* ---- running ------------------------------------------------------------------------------ */
-
-static status bench_session(rt_session *s, const md_model *m, const bench_options *o, double *prefill, double *decode)
-{
-    const int64_t C = m->config.dim, V = m->config.vocab, n = o->prefill > o->decode ? o->prefill : o->decode;
-    real *hidden = nb_alloc_aligned((size_t)(n * C), sizeof(real)), *logits = nb_alloc_aligned((size_t)V, sizeof(real));
-    int32_t *ids = nb_alloc((size_t)n, sizeof *ids);
-    status st = hidden && logits && ids ? NB_OK : NB_NOMEM;
-    for (int64_t i = 0; i < n && ids; i++)
-        ids[i] = (int32_t)(nb_random(1, 2, (uint64_t)i) % (uint64_t)V);
-    *prefill = *decode = INFINITY;
-    for (int k = 0; k < 4 && st == NB_OK; k++) { /* the first one packs the weights */
-        double begin = nb_seconds();
-        rt_clear(s, 0);
-        st = rt_forward(s, o->prefill, NULL, ids, hidden);
-        if (st == NB_OK)
-            st = rt_head(s, logits, hidden + (o->prefill - 1) * C, 1);
-        *prefill = fmin(*prefill, nb_seconds() - begin);
-        begin = nb_seconds();
-        for (int64_t i = 0; i < o->decode && st == NB_OK; i++) {
-            st = rt_forward(s, 1, NULL, ids + i, hidden);
-            if (st == NB_OK)
-                st = rt_head(s, logits, hidden, 1);
-        }
-        *decode = fmin(*decode, nb_seconds() - begin);
-    }
-    free(hidden);
-    free(logits);
-    free(ids);
-    return st;
-}
-
-static status bench_run(const bench_options *o, const char *path)
-{
-    md_model m = {0};
-    rt_session *s = NULL;
-    rt_options ro = {0};
-    md_size size;
-    double prefill, decode;
-    TRY(cl_open_model(&m, path, &o->common, NULL, false));
-    status st = cl_precision(&ro.precision, &o->common, &m.config);
-    if (st == NB_OK && o->prefill + o->decode > m.config.ctx)
-        st = nb_fail(NB_USAGE, "--prefill and --decode: %lld tokens, the model's context is %lld", (long long)(o->prefill + o->decode), (long long)m.config.ctx);
-    if (st == NB_OK)
-        st = rt_open(&s, &m, &ro);
-    if (st == NB_OK)
-        st = bench_session(s, &m, o, &prefill, &decode);
-    md_measure(&size, &m);
-    rt_close(s);
-    md_free(&m);
-    TRY(st);
-    double bytes = (double)(size.code_bytes + size.scale_bytes + size.zero_bytes + size.float_bytes), bandwidth = read_bandwidth();
-    double rate = (double)o->decode / decode;
-    if (o->common.json) {
-        nb_writer j = {0};
-        nb_json_open(&j, NULL, '{');
-        nb_json_put_number(&j, "prefill_tok_s", (double)o->prefill / prefill);
-        nb_json_put_number(&j, "decode_tok_s", rate);
-        nb_json_put_number(&j, "bytes_per_token", bytes);
-        nb_json_put_number(&j, "bandwidth_gb_s", bandwidth);
-        nb_json_put_number(&j, "decode_bandwidth_share", bytes * rate / (bandwidth * 1e9));
-        nb_json_put_int(&j, "peak_bytes", (int64_t)nb_peak_memory());
-        nb_json_close(&j, '}');
-        return cl_print_json(&j);
-    }
-    printf("prefill %lld: %.0f tokens/s\ndecode %lld: %.0f tokens/s, %.1f MB of weights per token, %.0f %% of the %.0f GB/s read here\n", (long long)o->prefill,
-           (double)o->prefill / prefill, (long long)o->decode, rate, bytes * 1e-6, 100 * bytes * rate / (bandwidth * 1e9), bandwidth);
-    return NB_OK;
-}
-
 static void say_libraries(void)
 {
     char libraries[256];
@@ -261,8 +167,8 @@ int cl_bench(int argc, char **argv)
 {
     bench_options o = {.batch = 4, .steps = 5, .prefill = 256, .decode = 128};
     const cl_option option[] = {
-        {"--shape", "NAME", CL_TEXT, &o.shape, "stories15M", "train: stories260K, stories15M or smollm2, with random weights"},
-        {"--recipe", "NAME|FILE", CL_TEXT, &o.recipe, "w4a8kv8", "train: the student's (float: the step without quantization)"},
+        {"--shape", "NAME", CL_TEXT, &o.shape, "stories15M", "stories260K, stories15M or smollm2, with random weights"},
+        {"--recipe", "NAME|FILE", CL_TEXT, &o.recipe, "w4a8kv8", "the student's (float: the step without quantization); of random weights to run"},
         {"--batch", "N", CL_COUNT, &o.batch, NULL, "train: rows of a step (4)"},
         {"--steps", "N", CL_COUNT, &o.steps, NULL, "train: steps timed, after one that is not (5)"},
         {"--recompute", NULL, CL_FLAG, &o.recompute, NULL, "train: with recomputed blocks"},
@@ -274,21 +180,23 @@ int cl_bench(int argc, char **argv)
         .arguments = "train|run [MODEL]",
         .summary = "how fast training and running are here",
         .explanation = "train: a whole step of distillation (teacher forward, student forward and backward,\n"
-                       "optimizer) at a model's shape. run: prefill and decode of a model, and which share of the\n"
-                       "memory's measured read bandwidth decoding reaches. Medians (train) and best of three (run).",
+                       "optimizer) at a model's shape. run: prefill and decode of a model, or of\n"
+                       "random weights at a shape (-o keeps these in a folded file), and which share of the memory's\n"
+                       "measured read bandwidth decoding reaches. Medians (train) and best of four (run).",
         .examples = "  nibble bench train --shape stories15M --batch 4 --ctx 256 --recipe w4a8kv8\n"
-                    "  nibble bench run student.h5 --prefill 256 --decode 128 --json",
+                    "  nibble bench run student.h5 --prefill 256 --decode 128 --json\n"
+                    "  nibble bench run --shape smollm2 --recipe q4_0 --prefill 512 --decode 128",
         .option = option,
         .n = sizeof option / sizeof *option,
         .common = &o.common,
-        .common_mask = CL_JSON | CL_CTX | CL_PRECISION | CL_TOKENIZER};
+        .common_mask = CL_JSON | CL_CTX | CL_PRECISION | CL_TOKENIZER | CL_OUTPUT | CL_FORCE};
     const char *argument[CL_MAX_ARGUMENTS];
     int code;
     if (!cl_parse(&command, argc, argv, argument, &code))
         return code;
     bool train = argument[0] && !strcmp(argument[0], "train");
-    if (!train && (strcmp(argument[0], "run") != 0 || !argument[1]))
-        return cl_exit(nb_fail(NB_USAGE, "bench: train, or run with a model"));
+    if (!train && (!argument[0] || strcmp(argument[0], "run") != 0))
+        return cl_exit(nb_fail(NB_USAGE, "bench: train or run"));
     if (o.batch < 1 || o.prefill < 1 || o.decode < 1)
         return cl_exit(nb_fail(NB_USAGE, "bench: --batch, --prefill and --decode are at least 1"));
     status s = cl_begin(&o.common);

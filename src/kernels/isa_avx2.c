@@ -261,6 +261,27 @@ static inline w16 w_dot(w16 acc, b64 u, b64 s)
 {
     return (w16){dot4(acc.a, u.a, s.a), dot4(acc.b, u.b, s.b)};
 }
+/* the same where u is below 16: sums of two products fit in 16 bits */
+static inline __m256i dot4_small(__m256i acc, __m256i u, __m256i s)
+{
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1)));
+}
+static inline w16 w_dot_small(w16 acc, b64 u, b64 s)
+{
+    return (w16){dot4_small(acc.a, u.a, s.a), dot4_small(acc.b, u.b, s.b)};
+}
+static inline int32_t w_sum(w16 x)
+{
+    const __m256i e = _mm256_add_epi32(x.a, x.b);
+    const __m128i q = _mm_add_epi32(_mm256_castsi256_si128(e), _mm256_extracti128_si256(e, 1));
+    const __m128i d = _mm_add_epi32(q, _mm_unpackhi_epi64(q, q));
+    return _mm_cvtsi128_si32(_mm_add_epi32(d, _mm_shuffle_epi32(d, 1)));
+}
+static inline v16 v_from_half(const uint16_t *p)
+{
+    return (v16){_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)),
+                 _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p + 1))};
+}
 static inline b64 b_load4(const void *p) /* the same four bytes in every lane */
 {
     int32_t x;

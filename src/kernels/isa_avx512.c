@@ -214,6 +214,19 @@ static inline w16 w_dot(w16 acc, b64 u, b64 s)
 {
     return _mm512_dpbusd_epi32(acc, u, s);
 }
+/* the same where u is below 16 */
+static inline w16 w_dot_small(w16 acc, b64 u, b64 s)
+{
+    return _mm512_dpbusd_epi32(acc, u, s);
+}
+static inline int32_t w_sum(w16 x)
+{
+    return _mm512_reduce_add_epi32(x);
+}
+static inline v16 v_from_half(const uint16_t *p)
+{
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+}
 static inline b64 b_load(const void *p)
 {
     return _mm512_loadu_si512(p);
@@ -267,4 +280,13 @@ static inline v16 v_pow2(v16 n) /* of integral lanes -126..127 */
 #define TABLE_NAME "avx512"
 #define TABLE_BF16 true
 #include "kernels/table_body.h"
+
+/* The same loops, and tiles (isa_amx.c) for products of many rows. */
+const kn_table kn_table_amx = {.name = "amx",
+                               .bf16 = true,
+                               .linear_tall = kn_amx_linear,
+#define X(result, function, arguments) .function = function,
+                               KN_FUNCTIONS(X)
+#undef X
+};
 #endif

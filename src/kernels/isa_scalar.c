@@ -136,6 +136,25 @@ static inline w16 w_dot(w16 acc, b64 u, b64 s)
     }
     return acc;
 }
+/* the same where u is below 16 */
+static inline w16 w_dot_small(w16 acc, b64 u, b64 s)
+{
+    return w_dot(acc, u, s);
+}
+static inline int32_t w_sum(w16 x)
+{
+    uint32_t sum = 0;
+    for (int i = 0; i < 16; i++)
+        sum += (uint32_t)x.l[i];
+    return (int32_t)sum;
+}
+static inline v16 v_from_half(const uint16_t *p)
+{
+    v16 y;
+    for (int i = 0; i < 16; i++)
+        y.l[i] = (real)nb_half_to(p[i]);
+    return y;
+}
 static inline b64 b_load(const void *p)
 {
     b64 y;

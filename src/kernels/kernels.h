@@ -1,6 +1,6 @@
 /* kernels.h - arithmetic on plain arrays: the grid, codes, products, row kernels, attention.
  *
- * Scalar C is the definition; a table per instruction set (isa_scalar.c, isa_avx2.c, isa_avx512.c) computes the SAME BITS,
+ * Scalar C is the definition; a table per instruction set (isa_*.c) computes the SAME BITS,
  * floats included: sums run in 16 interleaved lanes folded 8-4-2-1, fused multiply-adds are written as such. What calls
  * a library (kn_product_*) is the only exception. Functions here use OpenMP threads; each output is computed by one
  * thread in index order, so results do not depend on the number of threads.
@@ -20,8 +20,8 @@ typedef float real;
 
 /* ---- instruction set ---------------------------------------------------------------------- */
 
-/* Name of the table in use: "scalar", "avx2" or "avx512": the best this CPU has, or what NIBBLE_ISA in the environment
- * asks for ("amx" = avx512 here; the library products use the tiles). kn_isa_check fails where NIBBLE_ISA names what
+/* Name of the table in use: "scalar", "avx2", "avx512" or "amx": the best this CPU has, or what NIBBLE_ISA in the
+ * environment asks for. kn_isa_check fails where NIBBLE_ISA names what
  * is unknown or what this CPU lacks (then scalar is used). */
 const char *kn_isa_name(void);
 status kn_isa_check(void);
@@ -158,14 +158,18 @@ const char *kn_blas_core(const char *core);
 
 /* ---- integer products (exact) ------------------------------------------------------------- */
 
-/* Weight codes [N, K] packed for the integer product: panels of 16 outputs, [N/16][K/4][16][4] int8 operands (mul*q + add), zero padded, K
- * of every group padded to a multiple of 4. Holds scales [groups, N padded] and sums of operands. Weights have no zero point. */
+/* Weight codes [N, K] packed for the integer product: panels of 16 outputs, [N/16][K/4][16][4] operands (mul*q + add), zero
+ * padded, K of every group padded to a multiple of 4. An operand is a byte, + 128, or, where all lie in -8..7 and groups are
+ * multiples of 8, half a byte, + 8: two rows of K/4 share 64 bytes, the even one in the low halves. Holds scales [groups, N
+ * padded] as wide as they are stored, and sums of operands. Weights have no zero point. */
 typedef struct {
-    int64_t n, k, groups, group; /* group == k when there is one scale per row or tensor */
+    int64_t n, k, groups, group; /* group: k4 * 4 when there is one scale per row or tensor */
     int64_t panels, k4;          /* k4: padded K / 4 over all groups */
-    int8_t *w;                   /* [panels][k4][16][4] */
-    int32_t *sum;                /* [groups][panels*16]: sums of operands of that group */
-    real *scale;                 /* [groups][panels*16] */
+    bool half;
+    uint8_t *w;
+    int32_t *sum;         /* [groups][panels*16]: sums of operands of that group */
+    real *scale;          /* [groups][panels*16], NULL where they are stored in 16 bits: */
+    uint16_t *half_scale; /* binary16 */
     void *memory;
     size_t capacity; /* bytes behind `memory`, reused when packed again */
 } kn_packed;

@@ -28,6 +28,16 @@ typedef struct {
     const real *b; /* NULL: nothing added */
 } kn_linear_job;
 
+/* What a panel adds to every operand, and the bytes of a panel. */
+static inline int32_t kn_shift(const kn_packed *w)
+{
+    return w->half ? 8 : 128;
+}
+static inline int64_t kn_panel_bytes(const kn_packed *w)
+{
+    return w->half ? (w->k4 + 1) / 2 * 64 : w->k4 * 64;
+}
+
 /* Queries [0, n) against one cache: of one head at positions first, first + 1, ..., or (together) of n heads, all at
  * position first; see kn_attend. */
 typedef struct {
@@ -52,7 +62,8 @@ enum {
     KN_KEYS = 64,          /* keys of one block of a cache */
     KN_QUERIES = 24,       /* queries that share a pass over the keys */
     KN_PARALLEL = 1 << 14, /* elements below which a loop is not worth waking threads for */
-    KN_CHUNK = 4096        /* elements of one unit of work of an elementwise loop */
+    KN_CHUNK = 4096,       /* elements of one unit of work of an elementwise loop */
+    KN_TALL = 16           /* rows from which tiles pay */
 };
 
 /* X(result, name, arguments): every function of a table. */
@@ -111,8 +122,8 @@ enum {
     X(void, transpose, (real * y, int64_t ldy, const real *x, int64_t ldx, int64_t M, int64_t N))                      \
     X(void, to_bf16, (uint16_t * y, const real *x, int64_t n))                                                         \
     X(void, pack,                                                                                                      \
-      (int8_t * to, int32_t * sum, int64_t stride, const int8_t *q, int64_t ld, int64_t rows, int64_t n,               \
-       int64_t group, bool twice))                                                                                     \
+      (uint8_t * to, int32_t * sum, int64_t stride, const int8_t *q, int64_t ld, int64_t rows, int64_t n,              \
+       int64_t group, bool twice, bool half))                                                                                   \
     X(void, linear, (const kn_linear_job *job))                                                                        \
     X(void, attend, (const kn_attend_job *job))                                                                        \
     X(void, attend_backward_row, (real * p, real * ds, int64_t n, int64_t keys, real lse, real delta, real scale))
@@ -128,6 +139,7 @@ enum {
 typedef struct {
     const char *name;
     bool bf16; /* library products may use bfloat16 beside it */
+    void (*linear_tall)(const kn_linear_job *job); /* the same product for KN_TALL rows and more; NULL: linear does them */
 #define X(result, name, arguments) result(*name) arguments;
     KN_FUNCTIONS(X)
 #undef X
@@ -140,7 +152,10 @@ typedef struct {
     X(avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))                                           \
     X(avx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&                               \
                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&                          \
-                  __builtin_cpu_supports("avx512vnni"))
+                  __builtin_cpu_supports("avx512vnni"))                                                                 \
+    X(amx, kn_isa_named("avx512") && kn_amx_usable())
+bool kn_amx_usable(void); /* this CPU has byte products of tiles, and the system lets us use them (isa_amx.c) */
+void kn_amx_linear(const kn_linear_job *job);
 #else
 #define KN_TABLES(X) X(scalar, true)
 #endif

@@ -10,9 +10,10 @@
 #include <string.h>
 
 enum {
-    ROW_BLOCK = 48,    /* rows of one unit of work */
+    ROW_BLOCK = 48,    /* rows of one unit of work, at least */
+    MANY_ROWS = 256,   /* and at most */
     FEW_ROWS = 96,     /* below: panels are shared out */
-    WORK = 1 << 20,    /* multiplications below which one thread does it */
+    WORK = 1 << 18,    /* multiplications below which one thread does it */
     DECODED_ROWS = 64, /* tile of decoded weights: 64 x 256 floats */
     DECODED_COLUMNS = 256,
     FEW_DECODED = 8 /* rows up to which weights are multiplied as they are decoded */
@@ -40,11 +41,11 @@ static size_t rounded(size_t bytes)
     return (bytes + 63) / 64 * 64;
 }
 
-static status reserve(kn_packed *p)
+static status reserve(kn_packed *p, bool half_scale)
 {
     const size_t n = (size_t)p->panels * 16 * (size_t)p->groups;
-    const size_t codes = rounded((size_t)p->panels * (size_t)p->k4 * 64);
-    const size_t sums = rounded(n * sizeof(int32_t)), bytes = codes + sums + rounded(n * sizeof(real));
+    const size_t codes = rounded((size_t)p->panels * (size_t)kn_panel_bytes(p)), sums = rounded(n * sizeof(int32_t));
+    const size_t bytes = codes + sums + rounded(n * (half_scale ? sizeof(uint16_t) : sizeof(real)));
     if (bytes > p->capacity) {
         free(p->memory);
         p->memory = nb_alloc_aligned(bytes, 1);
@@ -54,7 +55,8 @@ static status reserve(kn_packed *p)
     }
     p->w = p->memory;
     p->sum = (int32_t *)(void *)(p->w + codes);
-    p->scale = (real *)(void *)(p->w + codes + sums);
+    p->scale = half_scale ? NULL : (real *)(void *)(p->w + codes + sums);
+    p->half_scale = half_scale ? (uint16_t *)(void *)(p->w + codes + sums) : NULL;
     return NB_OK;
 }
 
@@ -62,11 +64,24 @@ static status reserve(kn_packed *p)
 static void pack_panel(const kn_packed *p, const kn_codes *w, int64_t panel)
 {
     const int64_t stride = p->panels * 16, row = panel * 16, rows = kn_min(16, w->rows - row);
-    kn_isa()->pack(p->w + panel * p->k4 * 64, p->sum + row, stride, w->q + row * w->ld, w->ld, rows, w->cols, p->group,
-                   kn_mul(&w->grid) == 2);
+    kn_isa()->pack(p->w + panel * kn_panel_bytes(p), p->sum + row, stride, w->q + row * w->ld, w->ld, rows, w->cols,
+                   p->group, kn_mul(&w->grid) == 2, p->half);
     for (int64_t g = 0; g < p->groups; g++)
-        for (int64_t i = 0; i < 16; i++)
-            p->scale[g * stride + row + i] = i < rows ? w->scale[kn_scale_index(w, row + i, g * p->group)] : 0;
+        for (int64_t i = 0; i < 16; i++) {
+            const real scale = i < rows ? w->scale[kn_scale_index(w, row + i, g * p->group)] : 0;
+            if (p->half_scale)
+                p->half_scale[g * stride + row + i] = nb_half_from((float)scale);
+            else
+                p->scale[g * stride + row + i] = scale;
+        }
+}
+
+/* Operands that half a byte holds. */
+static bool fits_half(const kn_codes *w)
+{
+    const kn_grid *g = &w->grid;
+    const int lo = g->levels == KN_LEVELS_SIGN ? -1 : kn_mul(g) * g->lo + kn_add(g), hi = kn_mul(g) * g->hi + kn_add(g);
+    return lo >= -8 && hi <= 7 && (g->grain != KN_GROUP || g->group % 8 == 0 || w->spans == 1);
 }
 
 status kn_pack(kn_packed *p, const kn_codes *w)
@@ -80,8 +95,9 @@ status kn_pack(kn_packed *p, const kn_codes *w)
     p->panels = (w->rows + 15) / 16;
     p->k4 = (w->cols + 3) / 4;
     p->groups = grouped ? w->spans : 1;
-    p->group = grouped ? w->grid.group : p->k4 * 4;
-    TRY(reserve(p));
+    p->group = grouped && w->spans > 1 ? w->grid.group : p->k4 * 4;
+    p->half = fits_half(w);
+    TRY(reserve(p, w->grid.scale == KN_SCALE_F16));
 #pragma omp parallel for if (w->rows * w->cols > KN_PARALLEL) schedule(static)
     for (int64_t panel = 0; panel < p->panels; panel++)
         pack_panel(p, w, panel);
@@ -94,48 +110,66 @@ void kn_packed_free(kn_packed *p)
     *p = (kn_packed){0};
 }
 
-void kn_linear_int(real *y, const kn_codes *a, int64_t row, int64_t M, const kn_packed *w, const real *b)
+static kn_linear_job job_of(real *y, const kn_codes *a, int64_t row, int64_t M, const kn_packed *w, const real *b)
+{
+    const int64_t spans = a->grid.grain == KN_TENSOR ? 0 : a->spans;
+    assert(a->cols == w->k && row >= 0 && row + M <= a->rows && a->q);
+    return (kn_linear_job){.y = y,
+                           .a = a->q + row * a->ld,
+                           .lda = a->ld,
+                           .M = M,
+                           .panels = w->panels,
+                           .a_scale = a->scale + row * spans,
+                           .scale_row = spans,
+                           .scale_group = a->grid.grain == KN_GROUP,
+                           .a_zero = a->zero ? a->zero + row * spans : NULL,
+                           .zero_row = spans,
+                           .w = w,
+                           .b = b};
+}
+
+/* Tiles: where there are rows enough, and groups are of whole tiles and not too long. */
+static void run(const kn_linear_job *j)
 {
     const kn_table *t = kn_isa();
-    const bool whole = a->grid.grain == KN_TENSOR, grouped = a->grid.grain == KN_GROUP;
-    const int64_t spans = whole ? 0 : a->spans;
-    assert(a->cols == w->k && row >= 0 && row + M <= a->rows && a->q);
-    const kn_linear_job job = {.y = y,
-                               .a = a->q + row * a->ld,
-                               .lda = a->ld,
-                               .M = M,
-                               .panels = w->panels,
-                               .a_scale = a->scale + row * spans,
-                               .scale_row = spans,
-                               .scale_group = grouped,
-                               .a_zero = a->zero ? a->zero + row * spans : NULL,
-                               .zero_row = spans,
-                               .w = w,
-                               .b = b};
+    const bool tall = t->linear_tall && j->M >= KN_TALL && (j->w->groups == 1 || (j->w->group % 32 == 0 && j->w->group <= 1024));
+    (tall ? t->linear_tall : t->linear)(j);
+}
+
+static void run_part(const kn_linear_job *j, int64_t part, int64_t parts)
+{
+    kn_linear_job own = *j;
+    const int64_t fours = (j->panels + 3) / 4;
+    own.panel = kn_min(fours * part / parts * 4, j->panels);
+    own.panels = kn_min(fours * (part + 1) / parts * 4, j->panels) - own.panel;
+    if (own.panels > 0)
+        run(&own);
+}
+
+void kn_linear_int(real *y, const kn_codes *a, int64_t row, int64_t M, const kn_packed *w, const real *b)
+{
+    const kn_linear_job job = job_of(y, a, row, M, w, b);
     if (M * w->n * w->k <= WORK || omp_in_parallel()) {
-        t->linear(&job);
+        run(&job);
         return;
     }
+    const int64_t threads = omp_get_max_threads();
     if (M < FEW_ROWS) {
-        const int64_t threads = omp_get_max_threads(), fours = (w->panels + 3) / 4;
 #pragma omp parallel for schedule(static)
-        for (int64_t i = 0; i < threads; i++) {
-            kn_linear_job part = job;
-            part.panel = kn_min(fours * i / threads * 4, w->panels);
-            part.panels = kn_min(fours * (i + 1) / threads * 4, w->panels) - part.panel;
-            t->linear(&part);
-        }
+        for (int64_t i = 0; i < threads; i++)
+            run_part(&job, i, threads);
         return;
     }
+    const int64_t block = kn_max(ROW_BLOCK, kn_min(MANY_ROWS, (M / threads + 15) / 16 * 16));
 #pragma omp parallel for schedule(static)
-    for (int64_t m = 0; m < M; m += ROW_BLOCK) {
+    for (int64_t m = 0; m < M; m += block) {
         kn_linear_job part = job;
-        part.M = kn_min(ROW_BLOCK, M - m);
+        part.M = kn_min(block, M - m);
         part.y += m * w->n;
         part.a += m * job.lda;
         part.a_scale += m * job.scale_row;
         part.a_zero = job.a_zero ? job.a_zero + m * job.zero_row : NULL;
-        t->linear(&part);
+        run(&part);
     }
 }
 

@@ -26,12 +26,11 @@ const kn_table *kn_isa_named(const char *name)
     return NULL;
 }
 
-/* "amx" is a matter of the library products; the loops are those of avx512. */
 static const kn_table *wanted(const char *name)
 {
     if (!name || !*name)
         return best();
-    return kn_isa_named(strcmp(name, "amx") == 0 ? "avx512" : name);
+    return kn_isa_named(name);
 }
 
 const kn_table *kn_isa(void)
