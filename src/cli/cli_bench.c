@@ -4,6 +4,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 static const struct {
     const char *name;
@@ -125,7 +126,7 @@ typedef struct {
 
 static status bench_train(const bench_options *o)
 {
-    double seconds[64];
+    double seconds[64], busy = 0;
     int which = 0;
     int64_t n = o->steps < 1 ? 1 : o->steps > 64 ? 64 : o->steps;
     while (which < N_SHAPES && strcmp(shapes[which].name, o->shape) != 0)
@@ -144,9 +145,12 @@ static status bench_train(const bench_options *o)
         s = open_workbench(&w, &c, o->recipe);
     for (int64_t i = 0; i <= n && s == NB_OK; i++) { /* the first one touches the memory */
         double begin = nb_seconds();
+        clock_t ticks = clock();
         s = step(&w, i + 1);
-        if (i > 0)
+        if (i > 0) {
             seconds[i - 1] = nb_seconds() - begin;
+            busy += (double)(clock() - ticks) / CLOCKS_PER_SEC;
+        }
     }
     size_t tape = ag_tape_peak(&w.tape);
     close_workbench(&w);
@@ -165,6 +169,7 @@ static status bench_train(const bench_options *o)
     nb_json_put_number(&j, "seconds", median);
     nb_json_put_number(&j, "seconds_min", seconds[0]);
     nb_json_put_number(&j, "seconds_max", seconds[n - 1]);
+    nb_json_put_number(&j, "cpu_seconds", busy / (double)n); /* of a step, all threads: means something on a busy machine too */
     nb_json_put_number(&j, "gflops", work * 1e-9);
     nb_json_put_int(&j, "tape_bytes", (int64_t)tape);
     nb_json_put_int(&j, "peak_bytes", (int64_t)nb_peak_memory());
