@@ -137,6 +137,112 @@ START_TEST(bf16_products_err_by_rounding_alone)
 }
 END_TEST
 
+START_TEST(roundings_to_bf16_agree_in_every_table)
+{
+    enum { N = 83 };
+    static float x[2 * N], scale[N];
+    uint16_t y[N];
+    uint32_t pair[N], words[48 * N], turned[N * 48];
+    fill(x, 2 * N, 81, 3);
+    fill(scale, N, 82, 0.01);
+    x[3] = INFINITY, x[4] = NAN, x[5] = -0.0f, x[6] = 1e-40f;
+    for (int i = 0; i < 48 * N; i++)
+        words[i] = (uint32_t)nb_random(83, 1, (uint64_t)i);
+    for (int t = 0; t < COUNT(tables); t++) {
+        if (!usable(tables[t]))
+            continue;
+        tables[t]->to_bf16(y, x, N);
+        for (int i = 0; i < N; i++)
+            ck_assert_uint_eq(y[i], nb_bf16_from(x[i]));
+        tables[t]->to_bf16_scaled(y, x, scale, N);
+        for (int i = 0; i < N; i++)
+            ck_assert_uint_eq(y[i], nb_bf16_from(x[i] * scale[i]));
+        tables[t]->pair_bf16(pair, x, x + N, 0.5f, 3, N);
+        for (int i = 0; i < N; i++)
+            ck_assert_uint_eq(pair[i], nb_bf16_from(x[i] * 0.5f) | (uint32_t)nb_bf16_from(x[N + i] * 3) << 16);
+        tables[t]->transpose_words(turned, 48, words, N, 48, N);
+        for (int i = 0; i < 48 * N; i++)
+            ck_assert_uint_eq(turned[i % N * 48 + i / N], words[i]);
+    }
+}
+END_TEST
+
+/* What kn_product_right and kn_product_t_right should give: codes are exact and their scale is rounded with the left operand. */
+static void check_right(const kn_bf16_right *right, const float *b, bool integers, int64_t M, int64_t K, int64_t N)
+{
+    float *a = nb_alloc((size_t)(M * K), 4), *at = nb_alloc((size_t)(M * K), 4), *c = nb_alloc((size_t)(M * N), 4);
+    float *again = nb_alloc((size_t)(M * N), 4);
+    fill(a, M * K, 91, 1);
+    kn_isa()->transpose(at, M, a, K, M, K);
+    for (int form = 0; form < 4; form++) {
+        for (int i = 0; i < M * N; i++)
+            c[i] = again[i] = 1;
+        for (int k = 0; k < 2; k++)
+            ck_assert_int_eq((form & 1 ? kn_product_t_right : kn_product_right)(k ? again : c, form & 1 ? at : a, right, M,
+                                                                               (real)(form / 2)),
+                             NB_OK);
+        ck_assert_mem_eq(c, again, (size_t)(M * N) * 4);
+        for (int64_t m = 0; m < M; m += m + 17 < M || m + 1 == M ? 17 : M - 1 - m) /* some rows, the last one too */
+            for (int64_t n = 0; n < N; n++) {
+                double sum = form / 2, size = 0;
+                for (int64_t k = 0; k < K; k++) {
+                    const float s = integers ? right->scale[k] : 1, v = b[k * N + n];
+                    const double term = (double)nb_bf16_to(nb_bf16_from(a[m * K + k] * s)) *
+                                        (integers ? s != 0 ? (double)rintf(v / s) : 0 : (double)nb_bf16_to(nb_bf16_from(v)));
+                    sum += term;
+                    size += fabs(term);
+                }
+                ck_assert_double_eq_tol((double)c[m * N + n], sum, 1e-5 * (1 + size));
+            }
+    }
+    free(a), free(at), free(c), free(again);
+}
+
+START_TEST(right_operands_of_bf16_products_hold_codes_exactly)
+{
+    static const struct {
+        int bits;
+        kn_grain grain;
+        bool zero, half, integers;
+    } kind[] = {{4, KN_ROW, false, false, true},  {8, KN_ROW, true, false, true},    {8, KN_TENSOR, false, false, true},
+                {2, KN_ROW, false, true, true},   {4, KN_GROUP, false, false, false}, {16, KN_ROW, false, false, false},
+                {4, KN_BLOCK, true, false, false}};
+    static const int sizes[][3] = {{130, 97, 193}, {64, 129, 300}, {257, 64, 131}};
+    for (int s = 0; s < COUNT(sizes); s++) {
+        const int64_t M = sizes[s][0], K = sizes[s][1], N = sizes[s][2];
+        if (!kn_takes_bf16(KN_BF16, M, N, K)) {
+            ck_assert(!kn_has_bf16() || M * N * K < 1 << 21);
+            continue;
+        }
+        float *b = nb_alloc((size_t)(K * N), 4), *w = nb_alloc((size_t)(K * N), 4);
+        void *memory = nb_alloc_aligned(kn_bf16_right_bytes(K, N), 1);
+        kn_bf16_right right;
+        fill(b, K * N, 92, 1);
+        kn_bf16_rows(&right, (kn_operand){.x = b}, 0, K, N, memory);
+        check_right(&right, b, false, M, K, N);
+        kn_isa()->transpose(w, K, b, N, K, N);
+        kn_bf16_columns(&right, w, N, K, memory);
+        check_right(&right, b, false, M, K, N);
+        for (int i = 0; i < COUNT(kind); i++) {
+            kn_codes c;
+            kn_grid g = kn_grid_int(kind[i].bits, false, kind[i].zero, kind[i].grain, kind[i].grain >= KN_HEAD ? 40 : 0, KN_SCALE_F32);
+            if (kind[i].half)
+                g.levels = KN_LEVELS_HALF_STEP;
+            float *x = nb_alloc((size_t)((K + 3) * N), 4);
+            fill(x, (K + 3) * N, 93, 1);
+            ck_assert_int_eq(kn_codes_new(&c, &g, K + 3, N), NB_OK);
+            kn_encode(&c, x);
+            kn_decode(x, &c, 0, K + 3);
+            kn_bf16_rows(&right, (kn_operand){.codes = &c}, 3, K, N, memory);
+            check_right(&right, x + 3 * N, kind[i].integers, M, K, N);
+            kn_codes_free(&c);
+            free(x);
+        }
+        free(b), free(w), free(memory);
+    }
+}
+END_TEST
+
 /* ---- integer products ---- */
 
 typedef struct {
@@ -305,6 +411,8 @@ int main(void)
     tcase_add_test(c, tiles_are_chains_of_fused_steps);
     tcase_add_test(c, small_products_equal_plain_loops);
     tcase_add_test(c, bf16_products_err_by_rounding_alone);
+    tcase_add_test(c, roundings_to_bf16_agree_in_every_table);
+    tcase_add_test(c, right_operands_of_bf16_products_hold_codes_exactly);
     tcase_add_loop_test(c, integer_products_are_exact, 0, COUNT(linear_cases));
     tcase_add_test(c, products_that_could_overflow_are_refused);
     tcase_add_test(c, decoding_products_match_decoded_weights);

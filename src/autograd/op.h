@@ -35,4 +35,10 @@ double ag_sum_parts(double (*part)(const real *x, const real *y, int64_t n), con
  * product where both carry codes that allow it, else by value. False: the tape has failed. */
 bool ag_linear_rows(real *y, const ag_tensor *x, const ag_tensor *w, const ag_tensor *b, int64_t row, int64_t n);
 
+/* Rows [row, row + rows) of a as the right operand of bf16 products, from its codes where it has some, in memory of the tape:
+ * kn_bf16_right_bytes(rows, columns), to be given back. False: the tape has failed. */
+bool ag_right_rows(kn_bf16_right *b, const ag_tensor *a, int64_t row, int64_t rows, void **memory);
+/* kn_product_right, or (transposed) kn_product_t_right; a failure is the tape's. */
+void ag_product_right(ag_tape *t, real *c, const real *a, const kn_bf16_right *b, int64_t M, real beta, bool transposed);
+
 #endif

@@ -23,6 +23,9 @@ typedef struct {
 typedef struct {
     real *z, *zt, *x, *scratch;
     size_t chunk_bytes, x_bytes, scratch_bytes;
+    bool bf16;           /* gradients by bf16 products: */
+    kn_bf16_right right; /* w, for all chunks */
+    void *right_memory;
 } head_memory;
 
 static bool take_memory(head_memory *m, const ag_tensor *out)
@@ -38,13 +41,18 @@ static bool take_memory(head_memory *m, const ag_tensor *out)
     m->scratch = ag_take(t, m->scratch_bytes);
     if (s->loss.teacher)
         m->zt = ag_take(t, m->chunk_bytes);
-    if (s->dw && !x->x)
+    m->bf16 = kn_takes_bf16(t->precision, rows, ag_cols(x), V);
+    if (m->bf16 && s->dx)
+        return ag_right_rows(&m->right, out->src[1], 0, V, &m->right_memory);
+    if (!m->bf16 && s->dw && !x->x)
         m->x = ag_take(t, m->x_bytes);
     return !t->err;
 }
 
 static void give_memory(const head_memory *m, ag_tape *t)
 {
+    if (m->right_memory)
+        ag_give_back(t, m->right_memory, kn_bf16_right_bytes(m->right.K, m->right.N));
     ag_give_back(t, m->z, m->chunk_bytes);
     ag_give_back(t, m->zt, m->chunk_bytes);
     ag_give_back(t, m->x, m->x_bytes);
@@ -59,12 +67,21 @@ static void keep_gradients(const ag_tensor *out, const head_memory *m, int64_t r
     kn_precision precision = out->tape->precision;
     int64_t V = w->dim[0], C = w->dim[1];
     real beta = row > 0;
-    if (s->dx) {
+    if (s->dx && m->bf16) {
+        ag_product_right(out->tape, s->dx + row * C, m->z, &m->right, n, 0, false);
+    } else if (s->dx) {
         const real *wv = ag_in(out, 1);
         if (wv)
             kn_product_nn(precision, s->dx + row * C, m->z, wv, n, C, V, 0);
     }
-    if (s->dw) {
+    if (s->dw && m->bf16) {
+        kn_bf16_right right;
+        void *memory;
+        if (ag_right_rows(&right, x, row, n, &memory)) {
+            ag_product_right(out->tape, s->dw, m->z, &right, V, beta, true);
+            ag_give_back(out->tape, memory, kn_bf16_right_bytes(n, C));
+        }
+    } else if (s->dw) {
         if (!x->x)
             kn_decode(m->x, x->codes, row, n);
         kn_product_tn(precision, s->dw, m->z, x->x ? x->x + row * C : m->x, V, C, n, beta);

@@ -2,7 +2,8 @@
  *   linear: y[m,n] = sum_k x[m,k] w[n,k] + b[n]      dx = dy w,  dw = dy' x,  db[n] = sum_m dy[m,n]
  *   matmul: y[m,n] = sum_k a[m,k] b[k,n]             da = dy b', db = a' dy
  * Where x and w carry codes that kn_can_multiply allows, the forward is the exact integer product with the runtime's
- * epilogue. The backward pass is then the straight-through one: the same formulas on the decoded values.
+ * epilogue. The backward pass is then the straight-through one: the same formulas on the decoded values; its bf16 products
+ * read codes as exact operands (kn_bf16_right), so that nothing is decoded.
  */
 #include "op.h"
 
@@ -37,19 +38,53 @@ static void linear_forward(ag_tensor *out)
     ag_linear_rows(out->x, out->src[0], out->src[1], b, 0, ag_rows(out));
 }
 
+bool ag_right_rows(kn_bf16_right *b, const ag_tensor *a, int64_t row, int64_t rows, void **memory)
+{
+    const kn_operand o = {.x = a->codes ? NULL : ag_value(a), .codes = a->codes};
+    if (!o.x && !o.codes)
+        ag_fail(a->tape, NB_USAGE, "product: an operand has no value (given up by ag_done)");
+    else if ((*memory = ag_take(a->tape, kn_bf16_right_bytes(rows, ag_cols(a)))))
+        kn_bf16_rows(b, o, row, rows, ag_cols(a), *memory);
+    return !a->tape->err;
+}
+
+void ag_product_right(ag_tape *t, real *c, const real *a, const kn_bf16_right *b, int64_t M, real beta, bool transposed)
+{
+    const status s = (transposed ? kn_product_t_right : kn_product_right)(c, a, b, M, beta);
+    if (s)
+        ag_fail(t, s, "product: %s", nb_fail_message());
+}
+
+/* src += dy [M,N] times the rows of `other`: dx = dy w, or (transposed) dw = dy' x; at the tape's precision. */
+static void backward_product(const ag_tensor *out, ag_tensor *src, const ag_tensor *other, bool transposed)
+{
+    ag_tape *t = out->tape;
+    const int64_t M = ag_rows(out), N = ag_cols(out), K = ag_cols(src), rows = transposed ? N : M, deep = transposed ? M : N;
+    real beta, *g;
+    if (!src->needs_grad)
+        return;
+    if (kn_takes_bf16(t->precision, rows, K, deep)) {
+        kn_bf16_right right;
+        void *memory;
+        if (!ag_right_rows(&right, other, 0, deep, &memory))
+            return;
+        if ((g = ag_grad_write(src, &beta)))
+            ag_product_right(t, g, out->g, &right, rows, beta, transposed);
+        ag_give_back(t, memory, kn_bf16_right_bytes(deep, K));
+        return;
+    }
+    const real *v = ag_in(out, transposed ? 0 : 1);
+    if (v && (g = ag_grad_write(src, &beta)))
+        (transposed ? kn_product_tn : kn_product_nn)(t->precision, g, out->g, v, rows, K, deep, beta);
+}
+
 static void linear_backward(const ag_tensor *out)
 {
-    const ag_tensor *x = out->src[0], *w = out->src[1];
-    kn_precision p = out->tape->precision;
-    int64_t M = ag_rows(out), N = ag_cols(out), K = ag_cols(x);
-    const real *v;
-    real beta, *g;
-    if (x->needs_grad && (v = ag_in(out, 1)) && (g = ag_grad_write(x, &beta)))
-        kn_product_nn(p, g, out->g, v, M, K, N, beta);
-    if (w->needs_grad && (v = ag_in(out, 0)) && (g = ag_grad_write(w, &beta)))
-        kn_product_tn(p, g, out->g, v, N, K, M, beta);
+    ag_tensor *x = out->src[0], *w = out->src[1];
+    backward_product(out, x, w, false);
+    backward_product(out, w, x, true);
     if (out->n_src > 2)
-        ag_add_grad_columns(out->src[2], 1, out->g, NULL, M, N);
+        ag_add_grad_columns(out->src[2], 1, out->g, NULL, ag_rows(out), ag_cols(out));
 }
 
 static const ag_op op_linear = {"linear", linear_forward, linear_backward, AG_KEEP(0) | AG_KEEP(1)};

@@ -146,17 +146,30 @@ typedef struct {
     size_t pass_bytes;
 } save_fake;
 
-/* Gradient of one unit where x is at hand; sums only if s. */
-static void unit_backward(real *dx, real beta, sums *s, const real *dy, const real *x, const real *y, const kn_codes *c,
-                          int64_t unit, fq_ste ste)
+/* y <- values of n elements from `at` on of the flattened matrix */
+static void decode_run(real *y, const kn_codes *c, int64_t at, int64_t n)
+{
+    for (int64_t i = 0, take; i < n; i += take) {
+        const int64_t col = (at + i) % c->cols;
+        take = c->cols - col < n - i ? c->cols - col : n - i;
+        kn_decode_part(y + i, c, (at + i) / c->cols, col, take);
+    }
+}
+
+/* Gradient of one unit where x is at hand; sums only if s. What the codes say is decoded a chunk at a time. */
+static void unit_backward(real *dx, real beta, sums *s, const real *dy, const real *x, const kn_codes *c, int64_t unit,
+                          fq_ste ste)
 {
     int64_t at, end;
     const bounds b = bounds_of(c, fq_unit_scale(c, unit));
     fq_unit(c, unit, &at, &end);
     while (at < end) {
         const int64_t n = end - at < CHUNK ? end - at : CHUNK;
-        if (s)
-            add_chunk(s, dy + at, x + at, y + at, n, &b, c->zero != NULL);
+        if (s) {
+            real y[CHUNK];
+            decode_run(y, c, at, n);
+            add_chunk(s, dy + at, x + at, y, n, &b, c->zero != NULL);
+        }
         if (dx && ste == FQ_STE_CLIPPED)
             pass_range(dx + at, beta, dy + at, x + at, n, b.inv, b.lo, b.hi);
         else if (dx && ste == FQ_STE_LLMQAT)
@@ -213,7 +226,7 @@ static void learn_all(const ag_tensor *out, const fq_site *site, const kn_codes 
         learn(site, gu, gv, i, total[i], count[i]);
 }
 
-/* Backward where x is at hand (y is decoded where no reader of it did): weights, and activations with a learned range. */
+/* Backward where x is at hand: weights, and activations with a learned range. */
 static void backward_by_value(const ag_tensor *out, const fq_site *site, const kn_codes *c, const real *x)
 {
     ag_tape *t = out->tape;
@@ -223,15 +236,14 @@ static void backward_by_value(const ag_tensor *out, const fq_site *site, const k
     const fq_ste ste = site->spec.ste;
     real beta = 1, *dx = out->src[0]->needs_grad ? ag_grad_write(out->src[0], &beta) : NULL;
     const real *dy = out->g;
-    const real *y = learned ? ag_value(out) : NULL;
     sums *part = learned ? ag_take(t, bytes) : NULL;
-    if ((learned && (!y || !part)) || (!learned && !dx))
+    if ((learned && !part) || (!learned && !dx))
         return;
     if (part)
         memset(part, 0, bytes);
 #pragma omp parallel for schedule(static) if (n > FQ_PARALLEL)
     for (int64_t k = 0; k < units; k++)
-        unit_backward(dx, beta, part ? &part[k] : NULL, dy, x, y, c, k, ste);
+        unit_backward(dx, beta, part ? &part[k] : NULL, dy, x, c, k, ste);
     if (part) {
         learn_all(out, site, c, part, part + units, (double *)(part + units + scales));
         ag_give_back(t, part, bytes);

@@ -1,4 +1,4 @@
-/* encode.h - what encode.c and search.c share (private to kernels/). */
+/* encode.h - what the files of kernels/ that make and read codes share (private to kernels/). */
 #ifndef NIBBLE_KERNELS_ENCODE_H
 #define NIBBLE_KERNELS_ENCODE_H
 #include "kernels/kernels.h"

@@ -2,9 +2,9 @@
 #include "kernels/products.h"
 
 #ifndef NIBBLE_HAVE_ONEDNN
-bool kn_bf16_product(kn_form form, real *c, const real *a, const real *b, int64_t M, int64_t N, int64_t K, bool add)
+bool kn_bf16_multiply(real *c, const uint16_t *a, int64_t lda, const uint16_t *b, int64_t M, int64_t N, int64_t K, bool add)
 {
-    (void)form, (void)c, (void)a, (void)b, (void)M, (void)N, (void)K, (void)add;
+    (void)c, (void)a, (void)lda, (void)b, (void)M, (void)N, (void)K, (void)add;
     return false;
 }
 

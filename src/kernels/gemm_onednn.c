@@ -1,23 +1,17 @@
-/* gemm_onednn.c - the door to oneDNN: products of operands rounded to bfloat16, summed in fp32.
- * Operands are rounded by our own loop into buffers that grow and are kept; primitives are kept by shape, the oldest
- * makes room. One lock guards all of it: oneDNN uses every thread for one product, so nothing is lost by waiting. */
+/* gemm_onednn.c - the door to oneDNN: products of bfloat16 operands, summed in fp32.
+ * Operands come rounded and laid out as oneDNN's fastest kernels read them (products_bf16.c). Primitives are kept by shape,
+ * the oldest makes room. One lock guards all of it: oneDNN uses every thread for one product, so nothing is lost by waiting. */
 #include "kernels/kernels_isa.h"
 #include "kernels/products.h"
 
 #ifdef NIBBLE_HAVE_ONEDNN
 #include <oneapi/dnnl/dnnl.h>
 #include <pthread.h>
-#include <stdlib.h>
 
-enum {
-    KEPT = 64,           /* primitives */
-    LEAST = 32,          /* a dimension below this, */
-    LEAST_WORK = 1 << 21 /* or a product of fewer multiplications, is done faster in fp32 */
-};
+enum { KEPT = 64 /* primitives */ };
 
 typedef struct {
-    kn_form form;
-    int64_t M, N, K;
+    int64_t M, N, K, lda;
     bool add;
 } shape;
 
@@ -34,13 +28,11 @@ typedef struct {
     bool failed; /* to set up, for good */
     kept table[KEPT];
     int next;
-    uint16_t *buffer;
-    size_t capacity; /* elements of buffer */
 } context;
 
 static bool same(const shape *a, const shape *b)
 {
-    return a->form == b->form && a->M == b->M && a->N == b->N && a->K == b->K && a->add == b->add;
+    return a->M == b->M && a->N == b->N && a->K == b->K && a->lda == b->lda && a->add == b->add;
 }
 
 static bool ready(context *c)
@@ -52,10 +44,9 @@ static bool ready(context *c)
     return !c->failed;
 }
 
-static bool describe(dnnl_memory_desc_t *d, dnnl_data_type_t type, int64_t rows, int64_t cols, bool transposed)
+static bool describe(dnnl_memory_desc_t *d, dnnl_data_type_t type, int64_t rows, int64_t cols, int64_t ld)
 {
-    const dnnl_dims_t dims = {rows, cols};
-    const dnnl_dims_t strides = {transposed ? 1 : cols, transposed ? rows : 1};
+    const dnnl_dims_t dims = {rows, cols}, strides = {ld, 1};
     return dnnl_memory_desc_init_by_strides(d, 2, dims, type, strides) == dnnl_success;
 }
 
@@ -94,8 +85,9 @@ static bool make(const context *c, kept *k)
 {
     const shape *s = &k->key;
     dnnl_memory_desc_t a, b, out;
-    return describe(&a, dnnl_bf16, s->M, s->K, s->form == KN_TN) &&
-           describe(&b, dnnl_bf16, s->K, s->N, s->form == KN_NT) && describe(&out, dnnl_f32, s->M, s->N, false) &&
+    const dnnl_dims_t right = {s->K, s->N};
+    return describe(&a, dnnl_bf16, s->M, s->K, s->lda) && describe(&out, dnnl_f32, s->M, s->N, s->N) &&
+           dnnl_memory_desc_init_by_tag(&b, 2, right, dnnl_bf16, dnnl_BA16a64b2a) == dnnl_success &&
            make_primitive(c, k, &a, &b, &out) &&
            dnnl_memory_create(&k->a, &a, c->engine, DNNL_MEMORY_NONE) == dnnl_success &&
            dnnl_memory_create(&k->b, &b, c->engine, DNNL_MEMORY_NONE) == dnnl_success &&
@@ -118,49 +110,27 @@ static kept *find(context *c, const shape *s)
     return k;
 }
 
-static bool reserve(context *c, size_t elements)
+static bool run(context *c, const shape *s, real *out, void *a, void *b)
 {
-    if (elements <= c->capacity)
-        return true;
-    free(c->buffer);
-    c->buffer = nb_alloc_aligned(elements, sizeof *c->buffer);
-    c->capacity = c->buffer ? elements : 0;
-    return c->buffer != NULL;
-}
-
-static void round_to_bf16(uint16_t *y, const real *x, int64_t n)
-{
-    const kn_table *t = kn_isa();
-#pragma omp parallel for if (n > KN_PARALLEL) schedule(static)
-    for (int64_t i = 0; i < n; i += KN_CHUNK)
-        t->to_bf16(y + i, x + i, kn_min(KN_CHUNK, n - i));
-}
-
-static bool run(context *c, const shape *s, real *out, const real *a, const real *b)
-{
-    const int64_t split = (s->M * s->K + 31) / 32 * 32; /* b begins on a cache line */
     kept *k = ready(c) ? find(c, s) : NULL;
-    if (!k || !reserve(c, (size_t)(split + s->K * s->N)))
-        return false;
-    round_to_bf16(c->buffer, a, s->M * s->K);
-    round_to_bf16(c->buffer + split, b, s->K * s->N);
-    if (dnnl_memory_set_data_handle(k->a, c->buffer) != dnnl_success ||
-        dnnl_memory_set_data_handle(k->b, c->buffer + split) != dnnl_success ||
-        dnnl_memory_set_data_handle(k->c, out) != dnnl_success)
+    if (!k || dnnl_memory_set_data_handle(k->a, a) != dnnl_success ||
+        dnnl_memory_set_data_handle(k->b, b) != dnnl_success || dnnl_memory_set_data_handle(k->c, out) != dnnl_success)
         return false;
     const dnnl_exec_arg_t arguments[] = {{DNNL_ARG_SRC, k->a}, {DNNL_ARG_WEIGHTS, k->b}, {DNNL_ARG_DST, k->c}};
     return dnnl_primitive_execute(k->primitive, c->stream, 3, arguments) == dnnl_success &&
            dnnl_stream_wait(c->stream) == dnnl_success;
 }
 
-bool kn_bf16_product(kn_form form, real *c, const real *a, const real *b, int64_t M, int64_t N, int64_t K, bool add)
+bool kn_bf16_multiply(real *c, const uint16_t *a, int64_t lda, const uint16_t *b, int64_t M, int64_t N, int64_t K, bool add)
 {
     static context shared = {.lock = PTHREAD_MUTEX_INITIALIZER};
-    if (!kn_bf16_fast() || M < LEAST || N < LEAST || K < LEAST || M * N < LEAST_WORK / K)
-        return false;
-    const shape s = {.form = form, .M = M, .N = N, .K = K, .add = add};
+    const shape s = {.M = M, .N = N, .K = K, .lda = lda, .add = add};
+    union { /* oneDNN's handles of what it only reads have no const */
+        const uint16_t *in;
+        void *out;
+    } left = {a}, right = {b};
     pthread_mutex_lock(&shared.lock);
-    const bool done = run(&shared, &s, c, a, b);
+    const bool done = run(&shared, &s, c, left.out, right.out);
     pthread_mutex_unlock(&shared.lock);
     return done;
 }

@@ -186,14 +186,33 @@ static real rounding_error(const real *x, const real *h, int64_t n, const kn_rou
     return v_sum(sum);
 }
 
-/* bfloat16, nearest even, NaN kept; plain C, which the compiler turns into vectors */
-static void to_bf16(uint16_t *y, const real *x, int64_t n)
+/* bfloat16, nearest even, NaN kept, in the upper half of the word; plain C, which the compiler turns into vectors */
+static inline uint32_t bf16_word(real x)
 {
-    for (int64_t i = 0; i < n; i++) {
-        const float f = (float)x[i];
-        uint32_t b;
-        memcpy(&b, &f, 4);
-        const uint32_t rounded = b + 0x7FFF + (b >> 16 & 1);
-        y[i] = (uint16_t)(((b & 0x7FFFFFFF) > 0x7F800000 ? b | 0x400000 : rounded) >> 16);
-    }
+    const float f = (float)x;
+    uint32_t b;
+    memcpy(&b, &f, 4);
+    const uint32_t rounded = b + 0x7FFF + (b >> 16 & 1);
+    return (b & 0x7FFFFFFF) > 0x7F800000 ? b | 0x400000 : rounded;
+}
+
+static void to_bf16(uint16_t *restrict y, const real *restrict x, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        y[i] = (uint16_t)(bf16_word(x[i]) >> 16);
+}
+
+/* y = bf16(x * scale), element by element */
+static void to_bf16_scaled(uint16_t *restrict y, const real *restrict x, const real *restrict scale, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        y[i] = (uint16_t)(bf16_word(x[i] * scale[i]) >> 16);
+}
+
+/* bf16(x0 * scale0) in the lower, bf16(x1 * scale1) in the upper half of every word */
+static void pair_bf16(uint32_t *restrict y, const real *restrict x0, const real *restrict x1, real scale0, real scale1,
+                      int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        y[i] = bf16_word(x0[i] * scale0) >> 16 | (bf16_word(x1[i] * scale1) & 0xFFFF0000);
 }

@@ -120,6 +120,8 @@ void kn_encode_rows(kn_codes *c, const real *x, int64_t row, int64_t n);
 void kn_encode_rows_with(kn_codes *c, const real *x, int64_t row, int64_t n);
 /* x [n, cols] <- values of rows [row, row+n). */
 void kn_decode(real *x, const kn_codes *c, int64_t row, int64_t n);
+/* x [n] <- columns [col, col + n) of one row. */
+void kn_decode_part(real *x, const kn_codes *c, int64_t row, int64_t col, int64_t n);
 /* One code's value, the definition: for tests and readers. */
 real kn_decode_one(const kn_codes *c, int64_t row, int64_t col);
 /* One code, the definition (rule NIBBLE). NaN encodes as lo. */
@@ -132,6 +134,12 @@ void kn_encode_mse(kn_codes *c, const real *x, const real *importance, real from
  * codes from the unrounded d, scale stored as fp16. c->grid must be groups of 32, fp16, 8 bits or 4 bits. Byte-identical to llama-quantize. */
 void kn_encode_ggml_file(kn_codes *c, const real *x);
 
+/* A matrix by value or by its codes. */
+typedef struct {
+    const real *x;         /* floats, or NULL */
+    const kn_codes *codes; /* or codes */
+} kn_operand;
+
 /* ---- float products (library; not bit-stable across threads or batch) --------------------- */
 
 typedef enum { KN_FP32, KN_BF16 } kn_precision; /* what operands are rounded to inside a product */
@@ -141,6 +149,23 @@ bool kn_has_bf16(void);                         /* oneDNN is built in and this C
 void kn_product_nt(kn_precision p, real *c, const real *a, const real *b, int64_t M, int64_t N, int64_t K, real beta);
 void kn_product_nn(kn_precision p, real *c, const real *a, const real *b, int64_t M, int64_t N, int64_t K, real beta);
 void kn_product_tn(kn_precision p, real *c, const real *a, const real *b, int64_t M, int64_t N, int64_t K, real beta);
+/* The right operand b [K, N] of bf16 products, rounded and laid out once for several of them. Codes of at most 8 bits with one
+ * scale a row (or tensor) enter as exact integers |mul q + add - zero| <= 256, their scales are multiplied into the columns of
+ * the left operand before that is rounded; any other codes enter as their values, rounded. */
+typedef struct {
+    int64_t K, N;
+    uint16_t *b; /* [N/64][K/32][16][64][2], zero padded */
+    real *scale; /* [K], 1 where values were rounded as they are */
+} kn_bf16_right;
+/* True where products of this size are made in bf16; else kn_product_* of floats does them as well as anything. */
+bool kn_takes_bf16(kn_precision p, int64_t M, int64_t N, int64_t K);
+size_t kn_bf16_right_bytes(int64_t K, int64_t N);
+/* memory: of that many bytes, 64-byte aligned. rows: b is rows [row, row + K) of o; columns: b = w', w [N, K] floats. */
+void kn_bf16_rows(kn_bf16_right *b, kn_operand o, int64_t row, int64_t K, int64_t N, void *memory);
+void kn_bf16_columns(kn_bf16_right *b, const real *w, int64_t N, int64_t K, void *memory);
+/* c[M,N] = a[M,K] b + beta c;  t: c[M,N] = a[K,M]' b + beta c. M is free where kn_takes_bf16 held for some M. */
+status kn_product_right(real *c, const real *a, const kn_bf16_right *b, int64_t M, real beta);
+status kn_product_t_right(real *c, const real *a, const kn_bf16_right *b, int64_t M, real beta);
 /* Single-threaded fp32 products with leading dimensions, for tiles inside a parallel region. */
 void kn_tile_nt(real *c, int64_t ldc, const real *a, int64_t lda, const real *b, int64_t ldb, int64_t M, int64_t N,
                 int64_t K, real beta);
@@ -265,10 +290,6 @@ void kn_attend_heads(real *o, const kn_cache *c, int64_t position, int64_t heads
 int64_t kn_attend_scratch(const kn_cache *c);
 /* Whole-batch causal attention for the tape. q [B*T, H*D], k and v [B*T, G*D] (G kv heads, H % G == 0), each a float array or codes; o [B*T, H*D], lse [B*T*H].
  * lengths [B] (NULL: all T): positions >= length are padding and give 0. Same bits as appending to caches and kn_attend row by row. */
-typedef struct {
-    const real *x;         /* floats, or NULL */
-    const kn_codes *codes; /* or codes per token and head */
-} kn_operand;
 status kn_attention(real *o, real *lse, kn_operand q, kn_operand k, kn_operand v, const int32_t *lengths, int64_t B,
                     int64_t T, int64_t H, int64_t G, int64_t D, bool quantize_probs);
 /* dq, dk, dv += (each may be NULL) from d_o; operands by value (decoded). Tiles of 64 queries, never T x T; products by the library. */

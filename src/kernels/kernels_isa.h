@@ -120,7 +120,10 @@ enum {
       (real * y, int64_t ldy, const real *x, int64_t ldx, int64_t M, const int8_t *q, int64_t n, const real *scale,    \
        const int32_t *zero, int64_t group, real mul, real add))                                                        \
     X(void, transpose, (real * y, int64_t ldy, const real *x, int64_t ldx, int64_t M, int64_t N))                      \
+    X(void, transpose_words, (uint32_t * y, int64_t ldy, const uint32_t *x, int64_t ldx, int64_t M, int64_t N))        \
     X(void, to_bf16, (uint16_t * y, const real *x, int64_t n))                                                         \
+    X(void, to_bf16_scaled, (uint16_t * y, const real *x, const real *scale, int64_t n))                               \
+    X(void, pair_bf16, (uint32_t * y, const real *x0, const real *x1, real scale0, real scale1, int64_t n))            \
     X(void, pack,                                                                                                      \
       (uint8_t * to, int32_t * sum, int64_t stride, const int8_t *q, int64_t ld, int64_t rows, int64_t n,              \
        int64_t group, bool twice, bool half))                                                                                   \

@@ -1,5 +1,6 @@
 /* linear_int.c - exact integer products: packed weights, who computes what, and products with decoded weights.
  * Layout and epilogue: kernels.h. Threads share out rows where there are many, panels of outputs where there are few. */
+#include "kernels/encode.h"
 #include "kernels/kernels_isa.h"
 #include "kernels/products.h"
 
@@ -173,9 +174,9 @@ void kn_linear_int(real *y, const kn_codes *a, int64_t row, int64_t M, const kn_
     }
 }
 
-/* Columns [k, k + n) of a row of weights as floats. */
-static void decode_part(real *x, const kn_codes *c, const kn_table *t, int64_t row, int64_t k, int64_t n)
+void kn_decode_part(real *x, const kn_codes *c, int64_t row, int64_t k, int64_t n)
 {
+    const kn_table *t = kn_isa();
     const real mul = (real)kn_mul(&c->grid);
     const int64_t group = c->grid.group;
     for (int64_t at = k; at < k + n;) {
@@ -197,12 +198,11 @@ static void decode_part(real *x, const kn_codes *c, const kn_table *t, int64_t r
 /* Outputs [n0, n0 + n), n <= DECODED_ROWS, of all M rows by the library. */
 static void decode_tile(real *y, const real *x, int64_t M, const kn_codes *w, int64_t n0, int64_t n)
 {
-    const kn_table *t = kn_isa();
     real tile[DECODED_ROWS * DECODED_COLUMNS];
     for (int64_t k = 0; k < w->cols; k += DECODED_COLUMNS) {
         const int64_t columns = kn_min(DECODED_COLUMNS, w->cols - k);
         for (int64_t i = 0; i < n; i++)
-            decode_part(tile + i * columns, w, t, n0 + i, k, columns);
+            kn_decode_part(tile + i * columns, w, n0 + i, k, columns);
         kn_blas_tile(y + n0, w->rows, x + k, w->cols, tile, columns, M, n, columns, k > 0);
     }
 }

@@ -12,8 +12,11 @@ void kn_blas_tile(real *c, int64_t ldc, const real *a, int64_t lda, const real *
                   int64_t K, bool add);
 const char *kn_blas_name(char *text, size_t bytes);
 
-/* The bf16 product; false where it could not be done (not built in, no memory, CPU without it): then use the other. */
+/* c = op(a) op(b) (+ c) in bf16 from floats; false where it could not be done: then use the other. */
 bool kn_bf16_product(kn_form form, real *c, const real *a, const real *b, int64_t M, int64_t N, int64_t K, bool add);
+/* c[M,N] (+)= a[M,K] b, sums in fp32: a bf16 with lda elements between rows, b as in kn_bf16_right; all threads. False where it
+ * could not be done (not built in, no memory, CPU without it). */
+bool kn_bf16_multiply(real *c, const uint16_t *a, int64_t lda, const uint16_t *b, int64_t M, int64_t N, int64_t K, bool add);
 bool kn_bf16_fast(void);
 const char *kn_bf16_name(char *text, size_t bytes); /* "oneDNN 2.6.3" or "none" */
 #endif

@@ -218,3 +218,17 @@ static void transpose(real *y, int64_t ldy, const real *x, int64_t ldx, int64_t 
                 v_put(y + (n + i) * ldy + m, r[i], rows);
         }
 }
+
+/* The same of words, M a multiple of 16 */
+static void transpose_words(uint32_t *y, int64_t ldy, const uint32_t *x, int64_t ldx, int64_t M, int64_t N)
+{
+    for (int64_t m = 0; m < M; m += 16)
+        for (int64_t n = 0; n < N; n += 16) {
+            b64 r[16];
+            for (int i = 0; i < 16; i++)
+                r[i] = b_load_n(x + (m + i) * ldx + n, 4 * (N - n));
+            b_transpose(r);
+            for (int i = 0; i < kn_min(16, N - n); i++)
+                b_store(y + (n + i) * ldy + m, r[i]);
+        }
+}

@@ -17,11 +17,12 @@ static status parameter(ag_param **p, fq_site **site, ly_build *build, const cha
         *p = ag_param_new(build->params, full, bias ? AG_BIAS : AG_WEIGHT, bias ? 1 : 2, dim);
         if (!*p)
             return NB_NOMEM;
-        uint64_t stream = nb_hash(NB_HASH_START, full, strlen(full));
-        if (deviation > 0 && build->seed != LY_UNSET)
-#pragma omp parallel for schedule(static) if ((*p)->count > 1 << 14)
-            for (int64_t i = 0; i < (*p)->count; i++)
-                (*p)->x[i] = (real)(deviation * nb_random_normal(build->seed, stream, (uint64_t)i));
+        const uint64_t stream = nb_hash(NB_HASH_START, full, strlen(full));
+        const int64_t count = deviation > 0 && build->seed != LY_UNSET ? (*p)->count : 0;
+        real *x = (*p)->x;
+#pragma omp parallel for schedule(static) if (count > 1 << 12)
+        for (int64_t i = 0; i < count; i++)
+            x[i] = (real)(deviation * nb_random_normal(build->seed, stream, (uint64_t)i));
     }
     *site = fq_site_new(build->sites, build->recipe, full, alias, *p, rows, cols, 0);
     return *site ? NB_OK : NB_USAGE;
