@@ -34,7 +34,6 @@
     X(int, "freeze_after", freeze_after)                 \
     X(number, "average", average)                        \
     X(int, "start", start)                               \
-    X(bool, "importance", importance)                    \
     X(int, "precision", precision)                       \
     X(int, "recompute", recompute)                       \
     X(int, "eval_every", eval_every)                     \

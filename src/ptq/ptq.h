@@ -14,4 +14,22 @@
  * The model is built anew: pointers into it are void, ranges of weights begin anew. NB_USAGE for a folded model; after any other failure m is empty. */
 status pt_rotate(md_model *m, uint64_t seed);
 
+/* What a pass may need beside the model. */
+typedef struct {
+    fm_tokens *data; /* calibration: samples of the model's own, or any text; NULL: none */
+    kd_calibration calibration;
+    uint64_t seed;
+} pt_options;
+
+/* A pass by name. Several run in order on one model; afterwards md_save_folded (a model with a recipe; its latent floats beside the codes) or
+ * md_save_model keeps what they made. */
+typedef struct {
+    const char *name, *alias; /* alias: another name, or NULL */
+    const char *explanation;  /* two lines */
+    bool needs_recipe, needs_data;
+    status (*run)(md_model *m, const pt_options *o);
+} pt_method;
+const pt_method *pt_methods(int64_t *n);
+const pt_method *pt_method_find(const char *name); /* NULL if there is none */
+
 #endif
