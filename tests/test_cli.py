@@ -350,6 +350,17 @@ class Commands(unittest.TestCase):
         kl = [parsed("eval", f, "--teacher", MODEL, "--data", "heldout.h5")["kl"] for f in ["student.h5", "rtn.h5"]]
         self.assertLess(kl[0], kl[1])
 
+    def test_ptq_runs_methods_in_order(self):
+        self.assertIn("rotate", run("ptq", "--list")[0])
+        line = ["ptq", "rotate+importance", MODEL, *TOKENIZER, "--recipe", "w4a8kv16", "-o", "ptq.h5"]
+        self.assertIn("--data", run(*line, code=2)[1])
+        run(*line, "--data", STORIES, "--split", "line", "--calib-samples", "4", "--calib-length", "64")
+        self.assertIn("head.weight", run("info", "ptq.h5", "--tensors")[0])
+        self.assertIn("no such method", run("ptq", "rotat", MODEL, "-o", "x.h5", code=2)[1])
+        self.assertIn("+rtn", run("ptq", "rotate", MODEL, "--recipe", "q4_0", "-o", "x.h5", code=2)[1])
+        run("ptq", "rotate", MODEL, "--seed", "3", "-o", "rotated.h5")
+        self.assertIn("folded", run("ptq", "rtn", "ptq.h5", "--recipe", "q4_0", "-o", "x.h5", code=2)[1])
+
     def test_fold_needs_what_it_needs(self):
         self.assertIn("--recipe", run("fold", MODEL, "-o", "x.h5", code=2)[1])
         self.assertIn("folded", run("fold", "student.h5", "-o", "x.h5", code=2)[1])

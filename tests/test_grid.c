@@ -363,7 +363,7 @@ static double error_of(const kn_codes *c, const float *x, const float *h)
     for (int64_t r = 0; r < c->rows; r++)
         for (int64_t k = 0; k < c->cols; k++) {
             const double d = (double)x[r * c->cols + k] - (double)kn_decode_one(c, r, k);
-            e += (h ? (double)h[k] : 1) * d * d;
+            e += (h ? (double)h[r * c->cols + k] : 1) * d * d;
         }
     return e;
 }
@@ -371,10 +371,10 @@ static double error_of(const kn_codes *c, const float *x, const float *h)
 START_TEST(search_finds_no_worse_scales)
 {
     enum { ROWS = 6, COLS = 64 };
-    static float x[ROWS * COLS], h[COLS];
+    static float x[ROWS * COLS], h[ROWS * COLS];
     for (int i = 0; i < ROWS * COLS; i++)
         x[i] = (float)nb_random_normal(82, 0, (uint64_t)i);
-    for (int i = 0; i < COLS; i++)
+    for (int i = 0; i < ROWS * COLS; i++)
         h[i] = (float)(0.1 + nb_random_unit(82, 1, (uint64_t)i));
     for (int grain = KN_TENSOR; grain <= KN_BLOCK; grain++)
         for (int kind = 0; kind < 4; kind++) {

@@ -13,7 +13,12 @@ static double error_of(fq_site *s, const real *h)
     const kn_codes *c = fq_site_codes(s, s->params);
     for (int64_t i = 0; i < s->w->count; i++) {
         double d = (double)(x[i] - kn_decode_one(c, i / s->cols, i % s->cols));
-        e += d * d * (h ? (double)h[i % s->cols] : 1);
+        if (!h)
+            e += d * d;
+        else { /* E[x^2] sqrt(mean of the row's w^2 + w^2) */
+            const double mean = kn_sum_squares(x + i / s->cols * s->cols, s->cols) / (double)s->cols;
+            e += d * d * (double)h[i % s->cols] * sqrt(mean + (double)x[i] * (double)x[i]);
+        }
     }
     return e;
 }
@@ -41,7 +46,7 @@ START_TEST(searched_starts_have_less_error_than_absmax)
     double plain = error_of(s, NULL), weighted = error_of(s, h);
     ck_assert(fq_start_weights(&m.sites, FQ_START_MSE, NULL, NULL) == NB_OK);
     double searched = error_of(s, NULL), blind = error_of(s, h);
-    ck_assert(fq_start_weights(&m.sites, FQ_START_MSE, importance, h) == NB_OK);
+    ck_assert(fq_start_weights(&m.sites, FQ_START_IMPORTANCE, importance, h) == NB_OK);
     double seeing = error_of(s, h);
     bool sign = s->spec.grid.levels == KN_LEVELS_SIGN; /* mean |w| is the best there is */
     ck_assert_msg(sign ? searched <= plain * 1.000001 : searched < plain, "%s: %g, absmax %g", starts[_i], searched,

@@ -17,6 +17,7 @@
     X(qat, "train a model to live on integers")                                                                        \
     X(train, "train a model from scratch on text")                                                                     \
     X(fold, "make a file of integers from a trained or a float model")                                                 \
+    X(ptq, "quantize a model without training")                                                                        \
     X(run, "continue a text")                                                                                          \
     X(export, "write a model in another program's format")                                                             \
     X(recipes, "the named recipes, and what one of them says")                                                         \
@@ -42,6 +43,9 @@ status cl_precision(kn_precision *p, const cl_common *c, const md_config *config
 status cl_open_model(md_model *m, const char *path, const cl_common *c, const char *recipe, bool train);
 /* The text or token file of --data, with the model's tokenizer. */
 status cl_open_data(fm_tokens *t, const char *path, const cl_common *c, const md_model *m);
+/* A token file may carry the tokenizer that the model's own file lacks: the model keeps it, so that what is made of it
+ * runs. */
+status cl_adopt_tokenizer(md_model *m, const fm_tokens *data);
 /* Text to stdout, flushed at once; NB_IO when it cannot be written. */
 status cl_print(const char *text, size_t bytes);
 /* What a writer holds as one line on stdout. */

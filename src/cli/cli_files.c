@@ -114,6 +114,18 @@ status cl_open_data(fm_tokens *t, const char *path, const cl_common *c, const md
     return s;
 }
 
+status cl_adopt_tokenizer(md_model *m, const fm_tokens *data)
+{
+    uint8_t *bytes;
+    size_t n;
+    if (m->tokenizer.kind != FM_TOKENIZER_NONE || data->tokenizer.kind == FM_TOKENIZER_NONE)
+        return NB_OK;
+    TRY(fm_tokenizer_to_bytes(&data->tokenizer, &bytes, &n));
+    status s = fm_tokenizer_from_bytes(&m->tokenizer, bytes, n);
+    free(bytes);
+    return s;
+}
+
 status cl_print(const char *text, size_t bytes)
 {
     if (fwrite(text, 1, bytes, stdout) != bytes || fflush(stdout))

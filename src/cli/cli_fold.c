@@ -6,51 +6,25 @@ typedef struct {
     cl_common common;
     const char *recipe;
     int range;
-    int64_t batches;
+    int64_t samples;
     bool latent;
 } fold_options;
 
-/* Float forwards over the first rows of the data, watched by the sites whose ranges come from data. */
-static status watch(md_model *m, fm_tokens *data, int64_t T, int64_t batches)
+/* Ranges of a float model, from the data where that is given. */
+static status find_ranges(md_model *m, const fold_options *o)
 {
-    enum { ROWS = 16 };
-    ag_tape tape = {.no_grad = true, .quantize_off = true, .tap = {fq_observe, &m->sites}};
-    int32_t *ids = nb_alloc((size_t)(ROWS * T), sizeof *ids);
-    status s = ids ? NB_OK : NB_NOMEM;
-    for (int64_t i = 0, from = 0; i < batches && s == NB_OK && from + T <= data->n; i++) {
-        int64_t rows = (data->n - from) / T < ROWS ? (data->n - from) / T : ROWS;
-        md_input in = {.B = rows, .T = T, .ids = ids};
-        s = fm_tokens_read(data, ids, from, rows * T);
-        if (s != NB_OK)
-            break;
-        ag_reset(&tape);
-        md_forward(&tape, m, &in);
-        s = ag_status(&tape);
-        from += rows * T;
-        if (s == NB_OK && cl_interrupted())
-            s = nb_fail(NB_INTERRUPTED, "interrupted");
-    }
-    ag_tape_free(&tape);
-    free(ids);
-    return s == NB_OK ? fq_observe_end(&m->sites) : s;
-}
-
-static status calibrate(md_model *m, const fold_options *o)
-{
-    char names[256];
+    static const fq_start start[] = {FQ_START_ABSMAX, FQ_START_MSE, FQ_START_IMPORTANCE};
     fm_tokens data = {0};
-    int64_t T = o->common.ctx ? o->common.ctx : 256;
-    if (!fq_sites_need_calibration(&m->sites, names, sizeof names))
-        return NB_OK;
-    if (!o->common.data)
-        return nb_fail(NB_UNSUPPORTED, "the ranges of %s come from data (--data FILE, a text or a token file)", names);
-    TRY(cl_open_data(&data, o->common.data, &o->common, m));
-    T = T > m->config.ctx ? m->config.ctx : T;
-    T = T > data.n ? data.n : T;
-    status s = T > 0 ? watch(m, &data, T, o->batches) : nb_fail(NB_USAGE, "%s: holds no tokens", o->common.data);
+    cl_progress line;
+    if (o->common.data)
+        TRY(cl_open_data(&data, o->common.data, &o->common, m));
+    if (o->common.data)
+        TRY(cl_adopt_tokenizer(m, &data));
+    const nb_progress progress = cl_progress_start(&line, "fold", "samples", o->common.quiet);
+    const kd_calibration c = {.samples = o->samples, .length = o->common.ctx, .seed = o->common.seed, .progress = &progress};
+    status s = kd_find_ranges(m, start[o->range], o->common.data ? &data : NULL, &c);
+    cl_progress_end(&line);
     fm_tokens_close(&data);
-    if (s == NB_OK && fq_sites_need_calibration(&m->sites, names, sizeof names))
-        s = nb_fail(NB_UNSUPPORTED, "%s: %s saw no data", o->common.data, names);
     return s;
 }
 
@@ -86,11 +60,8 @@ static status fold_model(md_model *m, const char *path, const fold_options *o)
     if (m->recipe.n == 0)
         return nb_fail(NB_USAGE,
                        "%s: is a float model: by which recipe? (--recipe w4a8kv8; `nibble recipes` lists them)", path);
-    if (o->recipe) {
-        TRY(fq_start_weights(&m->sites, o->range == 0 ? FQ_START_ABSMAX : FQ_START_MSE, NULL, NULL));
-        m->params.version++;
-    }
-    TRY(calibrate(m, o));
+    if (o->recipe)
+        TRY(find_ranges(m, o));
     TRY(md_save_folded(m, o->common.output, o->latent));
     return report(m, o);
 }
@@ -114,10 +85,11 @@ int cl_fold(int argc, char **argv)
     const cl_option option[] = {
         {"--recipe", "NAME|FILE", CL_TEXT, &o.recipe, NULL,
          "how a float model is quantized; a trained one has its own, and given another starts again from its floats"},
-        {"--range", "absmax|mse", CL_CHOICE, &o.range, "absmax",
-         "scales of a float model's weights: largest magnitude / largest code (ggml recipes: ggml's rule), or least "
-         "squared error"},
-        {"--batches", "N", CL_COUNT, &o.batches, "8", "batches of 16 rows of --data that static ranges are taken from"},
+        {"--range", "absmax|mse|importance", CL_CHOICE, &o.range, "absmax",
+         "scales of a float model's weights: largest magnitude / largest code (ggml recipes: ggml's rule), least "
+         "squared error, or that weighted by what --data multiplies the weights with"},
+        {"--calib-samples", "N", CL_COUNT, &o.samples, "128",
+         "windows of --data (of --ctx tokens, 256) that importance and static ranges are taken from"},
         {"--latent", NULL, CL_FLAG, &o.latent, NULL, "keep the floats too, so that training can start from the file"},
     };
     const cl_command command = {
@@ -125,16 +97,17 @@ int cl_fold(int argc, char **argv)
         .arguments = "MODEL",
         .summary = "make a file of integers from a trained or a float model",
         .explanation = "MODEL is a run folder of `nibble qat`, or a float model with --recipe: plain rounding to\n"
-                       "nearest, the baseline. The file holds integer codes, scales and zero points, config,\n"
+                       "nearest, the baseline (`nibble ptq` has better ones). The file holds integer codes, scales and zero points, config,\n"
                        "recipe and tokenizer; what it decodes to are bit for bit the weights that training saw.\n"
                        "`nibble eval` and `run` compute with its integers.",
         .examples = "  nibble fold run/ -o student.h5\n"
                     "  nibble fold stories260K.bin --tokenizer tok512.bin --recipe w4a8kv8 -o rtn.h5\n"
-                    "  nibble fold stories260K.bin --tokenizer tok512.bin --recipe w4a16g32 --range mse -o mse.h5",
+                    "  nibble fold stories260K.bin --tokenizer tok512.bin --recipe w4a16g32 --range mse -o mse.h5\n"
+                    "  nibble fold stories260K.bin --data train.h5 --recipe q4_0 --range importance -o q4.h5",
         .option = option,
         .n = sizeof option / sizeof *option,
         .common = &o.common,
-        .common_mask = CL_DATA | CL_SPLIT | CL_CTX | CL_TOKENIZER | CL_WHICH | CL_UNTIE | CL_OUTPUT | CL_FORCE | CL_JSON};
+        .common_mask = CL_DATA | CL_SPLIT | CL_CTX | CL_TOKENIZER | CL_WHICH | CL_UNTIE | CL_OUTPUT | CL_FORCE | CL_SEEDED | CL_JSON};
     const char *argument[CL_MAX_ARGUMENTS];
     int code;
     return cl_parse(&command, argc, argv, argument, &code) ? cl_exit(fold(argument[0], &o)) : code;

@@ -44,7 +44,8 @@ static int64_t rows(cl_option row[CL_TRAIN_ROWS], cl_train_options *o, bool dist
         {"--sgd", NULL, CL_FLAG, &k->sgd, NULL, "SGD with momentum --beta1 instead of AdamW"},
         {"--quant-after", "N", CL_COUNT, &k->quant_after, NULL, "quantize from this step on (0: from the start)"},
         {"--freeze-after", "N", CL_COUNT, &k->freeze_after, NULL, "static ranges stay from this step on (0: never)"},
-        {"--start", "absmax|mse", CL_CHOICE, &o->start, NULL, "ranges of weights before the first step (mse)"},
+        {"--start", "absmax|mse|importance", CL_CHOICE, &o->start, NULL,
+         "ranges of weights before the first step: see `nibble fold --range` (importance)"},
         {"--pin", "X", CL_NUMBER, &k->pin, NULL,
          distill ? "pin codes of at most 4 bits that change in more than this share of the steps to their average (0.03; 0: none)"
                  : "pin codes of at most 4 bits that change in more than this share of the steps to their average (0: none)"},
@@ -118,24 +119,10 @@ static status open_models(workshop *w, const char *path, const cl_train_options 
     return NB_OK;
 }
 
-/* A token file may carry the tokenizer that the model's own file lacks: the student keeps it, so that a folded file
- * runs. */
-static status adopt_tokenizer(md_model *m, const fm_tokens *data)
-{
-    uint8_t *bytes;
-    size_t n;
-    if (m->tokenizer.kind != FM_TOKENIZER_NONE || data->tokenizer.kind == FM_TOKENIZER_NONE)
-        return NB_OK;
-    TRY(fm_tokenizer_to_bytes(&data->tokenizer, &bytes, &n));
-    status s = fm_tokenizer_from_bytes(&m->tokenizer, bytes, n);
-    free(bytes);
-    return s;
-}
-
 static status open_data(workshop *w, const cl_train_options *o)
 {
     TRY(cl_open_data(&w->data, o->common.data, &o->common, &w->student));
-    TRY(adopt_tokenizer(&w->student, &w->data));
+    TRY(cl_adopt_tokenizer(&w->student, &w->data));
     return o->heldout ? cl_open_data(&w->heldout, o->heldout, &o->common, &w->student) : NB_OK;
 }
 

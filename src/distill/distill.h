@@ -30,6 +30,35 @@ typedef struct {
  * same batch, and its random numbers depend on (seed, i, position) alone. */
 status kd_generate(md_model *teacher, const kd_data_options *o, const char *path, bool restart, const nb_progress *progress, kd_data_report *report);
 
+/* ---- calibration -------------------------------------------------------------------------- */
+
+/* Which windows of the data are looked at: the first `samples` of a random order of them, cut as for evaluation. */
+typedef struct {
+    int64_t samples, length; /* windows, and tokens in one; 0: 128, and 256 or the model's context where that is shorter */
+    uint64_t seed;
+    const nb_progress *progress;
+} kd_calibration;
+/* Float forwards over these windows with a tap: fq_observe, kd_gather_importance, ... */
+status kd_watch(md_model *m, fm_tokens *data, const kd_calibration *o, ag_tap tap);
+
+/* E[x_j^2] by channel of what goes into each linear: what makes an error of its weights matter. A zeroed struct is empty. */
+typedef struct {
+    const fq_sites *sites;
+    int64_t n;     /* sites when it began */
+    double **sum;  /* [n] sums of x_j^2 of activation sites, NULL where nothing was seen */
+    int64_t *rows; /* [n] */
+    real **mean;   /* [n] what kd_importance_of gives, made when first asked for */
+    bool failed;   /* memory ran out while it watched */
+} kd_importance;
+status kd_importance_new(kd_importance *h, const fq_sites *sites);
+void kd_importance_free(kd_importance *h);
+void kd_gather_importance(void *importance, const char *site, const ag_tensor *in, const ag_tensor *out); /* a tap's fn */
+/* The callback of fq_start_weights: E[x_j^2] [cols] of the input of a weight, NULL where it was not seen. */
+const real *kd_importance_of(void *importance, const fq_site *weight);
+/* All ranges before training, or for folding without it: of weights by `how`, offsets of keys (their means; where data is given), and
+ * of static and learned activations, all from the same windows. data NULL: a failure names what cannot be found without. */
+status kd_find_ranges(md_model *m, fq_start how, fm_tokens *data, const kd_calibration *o);
+
 /* ---- evaluation --------------------------------------------------------------------------- */
 
 typedef struct {
@@ -69,7 +98,6 @@ typedef struct {
     double pin;                            /* codes of at most 4 bits that change in more than this share of the steps are pinned to their average (pin.c); 0: none */
     double average;                        /* decay of the average of latents over the schedule's decay; 0: none. The better one is kept */
     fq_start start;
-    bool importance;                       /* weight the start's error by E[x_j^2] of the first batches */
     kn_precision precision;
     kd_recompute recompute;
     int64_t eval_every, eval_tokens;       /* 0: ten times in a run; 25000 */

@@ -35,7 +35,6 @@
     X(number, "average", average)                        \
     X(number, "pin", pin)                                \
     X(int, "start", start)                               \
-    X(bool, "importance", importance)                    \
     X(int, "precision", precision)                       \
     X(int, "recompute", recompute)                       \
     X(int, "eval_every", eval_every)                     \

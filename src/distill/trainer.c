@@ -320,7 +320,7 @@ kd_train_options kd_train_defaults(bool distill, const fq_recipe *recipe, const 
     kd_train_options o = {.steps = 600, .batch = small ? 16 : 4, .accumulate = 1, .seed = 1, .lr = distill ? (small ? 3e-4 : 2e-4) : (small ? 2e-3 : 6e-4),
                           .scale_rate = 1e-3, .pin = distill ? 0.03 : 0, .beta1 = 0.9, .beta2 = distill ? 0.999 : 0.95, .eps = 1e-8, .decay = distill ? 0 : 0.1, .clip = 1,
                           .schedule = {.kind = distill ? AG_COSINE : AG_WSD, .warmup = -1, .decay_share = 0.4}, .ce = distill ? 0 : 1, .kl = distill ? 1 : 0, .temperature = 1,
-                          .start = FQ_START_MSE, .importance = true, .precision = KN_FP32, .eval_tokens = 25000};
+                          .start = FQ_START_IMPORTANCE, .precision = KN_FP32, .eval_tokens = 25000};
     return o;
 }
 

@@ -109,9 +109,10 @@ void fq_encode_activation(const fq_site *site, kn_codes *c, const real *x, int64
 /* Ranges of weights before training or folding without it. */
 typedef enum {
     FQ_START_ABSMAX, /* absmax / hi per span; the ggml rules by their own formula; SEQ: max|w| */
-    FQ_START_MSE     /* search for the least squared error, weighted by importance where given */
+    FQ_START_MSE,    /* search for the least squared error */
+    FQ_START_IMPORTANCE /* the same, each square weighted by E[x_j^2] sqrt(mean of the row's w^2 + w_j^2), as llama.cpp's quantizer with an importance matrix */
 } fq_start;
-/* importance(ctx, site): h [cols] of E[x_j^2] for that weight's input, or NULL. */
+/* importance(ctx, site): E[x_j^2] [cols] of that weight's input, or NULL where none was seen; read by FQ_START_IMPORTANCE only. */
 status fq_start_weights(fq_sites *sites, fq_start how, const real *(*importance)(void *ctx, const fq_site *site), void *ctx);
 
 /* ---- observers ---------------------------------------------------------------------------- */

@@ -24,7 +24,7 @@ typedef struct {
 } fq_range_now;
 fq_range_now fq_range_at(const fq_site *site, int64_t i);
 
-/* Ranges of one weight site from its latent; importance h [cols] or NULL. */
+/* Ranges of one weight site from its latent; importance E[x_j^2] [cols] or NULL. */
 status fq_start_site(fq_site *site, fq_start how, const real *importance);
 
 /* ---- histogram ---------------------------------------------------------------------------- */

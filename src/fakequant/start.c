@@ -2,9 +2,11 @@
  *   absmax:  s = max|w| / hi per span      SEQ, ternary: alpha = max|w| (s = alpha / 4, alpha / 1.5)     sign: s = mean |w|
  *            (ParetoQ, Liu et al. 2025)    rules q8_0, q4_0: ggml's own formula
  *   mse:     argmin_s sum_j h_j (w_j - s l_j)^2 by search, then s <- sum h w l / sum h l^2 for the levels l found, while that helps
+ *            h = 1; importance: h_j = E[x_j^2] sqrt(mean of the row's w^2 + w_j^2), x the input of the weight   (ggml-quants.c)
  * A weight whose spec names a method (from:mse, static:kl, ...) takes that.
  */
 #include "fakequant/ranges.h"
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -43,7 +45,7 @@ static fit fit_unit(const kn_codes *c, int64_t unit, const real *x, const real *
         n = n < c->cols - col ? n : c->cols - col;
         levels_of(level, c, at, n, zero);
         for (int64_t i = 0; i < n; i++) {
-            double l = (double)level[i], w = (double)x[at + i], k = h ? (double)h[col + i] : 1,
+            double l = (double)level[i], w = (double)x[at + i], k = h ? (double)h[at + i] : 1,
                    d = w - l * (double)c->scale[index];
             f.error += k * d * d;
             f.wl += k * w * l;
@@ -140,6 +142,31 @@ static status mse(kn_codes *c, const real *x, const real *h)
     return g->has_zero ? NB_OK : refit(c, x, h);
 }
 
+/* h [rows, cols] of the squared errors; the caller frees them. importance NULL: no input was seen, E = 1. */
+static real *error_weights(const fq_site *s, const real *importance)
+{
+    const int64_t C = s->cols;
+    real *h = nb_alloc((size_t)s->rows, (size_t)C * sizeof *h);
+#pragma omp parallel for if (s->rows * C > FQ_PARALLEL)
+    for (int64_t m = 0; m < (h ? s->rows : 0); m++) {
+        const real *w = s->w->x + m * C;
+        const double mean = kn_sum_squares(w, C) / (double)C;
+        for (int64_t j = 0; j < C; j++) {
+            const double e = importance ? (double)importance[j] : 1;
+            h[m * C + j] = (real)(e * sqrt(mean + (double)w[j] * (double)w[j]));
+        }
+    }
+    return h;
+}
+
+static status by_importance(kn_codes *c, const fq_site *s, const real *importance)
+{
+    real *h = error_weights(s, importance);
+    status e = h ? mse(c, s->w->x, h) : NB_NOMEM;
+    free(h);
+    return e;
+}
+
 status fq_start_site(fq_site *s, fq_start how, const real *importance)
 {
     if (!s->is_weight || !s->spec.grid.bits || s->spec.range == FQ_DYNAMIC || !s->w)
@@ -150,8 +177,10 @@ status fq_start_site(fq_site *s, fq_start how, const real *importance)
         TRY(kn_codes_new(c, &s->spec.grid, s->rows, s->cols));
     if (method == FQ_PERCENTILE || method == FQ_KL)
         TRY(by_histogram(c, &s->spec, s->w->x));
+    else if (how == FQ_START_IMPORTANCE)
+        TRY(by_importance(c, s, importance));
     else if (how == FQ_START_MSE || method == FQ_MSE)
-        TRY(mse(c, s->w->x, importance));
+        TRY(mse(c, s->w->x, NULL));
     else
         TRY(absmax(c, s->w->x));
     for (int64_t i = 0; i < s->n_scales; i++) {

@@ -127,9 +127,9 @@ real kn_decode_one(const kn_codes *c, int64_t row, int64_t col);
 /* One code, the definition (rule NIBBLE). NaN encodes as lo. */
 int32_t kn_encode_one(const kn_grid *g, real x, real inv, int32_t zero);
 /* Scales of a float matrix by search: per span the candidate scale = store(range * k) with the least sum (x - decode(encode(x)))^2,
- * k over `steps` from `from` to `to`; importance h [cols] weights the squares, NULL: ones. signs: try negative scales too (grids with lo != -hi). Then c holds
+ * k over `steps` from `from` to `to`; weight h [rows, cols] of the squares, NULL: ones. signs: try negative scales too (grids with lo != -hi). Then c holds
  * scales, zeros and codes. */
-void kn_encode_mse(kn_codes *c, const real *x, const real *importance, real from, real to, int steps, bool signs);
+void kn_encode_mse(kn_codes *c, const real *x, const real *weight, real from, real to, int steps, bool signs);
 /* ggml's own file encoders for Q8_0 (d = amax/127, roundf) and Q4_0 (d = signed max / -8, truncation of x/d + 8.5):
  * codes from the unrounded d, scale stored as fp16. c->grid must be groups of 32, fp16, 8 bits or 4 bits. Byte-identical to llama-quantize. */
 void kn_encode_ggml_file(kn_codes *c, const real *x);

@@ -24,7 +24,7 @@ static double span_error(const kn_codes *c, const real *x, const real *h, int64_
     double error = 0;
     for (int64_t at = first; at < first + n;) {
         const int64_t col = at % c->cols, m = kn_min(first + n - at, c->cols - col);
-        error += (double)t->rounding_error(x + at, h ? h + col : NULL, m, &r, k->scale, mul, offset);
+        error += (double)t->rounding_error(x + at, h ? h + at : NULL, m, &r, k->scale, mul, offset);
         at += m;
     }
     return error;
@@ -57,7 +57,7 @@ static void search_span(kn_codes *c, const real *x, const real *h, int64_t first
         c->zero[index] = best.zero;
 }
 
-void kn_encode_mse(kn_codes *c, const real *x, const real *importance, real from, real to, int steps, bool signs)
+void kn_encode_mse(kn_codes *c, const real *x, const real *weight, real from, real to, int steps, bool signs)
 {
     const int64_t whole = c->rows * c->cols, group = c->grid.group;
 #pragma omp parallel for if (whole > KN_PARALLEL / 16) schedule(static)
@@ -81,7 +81,7 @@ void kn_encode_mse(kn_codes *c, const real *x, const real *importance, real from
             n = kn_min(group, c->cols - i % c->spans * group);
             break;
         }
-        search_span(c, x, importance, first, n, i, from, to, steps, signs);
+        search_span(c, x, weight, first, n, i, from, to, steps, signs);
     }
     kn_encode_with(c, x);
 }

@@ -1,0 +1,49 @@
+/* methods.c - the passes by name: what `nibble ptq` lists and runs. */
+#include "ptq/ptq.h"
+#include <string.h>
+
+static status run_absmax(md_model *m, const pt_options *o)
+{
+    return kd_find_ranges(m, FQ_START_ABSMAX, o->data, &o->calibration);
+}
+
+static status run_mse(md_model *m, const pt_options *o)
+{
+    return kd_find_ranges(m, FQ_START_MSE, o->data, &o->calibration);
+}
+
+static status run_importance(md_model *m, const pt_options *o)
+{
+    return kd_find_ranges(m, FQ_START_IMPORTANCE, o->data, &o->calibration);
+}
+
+static status run_rotate(md_model *m, const pt_options *o)
+{
+    return pt_rotate(m, o->seed);
+}
+
+static const pt_method methods[] = {
+    {"rtn", "round", "round to nearest: scale = largest magnitude / largest code, ggml's own formula in ggml's recipes;\n"
+     "the baseline of every other method", true, false, run_absmax},
+    {"mse", NULL, "scales by search for the least squared error of the weights, then least squares for the codes found;\n"
+     "better than rtn for rows and few bits, hardly for groups of 32", true, false, run_mse},
+    {"importance", "imatrix", "the same search, each square weighted by E[x_j^2] sqrt(mean w^2 + w_j^2), x from calibration data: llama.cpp's\n"
+     "rule with an importance matrix; the best start for QAT on groups", true, true, run_importance},
+    {"rotate", NULL, "the same function in rotated coordinates (R1, R2 of SpinQuant): outliers are spread, rows quantize better;\n"
+     "exact, unties the head; goes before another method: rotate+importance", false, false, run_rotate},
+};
+enum { N_METHODS = sizeof methods / sizeof *methods };
+
+const pt_method *pt_methods(int64_t *n)
+{
+    *n = N_METHODS;
+    return methods;
+}
+
+const pt_method *pt_method_find(const char *name)
+{
+    for (int i = 0; i < N_METHODS; i++)
+        if (!strcmp(methods[i].name, name) || (methods[i].alias && !strcmp(methods[i].alias, name)))
+            return &methods[i];
+    return NULL;
+}

@@ -1,0 +1,35 @@
+/* ptq.h - quantization without training: passes over a model, a file each. A pass takes a model built with its recipe (or in floats)
+ * and changes latent floats and ranges of weights; it has no quantizer, no observer and no file format of its own.
+ */
+#ifndef NIBBLE_PTQ_H
+#define NIBBLE_PTQ_H
+#include "distill/distill.h"
+
+/* Rotates a LLaMA model's weights so that it computes the same function, in double precision (QuaRot, Ashkboos et al. 2024; SpinQuant, Liu et al.
+ * 2024: R1 and R2). Norm weights are folded into the linears behind them and become 1, a tied head is untied; then with orthogonal
+ * R1 [C,C] and R2 [D,D], another for each layer and kv head:
+ *   embed R1;  wq, wk, wv, gate, up, head: w R1;  wo, down: R1' w;  wv: R2' on a head's rows;  wo: R2 on the columns of the heads that read it
+ * R = diag(random signs) (H of order 2^m (x) a core of order K), K the least order for which the core is a Hadamard matrix of Paley's; where there
+ * is none, a random orthogonal one of the odd part's order. What stood out in single channels is spread over all: rows quantize better.
+ * The model is built anew: pointers into it are void, ranges of weights begin anew. NB_USAGE for a folded model; after any other failure m is empty. */
+status pt_rotate(md_model *m, uint64_t seed);
+
+/* What a pass may need beside the model. */
+typedef struct {
+    fm_tokens *data; /* calibration: samples of the model's own, or any text; NULL: none */
+    kd_calibration calibration;
+    uint64_t seed;
+} pt_options;
+
+/* A pass by name. Several run in order on one model; afterwards md_save_folded (a model with a recipe; its latent floats beside the codes) or
+ * md_save_model keeps what they made. */
+typedef struct {
+    const char *name, *alias; /* alias: another name, or NULL */
+    const char *explanation;  /* two lines */
+    bool needs_recipe, needs_data;
+    status (*run)(md_model *m, const pt_options *o);
+} pt_method;
+const pt_method *pt_methods(int64_t *n);
+const pt_method *pt_method_find(const char *name); /* NULL if there is none */
+
+#endif

@@ -1,0 +1,221 @@
+/* rotate.c - the same function in other coordinates: R1 turns the residual stream, R2 each kv head's values. With x a row of the
+ * residual stream, x' = x R1 everywhere:
+ *   norm(x R1) = norm(x) R1 for a norm without weights        y = w n' = (w R1) (n R1)'        y R1 = (R1' w) a
+ * and with v' = v R2, attention's output is o R2 for every query head of the group: wo (o)' = (wo R2) (o R2)'.
+ * (Ashkboos et al. 2024; Liu et al. 2024. SpinQuant's subtraction of the embedding's mean belongs to LayerNorm and would change the function here.)
+ */
+#include "ptq/orthogonal.h"
+#include "ptq/ptq.h"
+#include <stdlib.h>
+#include <string.h>
+
+/* What turns one side of a matrix: its vector in blocks of r->n, block i by the signs of i / group. A zeroed struct: nothing. */
+typedef struct {
+    const pt_orthogonal *r;
+    const double *sign; /* [blocks / group, r->n] */
+    int64_t group;
+} side;
+
+static void turn_vector(double *x, int64_t n, const side *s, double *scratch)
+{
+    for (int64_t i = 0; s->r && i < n / s->r->n; i++)
+        pt_orthogonal_apply(s->r, x + i * s->r->n, s->sign + i / s->group * s->r->n, scratch);
+}
+
+/* Rows [row, row + n) of w [.., C] into x [n, C], times gamma by column (NULL: 1), the input side turned. */
+static status turn_rows(double *x, const real *w, int64_t n, int64_t C, const real *gamma, const side *in)
+{
+    bool failed = false;
+#pragma omp parallel
+    {
+        double *scratch = nb_alloc((size_t)C, sizeof *scratch);
+#pragma omp for
+        for (int64_t m = 0; m < n; m++) {
+            for (int64_t c = 0; c < C; c++)
+                x[m * C + c] = (double)w[m * C + c] * (gamma ? (double)gamma[c] : 1);
+            if (scratch)
+                turn_vector(x + m * C, C, in, scratch);
+        }
+        if (!scratch) {
+#pragma omp atomic write
+            failed = true;
+        }
+        free(scratch);
+    }
+    return failed ? NB_NOMEM : NB_OK;
+}
+
+/* The output side: every column of x [M, C]. */
+static status turn_columns(double *x, int64_t M, int64_t C, const side *out)
+{
+    bool failed = false;
+#pragma omp parallel
+    {
+        double *column = nb_alloc((size_t)M, 2 * sizeof *column);
+#pragma omp for
+        for (int64_t c = 0; c < C; c++) {
+            for (int64_t m = 0; column && m < M; m++)
+                column[m] = x[m * C + c];
+            if (column)
+                turn_vector(column, M, out, column + M);
+            for (int64_t m = 0; column && m < M; m++)
+                x[m * C + c] = column[m];
+        }
+        if (!column) {
+#pragma omp atomic write
+            failed = true;
+        }
+        free(column);
+    }
+    return failed ? NB_NOMEM : NB_OK;
+}
+
+/* w <- out' (w diag(gamma)) in, rounded to floats once. Rows by themselves go in parts, so that an embedding is never whole in doubles. */
+static status turn(ag_param *w, const real *gamma, side in, side out)
+{
+    const int64_t C = w->dim[w->n_dim - 1], M = w->count / C, part = out.r ? M : M < 1024 ? M : 1024;
+    double *x = nb_alloc((size_t)part, (size_t)C * sizeof *x);
+    status s = x ? NB_OK : NB_NOMEM;
+    for (int64_t m = 0; m < M && s == NB_OK; m += part) {
+        const int64_t n = M - m < part ? M - m : part;
+        s = turn_rows(x, w->x + m * C, n, C, gamma, &in);
+        if (s == NB_OK && out.r)
+            s = turn_columns(x, M, C, &out);
+        for (int64_t i = 0; i < n * C && s == NB_OK; i++)
+            w->x[m * C + i] = (real)x[i];
+    }
+    free(x);
+    return s;
+}
+
+/* A bias is a vector on the output side. */
+static status turn_bias(ag_param *b, side out)
+{
+    return b ? turn(b, NULL, out, (side){0}) : NB_OK;
+}
+
+static void set_to_one(ag_param *gamma)
+{
+    for (int64_t i = 0; i < gamma->count; i++)
+        gamma->x[i] = 1;
+}
+
+/* ---- the model ---------------------------------------------------------------------------- */
+
+/* The same weights under an untied config: a head that was the embedding gets a copy of it. */
+static status untie(md_model *m)
+{
+    if (!m->config.tied)
+        return NB_OK;
+    md_config c = m->config;
+    const ag_params old = m->params;
+    fq_recipe recipe = m->recipe;
+    fm_tokenizer tk = m->tokenizer;
+    m->params = (ag_params){0};
+    m->recipe = (fq_recipe){0};
+    m->tokenizer = (fm_tokenizer){0};
+    md_free(m);
+    c.tied = false;
+    status s = md_build(m, &c, &recipe, 0, false);
+    for (int64_t i = 0; i < m->params.n && s == NB_OK; i++) {
+        ag_param *to = m->params.p[i];
+        const ag_param *from = ag_param_find(&old, strcmp(to->name, "head.weight") ? to->name : "embed.weight");
+        if (to->group != AG_SCALE && from && from->count == to->count)
+            memcpy(to->x, from->x, (size_t)to->count * sizeof *to->x);
+    }
+    ag_params rest = old;
+    ag_params_free(&rest);
+    fq_recipe_free(&recipe);
+    if (s == NB_OK)
+        m->tokenizer = tk;
+    else
+        fm_tokenizer_free(&tk);
+    return s;
+}
+
+static status turn_block(md_block *b, const md_config *c, side r1, side r2)
+{
+    const side heads = {r2.r, r2.sign, c->heads / c->kv_heads}, none = {0};
+    const real *attn = b->attn_norm.w->x, *mlp = b->mlp_norm.w->x;
+    ly_attention *a = &b->attn;
+    TRY(turn(a->wq.w, attn, r1, none));
+    TRY(turn(a->wk.w, attn, r1, none));
+    TRY(turn(a->wv.w, attn, r1, r2));
+    TRY(turn_bias(a->wv.b, r2));
+    TRY(turn(a->wo.w, NULL, heads, r1));
+    TRY(turn_bias(a->wo.b, r1));
+    TRY(turn(b->mlp.gate.w, mlp, r1, none));
+    TRY(turn(b->mlp.up.w, mlp, r1, none));
+    TRY(turn(b->mlp.down.w, NULL, none, r1));
+    set_to_one(b->attn_norm.w);
+    set_to_one(b->mlp_norm.w);
+    return NB_OK;
+}
+
+static void random_signs(double *sign, int64_t n, uint64_t seed, uint64_t stream)
+{
+    for (int64_t i = 0; i < n; i++)
+        sign[i] = nb_random(seed, stream, (uint64_t)i) & 1 ? -1 : 1;
+}
+
+static status turn_model(md_model *m, const pt_orthogonal *stream, const pt_orthogonal *head, double *sign1,
+                         double *sign2, uint64_t seed)
+{
+    const md_config *c = &m->config;
+    const side r1 = {stream, sign1, 1}, r2 = {head, sign2, 1}, none = {0};
+    random_signs(sign1, c->dim, seed, 0);
+    TRY(turn(m->embed, NULL, r1, none));
+    for (int64_t i = 0; i < c->layers; i++) {
+        random_signs(sign2, c->kv_heads * c->head_size, seed, 1 + (uint64_t)i);
+        TRY(turn_block(&m->block[i], c, r1, r2));
+    }
+    TRY(turn(m->head.w, m->norm.w->x, r1, none));
+    set_to_one(m->norm.w);
+    return NB_OK;
+}
+
+/* Ranges that belonged to the weights as they were. */
+static void forget_ranges(md_model *m)
+{
+    for (int64_t i = 0; i < m->sites.n; i++) {
+        fq_site *s = m->sites.s[i];
+        if (!s->is_weight || !s->started)
+            continue;
+        s->started = false;
+        for (int64_t k = 0; k < s->n_scales; k++) {
+            if (s->u)
+                s->u->x[k] = 0;
+            if (s->v)
+                s->v->x[k] = 0;
+        }
+    }
+    m->params.version++;
+}
+
+status pt_rotate(md_model *m, uint64_t seed)
+{
+    pt_orthogonal stream = {0}, head = {0};
+    if (m->folded)
+        return nb_fail(NB_USAGE, "rotation needs the floats of a model, this one is folded");
+    status s = untie(m);
+    const md_config *c = &m->config;
+    double *sign1 = NULL, *sign2 = NULL;
+    if (s == NB_OK)
+        s = pt_orthogonal_new(&stream, c->dim, seed);
+    if (s == NB_OK)
+        s = pt_orthogonal_new(&head, c->head_size, nb_random(seed, 0, 0));
+    if (s == NB_OK) {
+        sign1 = nb_alloc((size_t)c->dim, sizeof *sign1);
+        sign2 = nb_alloc((size_t)(c->kv_heads * c->head_size), sizeof *sign2);
+        s = sign1 && sign2 ? turn_model(m, &stream, &head, sign1, sign2, seed) : NB_NOMEM;
+    }
+    free(sign1);
+    free(sign2);
+    pt_orthogonal_free(&stream);
+    pt_orthogonal_free(&head);
+    if (s == NB_OK)
+        forget_ranges(m);
+    else
+        md_free(m);
+    return s;
+}
