@@ -108,7 +108,8 @@ status kd_pins_step(kd_trainer *t)
 {
     ag_params *ps = &t->student->params;
     const double done = (double)t->step / (double)t->o.steps;
-    const real threshold = (real)(t->o.pin * (1 + 1.5 * (1 + cos(PI * done))));
+    const bool quantized = t->step > t->o.quant_after; /* before that a pin would quantize early: flips are counted only */
+    const real threshold = quantized ? (real)(t->o.pin * (1 + 1.5 * (1 + cos(PI * done)))) : 2;
     bool moved = false;
     for (int64_t i = 0; t->pin && i < t->student->sites.n; i++) {
         fq_site *s = t->student->sites.s[i];
