@@ -40,7 +40,7 @@ static double weight_bytes(const md_model *m)
 {
     md_size size;
     md_measure(&size, m);
-    double bytes = (double)(size.code_bytes + size.scale_bytes + size.zero_bytes + size.float_bytes);
+    double bytes = (double)(md_size_bytes(&size));
     const kn_grid *g = &m->embed_site->spec.grid;
     if (!m->config.tied)
         bytes -= (double)(m->config.dim * m->config.vocab) * (g->bits ? g->bits / 8.0 : sizeof(float));

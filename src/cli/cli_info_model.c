@@ -22,7 +22,7 @@ static void size(cl_facts *f, const md_model *m)
     md_size s;
     char text[64];
     md_measure(&s, m);
-    const int64_t bytes = s.code_bytes + s.scale_bytes + s.zero_bytes + s.float_bytes;
+    const int64_t bytes = md_size_bytes(&s);
     cl_fact_int(f, "params", s.params);
     nb_json_put_int(&f->json, "code_bytes", s.code_bytes);
     nb_json_put_int(&f->json, "scale_bytes", s.scale_bytes);

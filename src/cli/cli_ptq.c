@@ -93,7 +93,7 @@ static status report(const md_model *m, const char *methods, const ptq_options *
 {
     md_size size;
     md_measure(&size, m);
-    const int64_t bytes = size.code_bytes + size.scale_bytes + size.zero_bytes + size.float_bytes;
+    const int64_t bytes = md_size_bytes(&size);
     const double bits = 8.0 * (double)bytes / (double)size.params;
     if (o->common.json) {
         nb_writer w = {0};

@@ -65,6 +65,10 @@ typedef struct {
     int64_t code_bytes, scale_bytes, zero_bytes, float_bytes;
 } md_size;
 void md_measure(md_size *size, const md_model *m);
+static inline int64_t md_size_bytes(const md_size *s)
+{
+    return s->code_bytes + s->scale_bytes + s->zero_bytes + s->float_bytes;
+}
 
 /* ---- forward on the tape ------------------------------------------------------------------ */
 
