@@ -130,8 +130,6 @@ int main(void)
     tcase_add_checked_fixture(t, scratch_begin, scratch_end);
     tcase_add_loop_test(t, ids_equal_spm_encode_on_a_text, 0, 2);
     tcase_add_loop_test(t, ids_equal_spm_encode_on_random_vocabularies, 0, 32);
-    tcase_add_loop_test(t, ids_equal_spm_encode_on_a_text, 0, 2);
-    tcase_add_loop_test(t, ids_equal_spm_encode_on_random_vocabularies, 0, 32);
     suite_add_tcase(suite, t);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_ENV);

@@ -13,7 +13,7 @@ packages_of() {
         test) echo "check python3" ;;
         clang) echo "clang-14 libomp-14-dev" ;;
         tidy) echo "clang-format-14 clang-tidy-14 valgrind" ;;
-        client) echo "python3 python3-venv nodejs git"
+        client) echo "python3 python3-venv nodejs git sentencepiece"
                 command -v npm >/dev/null || echo npm ;; # a Node from elsewhere brings its own, and Debian's conflicts
         *) echo "install.sh: no set '$1'; there are build, test, clang, tidy, client" >&2; exit 2 ;;
     esac
