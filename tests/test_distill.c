@@ -104,23 +104,30 @@ typedef struct {
     bool sgd;
     double hidden;
     int64_t top_k;
-    double pin;
+    double pin, text_share;
 } training;
-static const training trainings[] = {{"w4a8kv4", 0, 1, 0, 0, KD_RECOMPUTE_OFF, false, 0, 0, 0.001},
-                                     {"w4a8kv16", 0.9, 2, 0, 0, KD_RECOMPUTE_ON, false, 0, 0, 0},
-                                     {"q4_0", 0, 1, 3, 0, KD_RECOMPUTE_OFF, false, 0, 0, 0.02},
-                                     {"w2a16", 0, 1, 0, 6, KD_RECOMPUTE_OFF, true, 0.1, 0, 0.001},
-                                     {"llmqat-4-8-4", 0, 1, 0, 0, KD_RECOMPUTE_OFF, false, 0, 0, 0},
-                                     {"w4a16g32", 0, 1, 0, 0, KD_RECOMPUTE_OFF, false, 0, 8, 0}};
+static const training trainings[] = {{"w4a8kv4", 0, 1, 0, 0, KD_RECOMPUTE_OFF, false, 0, 0, 0.001, 0},
+                                     {"w4a8kv16", 0.9, 2, 0, 0, KD_RECOMPUTE_ON, false, 0, 0, 0, 0},
+                                     {"q4_0", 0, 1, 3, 0, KD_RECOMPUTE_OFF, false, 0, 0, 0.02, 0.4},
+                                     {"w2a16", 0, 1, 0, 6, KD_RECOMPUTE_OFF, true, 0.1, 0, 0.001, 0},
+                                     {"llmqat-4-8-4", 0, 1, 0, 0, KD_RECOMPUTE_OFF, false, 0, 0, 0, 0},
+                                     {"w4a16g32", 0, 1, 0, 0, KD_RECOMPUTE_OFF, false, 0, 8, 0, 0.7}};
 enum { N_TRAININGS = sizeof trainings / sizeof *trainings };
 
+/* `data` and, where the training mixes, `data`.text beside it. */
 static status train(const char *folder, const char *data, const training *how, int *left, int64_t steps, kd_train_report *report)
 {
     md_model teacher, student;
-    fm_tokens tokens;
+    fm_tokens tokens, text;
     open_model(&teacher, "float");
     open_model(&student, how->recipe);
     OK(fm_tokens_open(&tokens, data, NULL, FM_SPLIT_NONE));
+    if (how->text_share > 0) {
+        char *path = nb_alloc(strlen(data) + 6, 1);
+        sprintf(path, "%s.text", data);
+        OK(fm_tokens_open(&text, path, NULL, FM_SPLIT_NONE));
+        free(path);
+    }
     kd_train_options o = kd_train_defaults(true, &student.recipe, &student.config);
     o.steps = steps;
     o.batch = 4;
@@ -133,10 +140,13 @@ static status train(const char *folder, const char *data, const training *how, i
     o.hidden = how->hidden;
     o.top_k = how->top_k;
     o.pin = how->pin;
+    o.text_share = how->text_share;
     o.eval_every = 4;
     kd_run_options run = {.save_every = 3, .keep = 2, .progress = {left ? countdown : NULL, left}};
-    status s = kd_train(folder, &student, &teacher, &tokens, NULL, &o, &run, report);
+    status s = kd_train(folder, &student, &teacher, &(kd_train_data){&tokens, how->text_share > 0 ? &text : NULL, NULL}, &o, &run, report);
     fm_tokens_close(&tokens);
+    if (how->text_share > 0)
+        fm_tokens_close(&text);
     md_free(&teacher);
     md_free(&student);
     return s;
@@ -150,7 +160,10 @@ START_TEST(interrupted_training_ends_in_the_same_bytes)
     scratch_begin();
     open_model(&m, "float");
     char *data = path_of(scratch_folder, "data.h5"), *whole = path_of(scratch_folder, "whole"), *pieces = path_of(scratch_folder, "pieces");
+    char *text = path_of(scratch_folder, "data.h5.text");
     generate(&m, data, 3000, 1, KD_START_BOS);
+    generate(&m, text, 1000, 5, KD_START_HYBRID);
+    free(text);
     md_free(&m);
     ck_assert_msg(train(whole, data, how, NULL, 10, &r) == NB_OK, "%s: %s", how->recipe, nb_fail_message());
     ck_assert(r.finished && !r.resumed && isfinite(r.best_kl));
@@ -236,6 +249,7 @@ START_TEST(stored_logits_of_nearly_all_tokens_train_as_the_teacher_does)
     open_model(&m, "float");
     char *data = path_of(scratch_folder, "data.h5"), *a = path_of(scratch_folder, "live"), *b = path_of(scratch_folder, "stored");
     training how = trainings[5];
+    how.text_share = 0;
     generate(&m, data, 6000, 1, KD_START_BOS);
     md_free(&m);
     how.top_k = 0;

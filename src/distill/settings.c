@@ -52,7 +52,16 @@ uint64_t kd_fingerprint(const kd_trainer *t)
 {
     uint64_t h = fingerprint(t->teacher);
     h = nb_hash(h, t->data->settings, strlen(t->data->settings));
-    return nb_hash(h, t->train.start, (size_t)t->train.n * sizeof *t->train.start);
+    h = nb_hash(h, t->train.start, (size_t)t->train.n * sizeof *t->train.start);
+    if (!t->text)
+        return h;
+    h = nb_hash(h, t->text->settings, strlen(t->text->settings));
+    return nb_hash(h, t->mixed.start, (size_t)t->mixed.n * sizeof *t->mixed.start);
+}
+
+static uint64_t source_hash(const fm_tokens *data)
+{
+    return nb_hash(nb_hash(NB_HASH_START, data->settings, strlen(data->settings)), &data->n, sizeof data->n);
 }
 
 static void put_hash(nb_writer *w, const char *key, uint64_t h)
@@ -74,7 +83,12 @@ char *kd_settings_text(const kd_trainer *t)
 #undef X
     nb_json_put_int(&w, "train_windows", t->train.n);
     nb_json_put_int(&w, "heldout_windows", t->held.n);
-    put_hash(&w, "data", nb_hash(nb_hash(NB_HASH_START, t->data->settings, strlen(t->data->settings)), &t->data->n, sizeof t->data->n));
+    put_hash(&w, "data", source_hash(t->data));
+    if (t->text) {
+        nb_json_put_number(&w, "text_share", t->o.text_share);
+        nb_json_put_int(&w, "text_windows", t->mixed.n);
+        put_hash(&w, "text", source_hash(t->text));
+    }
     put_hash(&w, "teacher", fingerprint(t->teacher));
     if (t->teacher && t->teacher->config.tied && !t->student->config.tied)
         nb_json_put_bool(&w, "untie", true);

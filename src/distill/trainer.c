@@ -121,14 +121,20 @@ static status resolve(kd_trainer *t)
         o->ctx = t->data->row_length > 0 && t->data->row_length < limit ? t->data->row_length : limit < 256 ? limit : 256;
     if (o->ctx > limit || o->ctx < 2)
         return nb_fail(NB_USAGE, "rows of %lld tokens: the model's context is %lld", (long long)o->ctx, (long long)limit);
-    if (t->data->vocab_size > t->student->config.vocab || t->heldout->vocab_size > t->student->config.vocab)
-        return nb_fail(NB_USAGE, "the data's vocabulary has %lld tokens, the model's %lld", (long long)t->data->vocab_size, (long long)t->student->config.vocab);
+    const fm_tokens *sources[] = {t->data, t->heldout, t->text};
+    for (int i = 0; i < 3; i++)
+        if (sources[i] && sources[i]->vocab_size > t->student->config.vocab)
+            return nb_fail(NB_USAGE, "%s: its vocabulary has %lld tokens, the model's %lld", sources[i]->path, (long long)sources[i]->vocab_size, (long long)t->student->config.vocab);
+    if (t->text && !(o->text_share > 0 && o->text_share < 1))
+        return nb_fail(NB_USAGE, "a share of %g of the rows for the second text: above 0 and below 1", o->text_share);
     if (t->teacher && t->teacher->config.vocab != t->student->config.vocab)
         return nb_fail(NB_USAGE, "the teacher's vocabulary has %lld tokens, the student's %lld", (long long)t->teacher->config.vocab, (long long)t->student->config.vocab);
     if (!t->teacher && kd_distils(o))
         return nb_fail(NB_USAGE, "a distillation loss needs a teacher");
     TRY(kd_windows_new(&t->train, t->data, o->ctx, false));
     TRY(hold_out(t));
+    if (t->text)
+        TRY(kd_windows_new(&t->mixed, t->text, o->ctx, false));
     if (t->train.n < 1)
         return nb_fail(NB_USAGE, "%s is too short to train on: %lld windows of %lld tokens", t->data->path, (long long)t->train.n, (long long)o->ctx);
     if (o->epochs > 0)
@@ -151,12 +157,13 @@ static status buffers(kd_trainer *t)
     t->slot = nb_alloc(B * T, sizeof *t->slot);
     t->length = nb_alloc(B, sizeof *t->length);
     t->index = nb_alloc(B, sizeof *t->index);
-    t->order = nb_alloc((size_t)t->train.n, sizeof *t->order);
-    if (!t->ids || !t->target || !t->slot || !t->length || !t->index || !t->order)
+    t->order[0] = nb_alloc((size_t)t->train.n, sizeof *t->order[0]);
+    t->order[1] = nb_alloc((size_t)t->mixed.n, sizeof *t->order[1]);
+    if (!t->ids || !t->target || !t->slot || !t->length || !t->index || !t->order[0] || !t->order[1])
         return NB_NOMEM;
     for (size_t i = 0; i < B * T; i++)
         t->slot[i] = (int32_t)(i / T);
-    t->order_epoch = -1;
+    t->order_epoch[0] = t->order_epoch[1] = -1;
     if (!t->teacher)
         return NB_OK;
     t->teacher_hidden = nb_alloc_aligned(B * T * (size_t)t->teacher->config.dim, sizeof(real));
@@ -170,6 +177,7 @@ static void trainer_free(kd_trainer *t)
     free(t->average);
     kd_pins_free(t);
     kd_windows_free(&t->train);
+    kd_windows_free(&t->mixed);
     kd_windows_free(&t->held);
     ag_tape_free(&t->tape);
     ag_tape_free(&t->teacher_tape);
@@ -181,7 +189,8 @@ static void trainer_free(kd_trainer *t)
     free(t->length);
     free(t->slot);
     free(t->index);
-    free(t->order);
+    free(t->order[0]);
+    free(t->order[1]);
     free(t->settings);
     kd_unlock(t);
     free(t->folder);
@@ -295,10 +304,10 @@ static status run(kd_trainer *t, kd_train_report *r)
     return NB_OK;
 }
 
-status kd_train(const char *folder, md_model *student, md_model *teacher, fm_tokens *data, fm_tokens *heldout, const kd_train_options *o, const kd_run_options *how, kd_train_report *report)
+status kd_train(const char *folder, md_model *student, md_model *teacher, const kd_train_data *data, const kd_train_options *o, const kd_run_options *how, kd_train_report *report)
 {
     kd_train_report unused;
-    kd_trainer t = {.folder = nb_string(folder), .lock = -1, .student = student, .teacher = teacher, .data = data, .heldout = heldout ? heldout : data, .o = *o, .run = how, .best_kl = INFINITY, .best_nll = INFINITY};
+    kd_trainer t = {.folder = nb_string(folder), .lock = -1, .student = student, .teacher = teacher, .data = data->data, .text = data->text, .heldout = data->heldout ? data->heldout : data->data, .o = *o, .run = how, .best_kl = INFINITY, .best_nll = INFINITY};
     report = report ? report : &unused;
     *report = (kd_train_report){0};
     status s = t.folder ? run(&t, report) : NB_NOMEM;
@@ -319,7 +328,7 @@ kd_train_options kd_train_defaults(bool distill, const fq_recipe *recipe, const 
     bool small = c->dim < 256;
     kd_train_options o = {.steps = 600, .batch = small ? 16 : 4, .accumulate = 1, .seed = 1, .lr = distill ? (small ? 3e-4 : 2e-4) : (small ? 2e-3 : 6e-4),
                           .scale_rate = 1e-3, .pin = distill ? 0.03 : 0, .beta1 = 0.9, .beta2 = distill ? 0.999 : 0.95, .eps = 1e-8, .decay = distill ? 0 : 0.1, .clip = 1,
-                          .schedule = {.kind = distill ? AG_COSINE : AG_WSD, .warmup = -1, .decay_share = 0.4}, .ce = distill ? 0 : 1, .kl = distill ? 1 : 0, .temperature = 1,
+                          .schedule = {.kind = distill ? AG_COSINE : AG_WSD, .warmup = -1, .decay_share = 0.4}, .ce = distill ? 0 : 1, .kl = distill ? 1 : 0, .temperature = 1, .text_share = 0.5,
                           .start = FQ_START_IMPORTANCE, .precision = KN_FP32, .eval_tokens = 25000};
     return o;
 }
