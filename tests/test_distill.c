@@ -65,7 +65,7 @@ START_TEST(interrupted_generation_ends_in_the_same_bytes)
     md_model m;
     open_model(&m, "float");
     char *whole = path_of(scratch_folder, "whole.h5"), *pieces = path_of(scratch_folder, "pieces.h5");
-    kd_start start = _i ? KD_START_HYBRID : KD_START_BOS;
+    kd_start start = (kd_start)_i;
     kd_data_options o = {.start = start, .sampling = {.temperature = 1}, .tokens = 700, .ctx = 32, .slots = 4, .seed = 3};
     generate(&m, whole, 700, 3, start);
     status s = NB_INTERRUPTED;
@@ -328,7 +328,7 @@ int main(void)
     Suite *suite = suite_create("distill");
     TCase *tc = tcase_create("distill");
     tcase_set_timeout(tc, 120);
-    tcase_add_loop_test(tc, interrupted_generation_ends_in_the_same_bytes, 0, 2);
+    tcase_add_loop_test(tc, interrupted_generation_ends_in_the_same_bytes, 0, 3);
     tcase_add_loop_test(tc, interrupted_training_ends_in_the_same_bytes, 0, N_TRAININGS);
     tcase_add_test(tc, pinned_weights_lie_on_the_grid);
     tcase_add_test(tc, stored_logits_of_nearly_all_tokens_train_as_the_teacher_does);

@@ -179,6 +179,8 @@ int cl_bench(int argc, char **argv)
         {"--recompute", NULL, CL_FLAG, &o.recompute, NULL, "train: with recomputed blocks"},
         {"--prefill", "N", CL_COUNT, &o.prefill, NULL, "run: tokens taken together (256)"},
         {"--decode", "N", CL_COUNT, &o.decode, NULL, "run: tokens one by one (128)"},
+        {"--precision", "fp32|bf16|auto", CL_CHOICE, &o.common.precision, "auto",
+         "of float products; auto: bf16 where this CPU is fast at it and the model large enough"},
     };
     const cl_command command = {
         .name = "bench",
@@ -194,7 +196,7 @@ int cl_bench(int argc, char **argv)
         .option = option,
         .n = sizeof option / sizeof *option,
         .common = &o.common,
-        .common_mask = CL_JSON | CL_CTX | CL_PRECISION | CL_TOKENIZER | CL_OUTPUT | CL_FORCE};
+        .common_mask = CL_JSON | CL_CTX | CL_TOKENIZER | CL_OUTPUT | CL_FORCE};
     const char *argument[CL_MAX_ARGUMENTS];
     int code;
     if (!cl_parse(&command, argc, argv, argument, &code))

@@ -42,7 +42,7 @@ static status generate(const char *model, const data_options *o)
     md_model m = {0};
     kd_data_report report;
     cl_progress line;
-    kd_data_options k = {.start = o->start == 0 ? KD_START_BOS : KD_START_HYBRID,
+    kd_data_options k = {.start = (kd_start)o->start,
                          .sampling = {o->temperature, o->top_k, o->top_p},
                          .tokens = o->tokens,
                          .ctx = o->common.ctx,
@@ -70,9 +70,9 @@ int cl_data(int argc, char **argv)
     data_options o = {0};
     const cl_option option[] = {
         {"--tokens", "N", CL_COUNT, &o.tokens, NULL, "how many in all (400k, 3M); rounded up to whole rows"},
-        {"--start", "bos|hybrid", CL_CHOICE, &o.start, "bos",
-         "how a row begins: with BOS and sampling; or with a random token, 3 to 5 likely ones, then sampling "
-         "(LLM-QAT)"},
+        {"--start", "bos|hybrid|mixed", CL_CHOICE, &o.start, "bos",
+         "how a row begins: with BOS and sampling; with a random token, 3 to 5 likely ones, then sampling "
+         "(LLM-QAT); or, for chat models, a mixture of these and of <|endoftext|>, what stands between documents"},
         {"--temp", "T", CL_NUMBER, &o.temperature, "1", "temperature of sampling"},
         {"--top-k", "N", CL_COUNT, &o.top_k, "0", "sample among the N likeliest tokens only (0: all)"},
         {"--top-p", "P", CL_NUMBER, &o.top_p, "0", "sample among the likeliest tokens of this probability (0: all)"},

@@ -10,9 +10,11 @@ status kd_open(md_model *m, const char *path, const char *which, const md_open_o
 /* ---- data --------------------------------------------------------------------------------- */
 
 /* BOS: every row begins with BOS and is sampled from there. HYBRID: rows begin with a random token (all of the vocabulary once before any
- * comes again), 3 to 5 tokens are greedy, the rest is sampled (LLM-QAT, Liu et al. 2023, generate_data.py). An end token (BOS where the model has no other) closes a
- * document; the next one begins in the same row, so rows are full. */
-typedef enum { KD_START_BOS, KD_START_HYBRID } kd_start;
+ * comes again), 3 to 5 tokens are greedy, the rest is sampled (LLM-QAT, Liu et al. 2023, generate_data.py). MIXED: of four rows two begin with the
+ * vocabulary's <|endoftext|>, which stands between the documents of its training, one is hybrid, one begins with BOS (a chat, in models made for
+ * that); without such a token two begin with BOS. An end token (BOS where the model has no other) closes a document; the next one begins in the same
+ * row with the separator or BOS, so rows are full; in a chat's row the model goes on itself. */
+typedef enum { KD_START_BOS, KD_START_HYBRID, KD_START_MIXED } kd_start;
 typedef struct {
     kd_start start;
     rt_sampling sampling;

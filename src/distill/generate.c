@@ -12,7 +12,8 @@ typedef struct {
     char *scratch; /* [slots] of rt_sample_scratch */
     int32_t *rows; /* [slots, ctx] */
     int32_t *slot, *token;
-    int64_t *permutation, permutation_of; /* of the vocabulary, for rows permutation_of * V .. */
+    int64_t *permutation, permutation_of; /* of the vocabulary, for random rows permutation_of * V .. */
+    int32_t separator; /* of documents, in mixed starts; -1: none */
 } generator;
 
 static int64_t end_of_document(const md_model *m, int32_t token)
@@ -48,30 +49,53 @@ static status generator_open(generator *g)
     return g->hidden && g->logits && g->scratch && g->rows && g->slot && g->token && g->permutation ? NB_OK : NB_NOMEM;
 }
 
-/* The first token of row i: BOS, or one of the vocabulary, each once before any comes again. */
+/* How row i begins, and what begins a document in it. */
+typedef enum { WITH_BOS, WITH_SEPARATOR, AT_RANDOM } beginning;
+
+static beginning beginning_of(const generator *g, int64_t i)
+{
+    static const beginning mixed[] = {WITH_SEPARATOR, AT_RANDOM, WITH_SEPARATOR, WITH_BOS};
+    if (g->o->start != KD_START_MIXED)
+        return g->o->start == KD_START_BOS ? WITH_BOS : AT_RANDOM;
+    return g->separator < 0 && mixed[i % 4] == WITH_SEPARATOR ? WITH_BOS : mixed[i % 4];
+}
+
+/* The first token of row i: BOS, the separator, or one of the vocabulary, each once before any comes again. */
 static int32_t first_token(generator *g, int64_t i)
 {
-    if (g->o->start == KD_START_BOS)
-        return (int32_t)g->teacher->config.bos;
-    if (g->permutation_of != i / g->V) {
-        g->permutation_of = i / g->V;
+    const beginning b = beginning_of(g, i);
+    const int64_t k = g->o->start == KD_START_MIXED ? i / 4 : i; /* random rows before it */
+    if (b != AT_RANDOM)
+        return b == WITH_BOS ? (int32_t)g->teacher->config.bos : g->separator;
+    if (g->permutation_of != k / g->V) {
+        g->permutation_of = k / g->V;
         nb_random_permutation(g->permutation, g->V, g->o->seed, (1ull << 62) + (uint64_t)g->permutation_of);
     }
-    return (int32_t)g->permutation[i % g->V];
+    return (int32_t)g->permutation[k % g->V];
 }
 
 /* Positions up to which row i is greedy: hybrid rows take 3 to 5 likely tokens after the first. */
 static int64_t greedy_until(const generator *g, int64_t i)
 {
-    return g->o->start == KD_START_BOS ? 0 : 3 + (int64_t)(nb_random(g->o->seed, (1ull << 61), (uint64_t)i) % 3);
+    return beginning_of(g, i) != AT_RANDOM ? 0 : 3 + (int64_t)(nb_random(g->o->seed, (1ull << 61), (uint64_t)i) % 3);
+}
+
+/* What stands behind an end token of row i; -1: what the model says. */
+static int32_t after_end(const generator *g, int64_t i)
+{
+    if (g->separator < 0)
+        return (int32_t)g->teacher->config.bos;
+    return beginning_of(g, i) == WITH_BOS ? -1 : g->separator;
 }
 
 static int32_t next_token(const generator *g, int64_t i, int64_t r, int64_t t)
 {
     const int32_t *row = g->rows + r * g->ctx;
     const md_config *c = &g->teacher->config;
-    if (c->eos >= 0 && c->bos >= 0 && c->eos != c->bos && row[t] == c->eos)
-        return (int32_t)c->bos;
+    const bool ended = c->eos >= 0 && c->eos != c->bos && row[t] == c->eos && row[t] != g->separator;
+    const int32_t forced = ended ? after_end(g, i) : -1;
+    if (forced >= 0)
+        return forced;
     rt_sampling how = g->o->sampling;
     if (t < greedy_until(g, i))
         how.temperature = 0;
@@ -104,7 +128,7 @@ static char *settings_text(const generator *g)
     const kd_data_options *o = g->o;
     nb_writer w = {0};
     nb_json_open(&w, NULL, '{');
-    nb_json_put_string(&w, "start", o->start == KD_START_BOS ? "bos" : "hybrid");
+    nb_json_put_string(&w, "start", (const char *const[]){"bos", "hybrid", "mixed"}[o->start]);
     nb_json_put_number(&w, "temperature", o->sampling.temperature);
     nb_json_put_int(&w, "top_k", o->sampling.top_k);
     nb_json_put_number(&w, "top_p", o->sampling.top_p);
@@ -143,13 +167,18 @@ static status run(generator *g, fm_tokens_writer *w, const nb_progress *progress
 status kd_generate(md_model *teacher, const kd_data_options *o, const char *path, bool restart, const nb_progress *progress, kd_data_report *report)
 {
     int64_t limit = teacher->config.ctx;
-    generator g = {.teacher = teacher, .o = o, .ctx = o->ctx ? o->ctx : limit < 256 ? limit : 256, .slots = o->slots ? o->slots : 64, .V = teacher->config.vocab};
+    generator g = {.teacher = teacher, .o = o, .ctx = o->ctx ? o->ctx : limit < 256 ? limit : 256, .slots = o->slots ? o->slots : 64, .V = teacher->config.vocab, .separator = -1};
+    static const char separator[] = "<|endoftext|>";
     kd_data_report unused;
     report = report ? report : &unused;
     *report = (kd_data_report){0};
     if (o->tokens < 1 || g.ctx < 2 || g.ctx > limit)
         return nb_fail(NB_USAGE, "%lld tokens in rows of %lld: a row has 2 to %lld tokens (the model's context)", (long long)o->tokens, (long long)g.ctx, (long long)limit);
-    if (o->start == KD_START_BOS && (teacher->config.bos < 0 || teacher->config.bos >= g.V))
+    if (o->start == KD_START_MIXED)
+        g.separator = fm_tokenizer_find(&teacher->tokenizer, separator, strlen(separator));
+    if (g.separator >= g.V)
+        g.separator = -1;
+    if (o->start != KD_START_HYBRID && (teacher->config.bos < 0 || teacher->config.bos >= g.V))
         return nb_fail(NB_USAGE, "the model has no BOS to start from: use the hybrid start");
     double start = nb_seconds();
     fm_tokens_writer w = {0};

@@ -71,8 +71,10 @@ typedef struct fq_site {
     /* memo of an encoded weight */
     kn_codes codes;
     kn_packed packed;
+    kn_bf16_right right;          /* a float weight as operand of bf16 products, in right_memory */
+    void *right_memory;
     uint64_t version; /* of the parameters when encoded (0: never); folded: fixed codes, UINT64_MAX */
-    uint64_t packed_version;      /* of the codes that were packed */
+    uint64_t packed_version;      /* of the codes that were packed, or of the parameters in `right` */
     const ag_params *params;      /* whose version counts; NULL: encoded anew each time */
     bool multiplied;              /* some linear's input site makes integer products with this weight */
 } fq_site;
@@ -103,6 +105,8 @@ void fq_site_ranges(const fq_site *site, real *scale, int32_t *zero);
 /* Codes of a weight site as they are now (encoding where stale), and packed ones; NULL: bits 0, or out of memory with a message. The runtime and the fold take them from here. */
 const kn_codes *fq_site_codes(fq_site *site, const ag_params *ps);
 const kn_packed *fq_site_packed(fq_site *site, const ag_params *ps);
+/* A weight that is left alone (bits 0), as the right operand w' [cols, rows] of bf16 products, rounded once per version of the parameters. NULL: out of memory. */
+const kn_bf16_right *fq_site_right(fq_site *site, const ag_params *ps);
 /* Scale and zero of an activation site with static or learned range into c (laid out, rows x cols); then kn_encode_with. Dynamic: kn_encode. This is what the tape and the runtime call. */
 void fq_encode_activation(const fq_site *site, kn_codes *c, const real *x, int64_t row, int64_t n);
 

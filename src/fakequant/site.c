@@ -33,6 +33,7 @@ static void site_free(fq_site *s)
     fq_observer_free(s->observer);
     kn_codes_free(&s->codes);
     kn_packed_free(&s->packed);
+    free(s->right_memory);
     free(s);
 }
 
@@ -248,6 +249,18 @@ const kn_packed *fq_site_packed(fq_site *s, const ag_params *ps)
         return NULL;
     s->packed_version = s->version;
     return &s->packed;
+}
+
+const kn_bf16_right *fq_site_right(fq_site *s, const ag_params *ps)
+{
+    const uint64_t now = ps->version + 1;
+    assert(s->is_weight && s->w && !s->spec.grid.bits);
+    if (!s->right_memory && !(s->right_memory = nb_alloc_aligned(kn_bf16_right_bytes(s->cols, s->rows), 1)))
+        return NULL;
+    if (s->packed_version != now)
+        kn_bf16_columns(&s->right, s->w->x, s->rows, s->cols, s->right_memory);
+    s->packed_version = now;
+    return &s->right;
 }
 
 /* ---- activations -------------------------------------------------------------------------- */

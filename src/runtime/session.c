@@ -216,7 +216,14 @@ static status linear(rt_session *s, const ly_linear *l, real *y, operand *a, int
     const ag_params *ps = &s->model->params;
     const real *b = bias_of(s, l);
     if (l->w_site->spec.grid.bits == 0) {
-        kn_product_nt(s->precision, y, value_of(a), l->w->x, n, l->out, l->in, 0);
+        const bool bf16 = kn_takes_bf16(s->precision, n, l->out, l->in);
+        const kn_bf16_right *w = bf16 ? fq_site_right(l->w_site, ps) : NULL;
+        if (bf16 && !w)
+            return NB_NOMEM;
+        if (bf16)
+            TRY(kn_product_right(y, value_of(a), w, n, 0));
+        else
+            kn_product_nt(KN_FP32, y, value_of(a), l->w->x, n, l->out, l->in, 0);
         for (int64_t i = 0; b && i < n; i++)
             kn_add_to(y + i * l->out, b, l->out);
         return NB_OK;
