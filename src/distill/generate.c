@@ -15,11 +15,6 @@ typedef struct {
     int64_t *permutation, permutation_of; /* of the vocabulary, for rows permutation_of * V .. */
 } generator;
 
-static int64_t end_of_document(const md_model *m, int32_t token)
-{
-    return token == m->config.bos || token == m->config.eos;
-}
-
 static void generator_free(generator *g)
 {
     rt_close(g->session);
@@ -132,10 +127,9 @@ static status run(generator *g, fm_tokens_writer *w, const nb_progress *progress
             return nb_fail(NB_INTERRUPTED, "stopped at %lld of %lld tokens; the same command goes on from there", (long long)w->n_tokens, (long long)total);
         TRY(make_batch(g, first, n));
         TRY(fm_tokens_writer_append(w, g->rows, n * g->ctx, NULL, 0));
-        for (int64_t i = 0; i < n * g->ctx; i++)
-            report->documents += i % g->ctx == 0 || end_of_document(g->teacher, g->rows[i]);
     }
     report->tokens = w->n_tokens;
+    report->documents = w->n_documents;
     nb_progress_report(progress, total, total, "generating");
     return fm_tokens_writer_finish(w);
 }
@@ -149,6 +143,7 @@ status kd_generate(md_model *teacher, const kd_data_options *o, const char *path
     *report = (kd_data_report){0};
     if (o->tokens < 1 || g.ctx < 2 || g.ctx > limit)
         return nb_fail(NB_USAGE, "%lld tokens in rows of %lld: a row has 2 to %lld tokens (the model's context)", (long long)o->tokens, (long long)g.ctx, (long long)limit);
+    TRY(rt_sampling_check(&o->sampling));
     if (o->start == KD_START_BOS && (teacher->config.bos < 0 || teacher->config.bos >= g.V))
         return nb_fail(NB_USAGE, "the model has no BOS to start from: use the hybrid start");
     double start = nb_seconds();

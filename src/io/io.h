@@ -445,7 +445,7 @@ void fm_tokens_close(fm_tokens *t);
  * so whatever kills the program, at most the batch being written is lost. Its layout is told in tokens_part.h. */
 typedef struct fm_part fm_part;
 typedef struct { /* a zeroed struct is a valid closed one */
-    int64_t n_batches, n_tokens; /* that are safe in the file */
+    int64_t n_batches, n_tokens, n_documents; /* that are safe in the file */
     fm_part *part;               /* private */
 } fm_tokens_writer;
 /* Starts path.part, or goes on with the one that is there, cut back to its last whole batch: n_batches tells where to
