@@ -5,6 +5,7 @@
 #include <omp.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 const char *cl_users_blas_core(void)
@@ -59,6 +60,12 @@ static status check_parent(const char *path)
     return s;
 }
 
+static bool is_regular(const char *path)
+{
+    struct stat st;
+    return stat(path, &st) == 0 && S_ISREG(st.st_mode);
+}
+
 static bool is_empty_folder(const char *path)
 {
     DIR *d = opendir(path);
@@ -81,6 +88,8 @@ status cl_check_output(const cl_common *c, bool is_folder)
                        is_folder ? "folder" : "file");
     if (nb_path_exists(path) && !c->force && !(is_folder && is_empty_folder(path)))
         return nb_fail(NB_IO, "%s: is there already (--force replaces it)", path);
+    if (nb_path_exists(path) && !is_folder && !is_regular(path))
+        return nb_fail(NB_IO, "%s: is a device, -o wants the name of a file", path);
     return check_parent(path);
 }
 
