@@ -1,37 +1,5 @@
 /* test_distill.c - generated data, evaluation and training on tiny models: what is stopped and said again ends in the same bytes. */
-#include "distill/distill.h"
-#include "scratch.h"
-#include <check.h>
-#include <math.h>
-#include <stdlib.h>
-#include <string.h>
-
-static const md_config tiny = {.architecture = "llama", .dim = 24, .hidden = 52, .layers = 2, .heads = 3, .kv_heads = 1, .head_size = 8, .vocab = 41, .ctx = 48,
-                               .norm_eps = 1e-5, .rope_theta = 10000, .tied = true, .bos = 1, .eos = 2};
-
-#define OK(e) ck_assert_msg((e) == NB_OK, "%s: %s", #e, nb_fail_message())
-
-static void open_model(md_model *m, const char *recipe)
-{
-    fq_recipe r;
-    OK(fq_recipe_open(&r, recipe));
-    OK(md_build(m, &tiny, &r, 7, false));
-    fq_recipe_free(&r);
-    for (int64_t i = 0; i < m->params.n; i++) /* sharp enough to be worth imitating */
-        for (int64_t j = 0; j < m->params.p[i]->count && m->params.p[i]->group == AG_WEIGHT; j++)
-            m->params.p[i]->x[j] *= 10;
-    m->params.version++;
-}
-
-/* Stops the work after `left` reports. */
-static bool countdown(void *ctx, int64_t done, int64_t total, const char *text)
-{
-    int *left = ctx;
-    (void)done;
-    (void)total;
-    (void)text;
-    return (*left)-- > 0;
-}
+#include "runs_made.h"
 
 static bool same_bytes(const char *a, const char *b)
 {
@@ -44,25 +12,11 @@ static bool same_bytes(const char *a, const char *b)
     return same;
 }
 
-static char *path_of(const char *folder, const char *name)
-{
-    char *p = nb_path_join(folder, name);
-    ck_assert_ptr_nonnull(p);
-    return p;
-}
-
-static void generate(md_model *m, const char *path, int64_t tokens, uint64_t seed, kd_start start)
-{
-    kd_data_options o = {.start = start, .sampling = {.temperature = 1}, .tokens = tokens, .ctx = 32, .slots = 4, .seed = seed};
-    kd_data_report r;
-    OK(kd_generate(m, &o, path, true, NULL, &r));
-    ck_assert_int_ge(r.tokens, tokens);
-}
-
 START_TEST(interrupted_generation_ends_in_the_same_bytes)
 {
     scratch_begin();
     md_model m;
+    kd_data_report r;
     open_model(&m, "float");
     char *whole = path_of(scratch_folder, "whole.h5"), *pieces = path_of(scratch_folder, "pieces.h5");
     kd_start start = _i ? KD_START_HYBRID : KD_START_BOS;
@@ -73,9 +27,13 @@ START_TEST(interrupted_generation_ends_in_the_same_bytes)
     for (; s == NB_INTERRUPTED; rounds++) {
         int left = 2;
         nb_progress p = {countdown, &left};
-        s = kd_generate(&m, &o, pieces, false, &p, NULL);
+        s = kd_generate(&m, &o, pieces, false, &p, &r);
     }
     ck_assert_msg(s == NB_OK, "%s", nb_fail_message());
+    fm_tokens made;
+    OK(fm_tokens_open(&made, pieces, NULL, FM_SPLIT_NONE));
+    ck_assert(r.documents == made.n_documents && r.tokens == made.n && r.resumed_tokens > 0);
+    fm_tokens_close(&made);
     ck_assert_int_gt(rounds, 2);
     ck_assert(same_bytes(whole, pieces));
     if (start == KD_START_HYBRID) { /* every token of the vocabulary begins one of the first 22 rows at most once */
@@ -95,52 +53,6 @@ START_TEST(interrupted_generation_ends_in_the_same_bytes)
     scratch_end();
 }
 END_TEST
-
-typedef struct {
-    const char *recipe;
-    double average;
-    int64_t accumulate, quant_after, freeze_after;
-    kd_recompute recompute;
-    bool sgd;
-    double hidden;
-    int64_t top_k;
-    double pin;
-} training;
-static const training trainings[] = {{"w4a8kv4", 0, 1, 0, 0, KD_RECOMPUTE_OFF, false, 0, 0, 0.001},
-                                     {"w4a8kv16", 0.9, 2, 0, 0, KD_RECOMPUTE_ON, false, 0, 0, 0},
-                                     {"q4_0", 0, 1, 3, 0, KD_RECOMPUTE_OFF, false, 0, 0, 0.02},
-                                     {"w2a16", 0, 1, 0, 6, KD_RECOMPUTE_OFF, true, 0.1, 0, 0.001},
-                                     {"llmqat-4-8-4", 0, 1, 0, 0, KD_RECOMPUTE_OFF, false, 0, 0, 0},
-                                     {"w4a16g32", 0, 1, 0, 0, KD_RECOMPUTE_OFF, false, 0, 8, 0}};
-enum { N_TRAININGS = sizeof trainings / sizeof *trainings };
-
-static status train(const char *folder, const char *data, const training *how, int *left, int64_t steps, kd_train_report *report)
-{
-    md_model teacher, student;
-    fm_tokens tokens;
-    open_model(&teacher, "float");
-    open_model(&student, how->recipe);
-    OK(fm_tokens_open(&tokens, data, NULL, FM_SPLIT_NONE));
-    kd_train_options o = kd_train_defaults(true, &student.recipe, &student.config);
-    o.steps = steps;
-    o.batch = 4;
-    o.accumulate = how->accumulate;
-    o.average = how->average;
-    o.quant_after = how->quant_after;
-    o.freeze_after = how->freeze_after;
-    o.recompute = how->recompute;
-    o.sgd = how->sgd;
-    o.hidden = how->hidden;
-    o.top_k = how->top_k;
-    o.pin = how->pin;
-    o.eval_every = 4;
-    kd_run_options run = {.save_every = 3, .keep = 2, .progress = {left ? countdown : NULL, left}};
-    status s = kd_train(folder, &student, &teacher, &tokens, NULL, &o, &run, report);
-    fm_tokens_close(&tokens);
-    md_free(&teacher);
-    md_free(&student);
-    return s;
-}
 
 START_TEST(interrupted_training_ends_in_the_same_bytes)
 {
@@ -321,9 +233,5 @@ int main(void)
     tcase_add_test(tc, damaged_checkpoints_are_refused_and_kept);
     tcase_add_test(tc, distillation_beats_round_to_nearest);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return run_suite(suite);
 }

@@ -136,13 +136,13 @@ static status settle(cl_train_options *o, const md_config *c)
         k->start = (fq_start)o->start;
     if (o->recompute != UNSET)
         k->recompute = (kd_recompute)o->recompute;
-    if (o->steps && o->epochs > 0)
+    if (o->steps && o->epochs != 0)
         return nb_fail(NB_USAGE, "--steps and --epochs: one of them, please");
     if (o->steps) {
         k->steps = o->steps;
         k->epochs = 0;
     }
-    if (o->epochs > 0)
+    if (o->epochs != 0)
         k->epochs = o->epochs;
     k->seed = o->common.seed;
     k->ctx = o->common.ctx;

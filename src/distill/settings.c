@@ -40,6 +40,48 @@
     X(int, "eval_every", eval_every)                     \
     X(int, "eval_tokens", eval_tokens)
 
+/* What makes sense of the numbers, by the options that set them. */
+typedef enum { NOT_NEGATIVE, SHARE /* 0 to 1 */, MEMORY /* 0 to below 1 */, POSITIVE } sense;
+static const char *const wanted[] = {"0 or more", "0 to 1", "0 to below 1", "more than 0"};
+static const struct {
+    const char *option;
+    size_t offset;
+    sense sense;
+} numbers[] = {
+    {"--epochs", offsetof(kd_train_options, epochs), NOT_NEGATIVE},
+    {"--lr", offsetof(kd_train_options, lr), NOT_NEGATIVE},
+    {"--scale-lr", offsetof(kd_train_options, scale_rate), NOT_NEGATIVE},
+    {"--beta1", offsetof(kd_train_options, beta1), MEMORY},
+    {"--beta2", offsetof(kd_train_options, beta2), MEMORY},
+    {"--eps", offsetof(kd_train_options, eps), NOT_NEGATIVE},
+    {"--weight-decay", offsetof(kd_train_options, decay), NOT_NEGATIVE},
+    {"--clip", offsetof(kd_train_options, clip), NOT_NEGATIVE},
+    {"--decay-share", offsetof(kd_train_options, schedule.decay_share), SHARE},
+    {"--ce", offsetof(kd_train_options, ce), NOT_NEGATIVE},
+    {"--kl", offsetof(kd_train_options, kl), NOT_NEGATIVE},
+    {"--reverse-kl", offsetof(kd_train_options, reverse_kl), NOT_NEGATIVE},
+    {"--mse", offsetof(kd_train_options, mse), NOT_NEGATIVE},
+    {"--cosine", offsetof(kd_train_options, cosine), NOT_NEGATIVE},
+    {"--hidden", offsetof(kd_train_options, hidden), NOT_NEGATIVE},
+    {"--temperature", offsetof(kd_train_options, temperature), POSITIVE},
+    {"--pin", offsetof(kd_train_options, pin), SHARE},
+    {"--average", offsetof(kd_train_options, average), MEMORY},
+};
+
+status kd_settings_check(const kd_train_options *o)
+{
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+        const sense k = numbers[i].sense;
+        double x;
+        memcpy(&x, (const char *)o + numbers[i].offset, sizeof x);
+        if (!(k == POSITIVE ? x > 0 : x >= 0) || (k == SHARE && x > 1) || (k == MEMORY && x >= 1))
+            return nb_fail(NB_USAGE, "%s %g: wanted %s", numbers[i].option, x, wanted[k]);
+    }
+    if (o->ce == 0 && !kd_distils(o))
+        return nb_fail(NB_USAGE, "nothing to learn: the weights of all losses are 0");
+    return NB_OK;
+}
+
 static uint64_t fingerprint(const md_model *m)
 {
     uint64_t h = NB_HASH_START;
@@ -50,9 +92,7 @@ static uint64_t fingerprint(const md_model *m)
 
 uint64_t kd_fingerprint(const kd_trainer *t)
 {
-    uint64_t h = fingerprint(t->teacher);
-    h = nb_hash(h, t->data->settings, strlen(t->data->settings));
-    return nb_hash(h, t->train.start, (size_t)t->train.n * sizeof *t->train.start);
+    return nb_hash(fingerprint(t->teacher), &t->train_hash, sizeof t->train_hash);
 }
 
 static void put_hash(nb_writer *w, const char *key, uint64_t h)
@@ -60,6 +100,15 @@ static void put_hash(nb_writer *w, const char *key, uint64_t h)
     char text[17];
     snprintf(text, sizeof text, "%016llx", (unsigned long long)h);
     nb_json_put_string(w, key, text);
+}
+
+static void put_shape(nb_writer *w, const md_config *c)
+{
+    char text[64];
+    snprintf(text, sizeof text, "%lld x %lld, hidden %lld, vocabulary %lld", (long long)c->layers, (long long)c->dim, (long long)c->hidden,
+             (long long)c->vocab);
+    nb_json_put_string(w, "shape", text);
+    nb_json_put_bool(w, "untied", !c->tied);
 }
 
 char *kd_settings_text(const kd_trainer *t)
@@ -74,10 +123,11 @@ char *kd_settings_text(const kd_trainer *t)
 #undef X
     nb_json_put_int(&w, "train_windows", t->train.n);
     nb_json_put_int(&w, "heldout_windows", t->held.n);
-    put_hash(&w, "data", nb_hash(nb_hash(NB_HASH_START, t->data->settings, strlen(t->data->settings)), &t->data->n, sizeof t->data->n));
+    put_shape(&w, &t->student->config);
+    put_hash(&w, "data", t->train_hash);
+    put_hash(&w, "heldout", t->held_hash);
     put_hash(&w, "teacher", fingerprint(t->teacher));
-    if (t->teacher && t->teacher->config.tied && !t->student->config.tied)
-        nb_json_put_bool(&w, "untie", true);
+    put_hash(&w, "model", fingerprint(t->student));
     char *recipe = fq_recipe_text(&t->student->recipe);
     put_hash(&w, "recipe", recipe ? nb_hash(NB_HASH_START, recipe, strlen(recipe)) : 0);
     free(recipe);

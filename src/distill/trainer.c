@@ -115,6 +115,7 @@ static status resolve(kd_trainer *t)
 {
     kd_train_options *o = &t->o;
     int64_t limit = t->student->config.ctx;
+    TRY(kd_settings_check(o));
     if (t->teacher && t->teacher->config.ctx < limit)
         limit = t->teacher->config.ctx;
     if (o->ctx <= 0)
@@ -138,6 +139,8 @@ static status resolve(kd_trainer *t)
         o->schedule.warmup = (int64_t)(0.03 * (double)o->steps) + 1;
     if (o->eval_every <= 0)
         o->eval_every = o->steps / 10 > 0 ? o->steps / 10 : 1;
+    TRY(kd_windows_hash(&t->train_hash, &t->train, t->data, o->ctx));
+    TRY(kd_windows_hash(&t->held_hash, &t->held, t->heldout, o->ctx));
     t->settings = kd_settings_text(t);
     return t->settings ? NB_OK : NB_NOMEM;
 }
