@@ -3,6 +3,7 @@
  */
 #include "format_files.h"
 #include "scratch.h"
+#include "suite.h"
 #include <math.h>
 
 /* ---- types and sizes ---- */
@@ -319,9 +320,5 @@ int main(void)
     tcase_add_loop_test(c, real_files_are_recognized, 0, COUNT(kinds));
     tcase_add_test(c, written_files_are_recognized);
     suite_add_tcase(s, c);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_ENV);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return run_suite(s);
 }

@@ -2,6 +2,7 @@
  */
 #include "models_made.h"
 #include "scratch.h"
+#include "suite.h"
 #include <math.h>
 
 #define STORIES "../shared/data/stories260k/"
@@ -352,9 +353,5 @@ int main(void)
     tcase_add_test(c, tokenizer_of_another_size_is_refused);
     tcase_add_loop_test(c, every_failing_allocation_is_survived, 0, 4);
     suite_add_tcase(s, c);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_ENV);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed ? 1 : 0;
+    return run_suite(s);
 }

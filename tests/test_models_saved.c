@@ -2,6 +2,7 @@
  */
 #include "models_made.h"
 #include "scratch.h"
+#include "suite.h"
 #include <math.h>
 
 static void same_params(const md_model *a, const md_model *b)
@@ -259,9 +260,5 @@ int main(void)
     tcase_add_test(c, values_that_are_not_finite_are_refused);
     tcase_add_test(c, other_files_are_refused_by_name);
     suite_add_tcase(s, c);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_ENV);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed ? 1 : 0;
+    return run_suite(s);
 }

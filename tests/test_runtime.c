@@ -1,6 +1,6 @@
 /* test_runtime.c - the runtime against the tape, bit for bit in integer schemes; batches, slots and threads change nothing; sampling. */
 #include "runtime/runtime.h"
-#include <check.h>
+#include "suite.h"
 #include <math.h>
 #include <omp.h>
 #include <stdlib.h>
@@ -187,9 +187,5 @@ int main(void)
     tcase_add_test(tc, bad_requests_are_refused);
     tcase_add_test(tc, sampling_follows_its_distribution);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return run_suite(suite);
 }
