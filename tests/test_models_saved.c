@@ -135,7 +135,7 @@ START_TEST(folded_file_with_latent_floats_goes_on)
     opened(&folded, scratch_path("again.h5"), NULL);
     made_compare_models(&m, &folded, "folded twice");
     refused(codes, &o, NB_USAGE, "latent floats");
-    refused(codes, &other, NB_USAGE, "is folded by recipe q8_0");
+    refused(codes, &other, NB_USAGE, "is folded by recipe w4a8kv8");
     md_free(&folded);
     md_free(&train);
     md_free(&m);

@@ -89,29 +89,6 @@ static status run_methods(md_model *m, const ptq_options *o, fm_tokens *data)
     return m->recipe.n ? md_save_folded(m, o->common.output, true) : md_save_model(m, o->common.output, FM_F32);
 }
 
-static status report(const md_model *m, const char *methods, const ptq_options *o)
-{
-    md_size size;
-    md_measure(&size, m);
-    const int64_t bytes = md_size_bytes(&size);
-    const double bits = 8.0 * (double)bytes / (double)size.params;
-    if (o->common.json) {
-        nb_writer w = {0};
-        nb_json_open(&w, NULL, '{');
-        nb_json_put_string(&w, "method", methods);
-        nb_json_put_string(&w, "recipe", m->recipe.n ? m->recipe.name : "float");
-        nb_json_put_int(&w, "params", size.params);
-        nb_json_put_int(&w, "bytes", bytes);
-        nb_json_put_number(&w, "bits_per_param", bits);
-        nb_json_close(&w, '}');
-        return cl_print_json(&w);
-    }
-    if (!o->common.quiet)
-        cl_say("%s: %s, recipe %s, %.2f bits per parameter\n", o->common.output, methods,
-               m->recipe.n ? m->recipe.name : "float", bits);
-    return NB_OK;
-}
-
 static status run(const char *methods, const char *path, ptq_options *o)
 {
     md_model m = {0};
@@ -131,12 +108,10 @@ static status run(const char *methods, const char *path, ptq_options *o)
                    : NB_OK;
     if (s == NB_OK && o->common.data)
         s = cl_open_data(&data, o->common.data, &o->common, &m);
-    if (s == NB_OK && o->common.data)
-        s = cl_adopt_tokenizer(&m, &data);
     if (s == NB_OK)
         s = run_methods(&m, o, o->common.data ? &data : NULL);
     if (s == NB_OK)
-        s = report(&m, methods, o);
+        s = cl_report_folded(&m, methods, &o->common);
     fm_tokens_close(&data);
     md_free(&m);
     return s;

@@ -122,7 +122,6 @@ static status open_models(workshop *w, const char *path, const cl_train_options 
 static status open_data(workshop *w, const cl_train_options *o)
 {
     TRY(cl_open_data(&w->data, o->common.data, &o->common, &w->student));
-    TRY(cl_adopt_tokenizer(&w->student, &w->data));
     return o->heldout ? cl_open_data(&w->heldout, o->heldout, &o->common, &w->student) : NB_OK;
 }
 

@@ -202,7 +202,6 @@ status fm_gguf_write(const char *path, const fm_array *array, int64_t n, const f
  * Source: ggml/src/ggml-common.h, ggml-quants.c. */
 status fm_blocks_pack(void *dst, fm_dtype t, const int8_t *codes, const uint16_t *scales, const uint16_t *mins,
                       int64_t n_blocks);
-status fm_blocks_unpack(int8_t *codes, uint16_t *scales, uint16_t *mins, fm_dtype t, const void *src, int64_t n_blocks);
 
 /* ---- bit packing -------------------------------------------------------------------------- */
 
