@@ -8,8 +8,20 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const md_config tiny = {.architecture = "llama", .dim = 24, .hidden = 52, .layers = 2, .heads = 3, .kv_heads = 1, .head_size = 8, .vocab = 41, .ctx = 48,
-                               .norm_eps = 1e-5, .rope_theta = 10000, .tied = true, .bos = 1, .eos = 2};
+static const md_config tiny = {.architecture = "llama",
+                               .dim = 24,
+                               .hidden = 52,
+                               .layers = 2,
+                               .heads = 3,
+                               .kv_heads = 1,
+                               .head_size = 8,
+                               .vocab = 41,
+                               .ctx = 48,
+                               .norm_eps = 1e-5,
+                               .rope_theta = 10000,
+                               .tied = true,
+                               .bos = 1,
+                               .eos = 2};
 
 #define OK(e) ck_assert_msg((e) == NB_OK, "%s: %s", #e, nb_fail_message())
 
@@ -44,7 +56,8 @@ static inline bool countdown(void *ctx, int64_t done, int64_t total, const char 
 
 static inline void generate(md_model *m, const char *path, int64_t tokens, uint64_t seed, kd_start start)
 {
-    kd_data_options o = {.start = start, .sampling = {.temperature = 1}, .tokens = tokens, .ctx = 32, .slots = 4, .seed = seed};
+    kd_data_options o = {
+        .start = start, .sampling = {.temperature = 1}, .tokens = tokens, .ctx = 32, .slots = 4, .seed = seed};
     kd_data_report r;
     OK(kd_generate(m, &o, path, true, NULL, &r));
     ck_assert_int_ge(r.tokens, tokens);
@@ -65,12 +78,14 @@ static const training trainings[] = {
     {"w4a8kv4", .accumulate = 1, .recompute = KD_RECOMPUTE_OFF, .pin = 0.001},
     {"w4a8kv16", .accumulate = 2, .recompute = KD_RECOMPUTE_ON, .average = 0.9},
     {"q4_0", .accumulate = 1, .recompute = KD_RECOMPUTE_OFF, .quant_after = 3, .pin = 0.02},
-    {"w2a16", .accumulate = 1, .recompute = KD_RECOMPUTE_OFF, .freeze_after = 6, .sgd = true, .hidden = 0.1, .pin = 0.001},
+    {"w2a16", .accumulate = 1, .recompute = KD_RECOMPUTE_OFF, .freeze_after = 6, .sgd = true, .hidden = 0.1,
+     .pin = 0.001},
     {"llmqat-4-8-4", .accumulate = 1, .recompute = KD_RECOMPUTE_OFF},
     {"w4a16g32", .accumulate = 1, .recompute = KD_RECOMPUTE_OFF, .top_k = 8}};
 enum { N_TRAININGS = sizeof trainings / sizeof *trainings };
 
-static inline status train(const char *folder, const char *data, const training *how, int *left, int64_t steps, kd_train_report *report)
+static inline status train(const char *folder, const char *data, const training *how, int *left, int64_t steps,
+                           kd_train_report *report)
 {
     md_model teacher, student;
     fm_tokens tokens;

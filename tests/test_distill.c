@@ -20,7 +20,8 @@ START_TEST(interrupted_generation_ends_in_the_same_bytes)
     open_model(&m, "float");
     char *whole = path_of(scratch_folder, "whole.h5"), *pieces = path_of(scratch_folder, "pieces.h5");
     kd_start start = _i ? KD_START_HYBRID : KD_START_BOS;
-    kd_data_options o = {.start = start, .sampling = {.temperature = 1}, .tokens = 700, .ctx = 32, .slots = 4, .seed = 3};
+    kd_data_options o = {
+        .start = start, .sampling = {.temperature = 1}, .tokens = 700, .ctx = 32, .slots = 4, .seed = 3};
     generate(&m, whole, 700, 3, start);
     status s = NB_INTERRUPTED;
     int rounds = 0;
@@ -61,7 +62,8 @@ START_TEST(interrupted_training_ends_in_the_same_bytes)
     md_model m;
     scratch_begin();
     open_model(&m, "float");
-    char *data = path_of(scratch_folder, "data.h5"), *whole = path_of(scratch_folder, "whole"), *pieces = path_of(scratch_folder, "pieces");
+    char *data = path_of(scratch_folder, "data.h5"), *whole = path_of(scratch_folder, "whole"),
+         *pieces = path_of(scratch_folder, "pieces");
     generate(&m, data, 3000, 1, KD_START_BOS);
     md_free(&m);
     ck_assert_msg(train(whole, data, how, NULL, 10, &r) == NB_OK, "%s: %s", how->recipe, nb_fail_message());
@@ -81,7 +83,8 @@ START_TEST(interrupted_training_ends_in_the_same_bytes)
         free(a);
         free(b);
     }
-    ck_assert_msg(train(pieces, data, how, NULL, 10, &r) == NB_OK && r.was_finished, "said again: %s", nb_fail_message());
+    ck_assert_msg(train(pieces, data, how, NULL, 10, &r) == NB_OK && r.was_finished, "said again: %s",
+                  nb_fail_message());
     ck_assert(train(pieces, data, how, NULL, 11, &r) == NB_USAGE);
     ck_assert_ptr_nonnull(strstr(nb_fail_message(), "steps"));
     free(data);
@@ -100,7 +103,8 @@ START_TEST(pinned_weights_lie_on_the_grid)
     int64_t pinned = 0, all = 0;
     scratch_begin();
     open_model(&m, "float");
-    char *data = path_of(scratch_folder, "data.h5"), *folder = path_of(scratch_folder, "run"), *last = path_of(folder, "last.h5");
+    char *data = path_of(scratch_folder, "data.h5"), *folder = path_of(scratch_folder, "run"),
+         *last = path_of(folder, "last.h5");
     generate(&m, data, 3000, 1, KD_START_BOS);
     md_free(&m);
     OK(train(folder, data, &how, NULL, 30, &r));
@@ -146,7 +150,8 @@ START_TEST(stored_logits_of_nearly_all_tokens_train_as_the_teacher_does)
     md_model m;
     scratch_begin();
     open_model(&m, "float");
-    char *data = path_of(scratch_folder, "data.h5"), *a = path_of(scratch_folder, "live"), *b = path_of(scratch_folder, "stored");
+    char *data = path_of(scratch_folder, "data.h5"), *a = path_of(scratch_folder, "live"),
+         *b = path_of(scratch_folder, "stored");
     training how = trainings[5];
     generate(&m, data, 6000, 1, KD_START_BOS);
     md_free(&m);
@@ -154,7 +159,8 @@ START_TEST(stored_logits_of_nearly_all_tokens_train_as_the_teacher_does)
     OK(train(a, data, &how, NULL, 40, &live));
     how.top_k = 40; /* of 41; the logarithms are halves, so another path, to the same place */
     OK(train(b, data, &how, NULL, 40, &stored));
-    ck_assert_msg(fabs(stored.best_kl - live.best_kl) < 0.15 * live.best_kl, "KL %g, %g with the teacher", stored.best_kl, live.best_kl);
+    ck_assert_msg(fabs(stored.best_kl - live.best_kl) < 0.15 * live.best_kl, "KL %g, %g with the teacher",
+                  stored.best_kl, live.best_kl);
     free(data);
     free(a);
     free(b);
@@ -201,7 +207,8 @@ START_TEST(distillation_beats_round_to_nearest)
     scratch_begin();
     open_model(&m, "float");
     open_model(&rtn, "w4a8kv4");
-    char *data = path_of(scratch_folder, "data.h5"), *heldout = path_of(scratch_folder, "held.h5"), *run = path_of(scratch_folder, "run");
+    char *data = path_of(scratch_folder, "data.h5"), *heldout = path_of(scratch_folder, "held.h5"),
+         *run = path_of(scratch_folder, "run");
     generate(&m, data, 20000, 1, KD_START_BOS);
     generate(&m, heldout, 2000, 2, KD_START_BOS);
     OK(fm_tokens_open(&held, heldout, NULL, FM_SPLIT_NONE));

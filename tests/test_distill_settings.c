@@ -50,10 +50,12 @@ static void change_end(const char *copy, const char *path, int64_t n)
 }
 
 /* Two runs in folders a and b, on two files of data: how many arrays below `what` differ at their ends. */
-static int compare_runs(const char *data_a, const char *data_b, const training *a, const training *b, int64_t steps, const char *what)
+static int compare_runs(const char *data_a, const char *data_b, const training *a, const training *b, int64_t steps,
+                        const char *what)
 {
     kd_train_report r;
-    char *x = path_of(scratch_folder, "a"), *y = path_of(scratch_folder, "b"), *x_last = path_of(x, "last.h5"), *y_last = path_of(y, "last.h5");
+    char *x = path_of(scratch_folder, "a"), *y = path_of(scratch_folder, "b"), *x_last = path_of(x, "last.h5"),
+         *y_last = path_of(y, "last.h5");
     OK(train(x, data_a, a, NULL, steps, &r));
     OK(train(y, data_b, b, NULL, steps, &r));
     const int n = differing(x_last, y_last, what, false);
@@ -136,8 +138,8 @@ END_TEST
 
 START_TEST(before_quant_after_a_student_is_a_float_model)
 {
-    const training late = {"w4a8kv8", .accumulate = 1, .quant_after = 10, .ce = 1}, never = {"float", .accumulate = 1, .ce = 1},
-                   now = {"w4a8kv8", .accumulate = 1, .ce = 1};
+    const training late = {"w4a8kv8", .accumulate = 1, .quant_after = 10, .ce = 1},
+                   never = {"float", .accumulate = 1, .ce = 1}, now = {"w4a8kv8", .accumulate = 1, .ce = 1};
     char *one, *two;
     scratch_begin();
     two_files(&one, &two, 0);
@@ -167,7 +169,8 @@ END_TEST
 /* Checkpoints of steps 6, 9 and 10 of ten steps: ranges move until --freeze-after. */
 START_TEST(static_ranges_stay_from_freeze_after_on)
 {
-    static const char text[] = "base w8a8kv8\n*.input int8 tensor f32 static:average:0.5\nlayers.*.attn.v int8 asym head f16 static:minmax\n";
+    static const char text[] =
+        "base w8a8kv8\n*.input int8 tensor f32 static:average:0.5\nlayers.*.attn.v int8 asym head f16 static:minmax\n";
     kd_train_report r;
     char *one, *two, *recipe, *run, *six, *last;
     scratch_begin();
@@ -197,10 +200,14 @@ START_TEST(numbers_without_sense_are_refused)
         size_t offset;
         double x;
     } bad[] = {
-        {"--lr", offsetof(kd_train_options, lr), -1},      {"--beta1", offsetof(kd_train_options, beta1), 1},
-        {"--beta2", offsetof(kd_train_options, beta2), -1}, {"--temperature", offsetof(kd_train_options, temperature), 0},
-        {"--pin", offsetof(kd_train_options, pin), 1.5},   {"--average", offsetof(kd_train_options, average), NAN},
-        {"losses", offsetof(kd_train_options, kl), 0},     {"--epochs", offsetof(kd_train_options, epochs), -1},
+        {"--lr", offsetof(kd_train_options, lr), -1},
+        {"--beta1", offsetof(kd_train_options, beta1), 1},
+        {"--beta2", offsetof(kd_train_options, beta2), -1},
+        {"--temperature", offsetof(kd_train_options, temperature), 0},
+        {"--pin", offsetof(kd_train_options, pin), 1.5},
+        {"--average", offsetof(kd_train_options, average), NAN},
+        {"losses", offsetof(kd_train_options, kl), 0},
+        {"--epochs", offsetof(kd_train_options, epochs), -1},
     };
     md_model m;
     fm_tokens tokens;

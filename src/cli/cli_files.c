@@ -129,8 +129,8 @@ status cl_open_data(fm_tokens *t, const char *path, const cl_common *c, md_model
     TRY(fm_tokens_open(t, path, tk, (fm_split)c->split));
     status s = t->vocab_size <= m->config.vocab
                    ? adopt_tokenizer(m, t)
-                   : nb_fail(NB_USAGE, "%s: ids of a vocabulary of %lld, the model has %lld", path, (long long)t->vocab_size,
-                             (long long)m->config.vocab);
+                   : nb_fail(NB_USAGE, "%s: ids of a vocabulary of %lld, the model has %lld", path,
+                             (long long)t->vocab_size, (long long)m->config.vocab);
     if (s != NB_OK)
         fm_tokens_close(t);
     return s;
@@ -159,8 +159,8 @@ status cl_report_folded(const md_model *m, const char *method, const cl_common *
         return NB_OK;
     char text[32];
     cl_size(text, sizeof text, (double)bytes);
-    cl_say("%s: %s%s%s of codes, scales and float tensors, %.2f bits per parameter, recipe %s\n", c->output, method ? method : "",
-           method ? ", " : "", text, bits, recipe);
+    cl_say("%s: %s%s%s of codes, scales and float tensors, %.2f bits per parameter, recipe %s\n", c->output,
+           method ? method : "", method ? ", " : "", text, bits, recipe);
     return NB_OK;
 }
 

@@ -21,7 +21,11 @@ static status find_ranges(md_model *m, const fold_options *o)
     if (o->common.data)
         TRY(cl_open_data(&data, o->common.data, &o->common, m));
     const nb_progress progress = cl_progress_start(&line, "fold", "samples", o->common.quiet);
-    const kd_calibration c = {.samples = o->samples, .length = o->common.ctx, .seed = o->common.seed, .precision = precision, .progress = &progress};
+    const kd_calibration c = {.samples = o->samples,
+                              .length = o->common.ctx,
+                              .seed = o->common.seed,
+                              .precision = precision,
+                              .progress = &progress};
     status s = kd_find_ranges(m, start[o->range], o->common.data ? &data : NULL, &c);
     cl_progress_end(&line);
     fm_tokens_close(&data);
@@ -45,7 +49,8 @@ static status fold(const char *path, const fold_options *o)
 {
     md_model m = {0};
     if (o->common.untie && !o->recipe)
-        return nb_fail(NB_USAGE, "--untie goes with --recipe: a trained model is folded as it was trained (qat --untie)");
+        return nb_fail(NB_USAGE,
+                       "--untie goes with --recipe: a trained model is folded as it was trained (qat --untie)");
     TRY(cl_check_output(&o->common, false));
     TRY(cl_begin(&o->common));
     TRY(cl_open_model(&m, path, &o->common, o->recipe, false));
@@ -72,7 +77,8 @@ int cl_fold(int argc, char **argv)
         .arguments = "MODEL",
         .summary = "make a file of integers from a trained or a float model",
         .explanation = "MODEL is a run folder of `nibble qat`, or a float model with --recipe: plain rounding to\n"
-                       "nearest, the baseline (`nibble ptq` has better ones). The file holds integer codes, scales and zero points, config,\n"
+                       "nearest, the baseline (`nibble ptq` has better ones). The file holds integer codes, scales and "
+                       "zero points, config,\n"
                        "recipe and tokenizer; what it decodes to are bit for bit the weights that training saw.\n"
                        "`nibble eval` and `run` compute with its integers.",
         .examples = "  nibble fold run/ -o student.h5\n"
@@ -82,7 +88,8 @@ int cl_fold(int argc, char **argv)
         .option = option,
         .n = sizeof option / sizeof *option,
         .common = &o.common,
-        .common_mask = CL_DATA | CL_SPLIT | CL_CTX | CL_TOKENIZER | CL_WHICH | CL_UNTIE | CL_OUTPUT | CL_FORCE | CL_SEEDED | CL_PRECISION | CL_JSON};
+        .common_mask = CL_DATA | CL_SPLIT | CL_CTX | CL_TOKENIZER | CL_WHICH | CL_UNTIE | CL_OUTPUT | CL_FORCE |
+                       CL_SEEDED | CL_PRECISION | CL_JSON};
     const char *argument[CL_MAX_ARGUMENTS];
     int code;
     return cl_parse(&command, argc, argv, argument, &code) ? cl_exit(fold(argument[0], &o)) : code;

@@ -124,7 +124,8 @@ static status run(generator *g, fm_tokens_writer *w, const nb_progress *progress
     for (int64_t first = w->n_batches * g->slots; first < rows; first += g->slots) {
         int64_t n = rows - first < g->slots ? rows - first : g->slots;
         if (!nb_progress_report(progress, w->n_tokens, total, "generating"))
-            return nb_fail(NB_INTERRUPTED, "stopped at %lld of %lld tokens; the same command goes on from there", (long long)w->n_tokens, (long long)total);
+            return nb_fail(NB_INTERRUPTED, "stopped at %lld of %lld tokens; the same command goes on from there",
+                           (long long)w->n_tokens, (long long)total);
         TRY(make_batch(g, first, n));
         TRY(fm_tokens_writer_append(w, g->rows, n * g->ctx, NULL, 0));
     }
@@ -134,15 +135,23 @@ static status run(generator *g, fm_tokens_writer *w, const nb_progress *progress
     return fm_tokens_writer_finish(w);
 }
 
-status kd_generate(md_model *teacher, const kd_data_options *o, const char *path, bool restart, const nb_progress *progress, kd_data_report *report)
+status kd_generate(md_model *teacher, const kd_data_options *o, const char *path, bool restart,
+                   const nb_progress *progress, kd_data_report *report)
 {
     int64_t limit = teacher->config.ctx;
-    generator g = {.teacher = teacher, .o = o, .ctx = o->ctx ? o->ctx : limit < 256 ? limit : 256, .slots = o->slots ? o->slots : 64, .V = teacher->config.vocab};
+    generator g = {.teacher = teacher,
+                   .o = o,
+                   .ctx = o->ctx        ? o->ctx
+                          : limit < 256 ? limit
+                                        : 256,
+                   .slots = o->slots ? o->slots : 64,
+                   .V = teacher->config.vocab};
     kd_data_report unused;
     report = report ? report : &unused;
     *report = (kd_data_report){0};
     if (o->tokens < 1 || g.ctx < 2 || g.ctx > limit)
-        return nb_fail(NB_USAGE, "%lld tokens in rows of %lld: a row has 2 to %lld tokens (the model's context)", (long long)o->tokens, (long long)g.ctx, (long long)limit);
+        return nb_fail(NB_USAGE, "%lld tokens in rows of %lld: a row has 2 to %lld tokens (the model's context)",
+                       (long long)o->tokens, (long long)g.ctx, (long long)limit);
     TRY(rt_sampling_check(&o->sampling));
     if (o->start == KD_START_BOS && (teacher->config.bos < 0 || teacher->config.bos >= g.V))
         return nb_fail(NB_USAGE, "the model has no BOS to start from: use the hybrid start");
@@ -153,7 +162,8 @@ status kd_generate(md_model *teacher, const kd_data_options *o, const char *path
     if (s == NB_OK && !(text = settings_text(&g)))
         s = NB_NOMEM;
     if (s == NB_OK) {
-        fm_tokens_settings settings = {g.V, g.ctx, (int64_t)o->seed, text, teacher->tokenizer.kind ? &teacher->tokenizer : NULL};
+        fm_tokens_settings settings = {g.V, g.ctx, (int64_t)o->seed, text,
+                                       teacher->tokenizer.kind ? &teacher->tokenizer : NULL};
         s = fm_tokens_writer_open(&w, path, &settings, restart);
     }
     if (s == NB_OK)

@@ -4,40 +4,40 @@
 #include <string.h>
 
 /* One list: name in the file, kind, field. */
-#define SETTINGS(X)                                      \
-    X(int, "steps", steps)                               \
-    X(int, "batch", batch)                               \
-    X(int, "ctx", ctx)                                   \
-    X(int, "accumulate", accumulate)                     \
-    X(int, "seed", seed)                                 \
-    X(number, "lr", lr)                                  \
-    X(number, "scale_rate", scale_rate)                  \
-    X(number, "beta1", beta1)                            \
-    X(number, "beta2", beta2)                            \
-    X(number, "eps", eps)                                \
-    X(number, "decay", decay)                            \
-    X(number, "clip", clip)                              \
-    X(int, "schedule", schedule.kind)                    \
-    X(int, "warmup", schedule.warmup)                    \
-    X(number, "decay_share", schedule.decay_share)       \
-    X(number, "floor", schedule.floor)                   \
-    X(number, "ce", ce)                                  \
-    X(number, "kl", kl)                                  \
-    X(number, "reverse_kl", reverse_kl)                  \
-    X(number, "temperature", temperature)                \
-    X(number, "mse", mse)                                \
-    X(number, "cosine", cosine)                          \
-    X(number, "hidden", hidden)                          \
-    X(bool, "sgd", sgd)                                  \
-    X(int, "top_k", top_k)                               \
-    X(int, "quant_after", quant_after)                   \
-    X(int, "freeze_after", freeze_after)                 \
-    X(number, "average", average)                        \
-    X(number, "pin", pin)                                \
-    X(int, "start", start)                               \
-    X(int, "precision", precision)                       \
-    X(int, "recompute", recompute)                       \
-    X(int, "eval_every", eval_every)                     \
+#define SETTINGS(X)                                                                                                    \
+    X(int, "steps", steps)                                                                                             \
+    X(int, "batch", batch)                                                                                             \
+    X(int, "ctx", ctx)                                                                                                 \
+    X(int, "accumulate", accumulate)                                                                                   \
+    X(int, "seed", seed)                                                                                               \
+    X(number, "lr", lr)                                                                                                \
+    X(number, "scale_rate", scale_rate)                                                                                \
+    X(number, "beta1", beta1)                                                                                          \
+    X(number, "beta2", beta2)                                                                                          \
+    X(number, "eps", eps)                                                                                              \
+    X(number, "decay", decay)                                                                                          \
+    X(number, "clip", clip)                                                                                            \
+    X(int, "schedule", schedule.kind)                                                                                  \
+    X(int, "warmup", schedule.warmup)                                                                                  \
+    X(number, "decay_share", schedule.decay_share)                                                                     \
+    X(number, "floor", schedule.floor)                                                                                 \
+    X(number, "ce", ce)                                                                                                \
+    X(number, "kl", kl)                                                                                                \
+    X(number, "reverse_kl", reverse_kl)                                                                                \
+    X(number, "temperature", temperature)                                                                              \
+    X(number, "mse", mse)                                                                                              \
+    X(number, "cosine", cosine)                                                                                        \
+    X(number, "hidden", hidden)                                                                                        \
+    X(bool, "sgd", sgd)                                                                                                \
+    X(int, "top_k", top_k)                                                                                             \
+    X(int, "quant_after", quant_after)                                                                                 \
+    X(int, "freeze_after", freeze_after)                                                                               \
+    X(number, "average", average)                                                                                      \
+    X(number, "pin", pin)                                                                                              \
+    X(int, "start", start)                                                                                             \
+    X(int, "precision", precision)                                                                                     \
+    X(int, "recompute", recompute)                                                                                     \
+    X(int, "eval_every", eval_every)                                                                                   \
     X(int, "eval_tokens", eval_tokens)
 
 /* What makes sense of the numbers, by the options that set them. */
@@ -105,8 +105,8 @@ static void put_hash(nb_writer *w, const char *key, uint64_t h)
 static void put_shape(nb_writer *w, const md_config *c)
 {
     char text[64];
-    snprintf(text, sizeof text, "%lld x %lld, hidden %lld, vocabulary %lld", (long long)c->layers, (long long)c->dim, (long long)c->hidden,
-             (long long)c->vocab);
+    snprintf(text, sizeof text, "%lld x %lld, hidden %lld, vocabulary %lld", (long long)c->layers, (long long)c->dim,
+             (long long)c->hidden, (long long)c->vocab);
     nb_json_put_string(w, "shape", text);
     nb_json_put_bool(w, "untied", !c->tied);
 }
@@ -115,10 +115,10 @@ char *kd_settings_text(const kd_trainer *t)
 {
     nb_writer w = {0};
     nb_json_open(&w, NULL, '{');
-#define put_int(name, field) nb_json_put_int(&w, name, (int64_t)t->o.field);
+#define put_int(name, field)    nb_json_put_int(&w, name, (int64_t)t->o.field);
 #define put_number(name, field) nb_json_put_number(&w, name, t->o.field);
-#define put_bool(name, field) nb_json_put_bool(&w, name, t->o.field);
-#define X(kind, name, field) put_##kind(name, field)
+#define put_bool(name, field)   nb_json_put_bool(&w, name, t->o.field);
+#define X(kind, name, field)    put_##kind(name, field)
     SETTINGS(X)
 #undef X
     nb_json_put_int(&w, "train_windows", t->train.n);
@@ -140,7 +140,11 @@ static void describe(char *text, size_t bytes, const nb_json *j)
     if (nb_json_is_number(j))
         snprintf(text, bytes, "%g", nb_json_number(j, 0));
     else
-        snprintf(text, bytes, "%s", nb_json_string(j) ? nb_json_string(j) : nb_json_is_null(j) ? "nothing" : nb_json_bool(j, false) ? "true" : "false");
+        snprintf(text, bytes, "%s",
+                 nb_json_string(j)        ? nb_json_string(j)
+                 : nb_json_is_null(j)     ? "nothing"
+                 : nb_json_bool(j, false) ? "true"
+                                          : "false");
 }
 
 /* The first entry of `list` that differs between a and b, as a refusal. */
@@ -151,7 +155,10 @@ static status difference(const char *folder, const nb_json *list, const nb_json 
         describe(was, sizeof was, nb_json_get(a, nb_json_key(i)));
         describe(is, sizeof is, nb_json_get(b, nb_json_key(i)));
         if (strcmp(was, is))
-            return nb_fail(NB_USAGE, "%s holds a run with %s %s, this one has %s: say the same again to resume it, or --restart to discard it", folder, nb_json_key(i), was, is);
+            return nb_fail(NB_USAGE,
+                           "%s holds a run with %s %s, this one has %s: say the same again to resume it, or --restart "
+                           "to discard it",
+                           folder, nb_json_key(i), was, is);
     }
     return NB_OK;
 }

@@ -8,7 +8,9 @@
 
 static bool averages_now(const kd_trainer *t)
 {
-    double share = t->o.schedule.kind == AG_CONSTANT ? 1 : t->o.schedule.kind == AG_WSD ? t->o.schedule.decay_share : 0.4;
+    double share = t->o.schedule.kind == AG_CONSTANT ? 1
+                   : t->o.schedule.kind == AG_WSD    ? t->o.schedule.decay_share
+                                                     : 0.4;
     return t->o.average > 0 && (double)t->step > (1 - share) * (double)t->o.steps;
 }
 
@@ -119,19 +121,25 @@ static status resolve(kd_trainer *t)
     if (t->teacher && t->teacher->config.ctx < limit)
         limit = t->teacher->config.ctx;
     if (o->ctx <= 0)
-        o->ctx = t->data->row_length > 0 && t->data->row_length < limit ? t->data->row_length : limit < 256 ? limit : 256;
+        o->ctx = t->data->row_length > 0 && t->data->row_length < limit ? t->data->row_length
+                 : limit < 256                                          ? limit
+                                                                        : 256;
     if (o->ctx > limit || o->ctx < 2)
-        return nb_fail(NB_USAGE, "rows of %lld tokens: the model's context is %lld", (long long)o->ctx, (long long)limit);
+        return nb_fail(NB_USAGE, "rows of %lld tokens: the model's context is %lld", (long long)o->ctx,
+                       (long long)limit);
     if (t->data->vocab_size > t->student->config.vocab || t->heldout->vocab_size > t->student->config.vocab)
-        return nb_fail(NB_USAGE, "the data's vocabulary has %lld tokens, the model's %lld", (long long)t->data->vocab_size, (long long)t->student->config.vocab);
+        return nb_fail(NB_USAGE, "the data's vocabulary has %lld tokens, the model's %lld",
+                       (long long)t->data->vocab_size, (long long)t->student->config.vocab);
     if (t->teacher && t->teacher->config.vocab != t->student->config.vocab)
-        return nb_fail(NB_USAGE, "the teacher's vocabulary has %lld tokens, the student's %lld", (long long)t->teacher->config.vocab, (long long)t->student->config.vocab);
+        return nb_fail(NB_USAGE, "the teacher's vocabulary has %lld tokens, the student's %lld",
+                       (long long)t->teacher->config.vocab, (long long)t->student->config.vocab);
     if (!t->teacher && kd_distils(o))
         return nb_fail(NB_USAGE, "a distillation loss needs a teacher");
     TRY(kd_windows_new(&t->train, t->data, o->ctx, false));
     TRY(hold_out(t));
     if (t->train.n < 1)
-        return nb_fail(NB_USAGE, "%s is too short to train on: %lld windows of %lld tokens", t->data->path, (long long)t->train.n, (long long)o->ctx);
+        return nb_fail(NB_USAGE, "%s is too short to train on: %lld windows of %lld tokens", t->data->path,
+                       (long long)t->train.n, (long long)o->ctx);
     if (o->epochs > 0)
         o->steps = (int64_t)ceil(o->epochs * (double)t->train.n / (double)(o->batch * o->accumulate));
     o->schedule.steps = o->steps;
@@ -234,7 +242,9 @@ static status loop(kd_trainer *t, kd_train_report *r)
     while (t->step < t->o.steps) {
         if (!nb_progress_report(&t->run->progress, t->step, t->o.steps, text)) {
             TRY(kd_checkpoint_save(t));
-            return nb_fail(NB_INTERRUPTED, "stopped and saved after step %lld of %lld; the same command goes on from there", (long long)t->step, (long long)t->o.steps);
+            return nb_fail(NB_INTERRUPTED,
+                           "stopped and saved after step %lld of %lld; the same command goes on from there",
+                           (long long)t->step, (long long)t->o.steps);
         }
         TRY(kd_step(t));
         if (averages_now(t))
@@ -250,7 +260,9 @@ static status loop(kd_trainer *t, kd_train_report *r)
         char kl[32] = "";
         if (t->teacher)
             snprintf(kl, sizeof kl, " kl %.4f", t->kl);
-        snprintf(text, sizeof text, "loss %.4f%s lr %.2e %.0f tok/s best %.4f", t->loss, kl, t->o.lr * ag_schedule_at(&t->o.schedule, t->step), r->tokens_per_second, t->teacher ? t->best_kl : t->best_nll);
+        snprintf(text, sizeof text, "loss %.4f%s lr %.2e %.0f tok/s best %.4f", t->loss, kl,
+                 t->o.lr * ag_schedule_at(&t->o.schedule, t->step), r->tokens_per_second,
+                 t->teacher ? t->best_kl : t->best_nll);
     }
     nb_progress_report(&t->run->progress, t->o.steps, t->o.steps, text);
     return finish(t);
@@ -298,10 +310,20 @@ static status run(kd_trainer *t, kd_train_report *r)
     return NB_OK;
 }
 
-status kd_train(const char *folder, md_model *student, md_model *teacher, fm_tokens *data, fm_tokens *heldout, const kd_train_options *o, const kd_run_options *how, kd_train_report *report)
+status kd_train(const char *folder, md_model *student, md_model *teacher, fm_tokens *data, fm_tokens *heldout,
+                const kd_train_options *o, const kd_run_options *how, kd_train_report *report)
 {
     kd_train_report unused;
-    kd_trainer t = {.folder = nb_string(folder), .lock = -1, .student = student, .teacher = teacher, .data = data, .heldout = heldout ? heldout : data, .o = *o, .run = how, .best_kl = INFINITY, .best_nll = INFINITY};
+    kd_trainer t = {.folder = nb_string(folder),
+                    .lock = -1,
+                    .student = student,
+                    .teacher = teacher,
+                    .data = data,
+                    .heldout = heldout ? heldout : data,
+                    .o = *o,
+                    .run = how,
+                    .best_kl = INFINITY,
+                    .best_nll = INFINITY};
     report = report ? report : &unused;
     *report = (kd_train_report){0};
     status s = t.folder ? run(&t, report) : NB_NOMEM;
@@ -320,10 +342,25 @@ kd_train_options kd_train_defaults(bool distill, const fq_recipe *recipe, const 
 {
     (void)recipe;
     bool small = c->dim < 256;
-    kd_train_options o = {.steps = 600, .batch = small ? 16 : 4, .accumulate = 1, .seed = 1, .lr = distill ? (small ? 3e-4 : 2e-4) : (small ? 2e-3 : 6e-4),
-                          .scale_rate = 1e-3, .pin = distill ? 0.03 : 0, .beta1 = 0.9, .beta2 = distill ? 0.999 : 0.95, .eps = 1e-8, .decay = distill ? 0 : 0.1, .clip = 1,
-                          .schedule = {.kind = distill ? AG_COSINE : AG_WSD, .warmup = -1, .decay_share = 0.4}, .ce = distill ? 0 : 1, .kl = distill ? 1 : 0, .temperature = 1,
-                          .start = FQ_START_IMPORTANCE, .precision = KN_FP32, .eval_tokens = 25000};
+    kd_train_options o = {.steps = 600,
+                          .batch = small ? 16 : 4,
+                          .accumulate = 1,
+                          .seed = 1,
+                          .lr = distill ? (small ? 3e-4 : 2e-4) : (small ? 2e-3 : 6e-4),
+                          .scale_rate = 1e-3,
+                          .pin = distill ? 0.03 : 0,
+                          .beta1 = 0.9,
+                          .beta2 = distill ? 0.999 : 0.95,
+                          .eps = 1e-8,
+                          .decay = distill ? 0 : 0.1,
+                          .clip = 1,
+                          .schedule = {.kind = distill ? AG_COSINE : AG_WSD, .warmup = -1, .decay_share = 0.4},
+                          .ce = distill ? 0 : 1,
+                          .kl = distill ? 1 : 0,
+                          .temperature = 1,
+                          .start = FQ_START_IMPORTANCE,
+                          .precision = KN_FP32,
+                          .eval_tokens = 25000};
     return o;
 }
 
