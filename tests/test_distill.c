@@ -37,20 +37,71 @@ START_TEST(interrupted_generation_ends_in_the_same_bytes)
     fm_tokens_close(&made);
     ck_assert_int_gt(rounds, 2);
     ck_assert(same_bytes(whole, pieces));
-    if (start == KD_START_HYBRID) { /* every token of the vocabulary begins one of the first 22 rows at most once */
-        fm_tokens t;
-        int seen[41] = {0};
-        OK(fm_tokens_open(&t, whole, NULL, FM_SPLIT_NONE));
-        for (int64_t i = 0; i < t.n; i += 32) {
-            int32_t id;
-            OK(fm_tokens_read(&t, &id, i, 1));
-            ck_assert_int_eq(seen[id]++, 0);
-        }
-        fm_tokens_close(&t);
-    }
     free(whole);
     free(pieces);
     md_free(&m);
+    scratch_end();
+}
+END_TEST
+
+static int64_t likeliest(const real *z, int64_t V)
+{
+    int64_t best = 0;
+    for (int64_t v = 1; v < V; v++)
+        best = z[v] > z[best] ? v : best;
+    return best;
+}
+
+/* How many tokens after the first of a row are the likeliest ones, in a row. */
+static int64_t greedy_tokens(md_model *m, const int32_t *row, int64_t ctx)
+{
+    rt_session *s;
+    int64_t n = 0;
+    real hidden[64], z[64];
+    OK(rt_open(&s, m, &(rt_options){0}));
+    for (; n + 1 < ctx; n++) {
+        OK(rt_forward(s, 1, NULL, &row[n], hidden));
+        OK(rt_head(s, z, hidden, 1));
+        const int64_t next = row[n] == m->config.eos ? m->config.bos : likeliest(z, m->config.vocab);
+        if (row[n + 1] != next)
+            break;
+    }
+    rt_close(s);
+    return n;
+}
+
+/* 41 rows: each token of the vocabulary begins one (hybrid), or BOS does; 3 to 5 tokens are the likeliest; an end token is followed by BOS. */
+START_TEST(rows_are_made_as_the_scheme_says)
+{
+    enum { ROWS = 41, CTX = 32 };
+    const kd_start start = _i ? KD_START_HYBRID : KD_START_BOS;
+    md_model m;
+    fm_tokens t;
+    int32_t row[CTX];
+    int seen[ROWS] = {0}, ends = 0, short_ones = 0;
+    scratch_begin();
+    open_model(&m, "float");
+    char *path = path_of(scratch_folder, "data.h5");
+    generate(&m, path, ROWS * CTX, 5, start);
+    OK(fm_tokens_open(&t, path, NULL, FM_SPLIT_NONE));
+    ck_assert_int_eq(t.n, ROWS * CTX);
+    for (int64_t r = 0; r < ROWS; r++) {
+        OK(fm_tokens_read(&t, row, r * CTX, CTX));
+        ck_assert(start == KD_START_HYBRID ? seen[row[0]]++ == 0 : row[0] == m.config.bos);
+        const int64_t greedy = greedy_tokens(&m, row, CTX);
+        ck_assert(start == KD_START_BOS || greedy >= 3);
+        short_ones += greedy < 6;
+        for (int i = 1; i < CTX; i++) {
+            ck_assert(row[i - 1] != m.config.eos || row[i] == m.config.bos);
+            ends += row[i - 1] == m.config.eos;
+        }
+    }
+    ck_assert_int_gt(ends, 0);
+    ck_assert_int_gt(short_ones, ROWS / 4); /* sampling begins there */
+    ck_assert_int_ge(t.n_documents, ROWS);
+    fm_tokens_close(&t);
+    md_free(&m);
+    free(path);
     scratch_end();
 }
 END_TEST
@@ -234,6 +285,7 @@ int main(void)
     TCase *tc = tcase_create("distill");
     tcase_set_timeout(tc, 120);
     tcase_add_loop_test(tc, interrupted_generation_ends_in_the_same_bytes, 0, 2);
+    tcase_add_loop_test(tc, rows_are_made_as_the_scheme_says, 0, 2);
     tcase_add_loop_test(tc, interrupted_training_ends_in_the_same_bytes, 0, N_TRAININGS);
     tcase_add_test(tc, pinned_weights_lie_on_the_grid);
     tcase_add_test(tc, stored_logits_of_nearly_all_tokens_train_as_the_teacher_does);
