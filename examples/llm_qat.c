@@ -74,7 +74,7 @@ static status distil(int argc, char **argv, md_model *teacher, md_model *rounded
     kd_train_report report;
     o.steps = 300;
     o.batch = 8;
-    TRY(kd_train("run", student, teacher, &train, &heldout, &o, &(kd_run_options){.restart = true}, &report));
+    TRY(kd_train("run", student, teacher, &(kd_train_data){.data = &train, .heldout = &heldout}, &o, &(kd_run_options){.restart = true}, &report));
     printf("%lld steps of %lld tokens, %.0f tokens/s\n", (long long)report.steps, (long long)(o.batch * 64),
            report.tokens_per_second);
     TRY(evaluate("trained on the grid", student, teacher, &heldout, &after));

@@ -65,7 +65,7 @@ static status train(const char *folder, int64_t limit, kd_train_report *report)
         kd_run_options how = {.save_every = 5, .progress = {stop_at, &limit}};
         o.steps = STEPS;
         o.batch = 4;
-        s = kd_train(folder, &student, &teacher, &data, NULL, &o, &how, report);
+        s = kd_train(folder, &student, &teacher, &(kd_train_data){.data = &data}, &o, &how, report);
     }
     fm_tokens_close(&data);
     fq_recipe_free(&recipe);

@@ -71,27 +71,33 @@ typedef struct {
     bool sgd;
     double hidden;
     int64_t top_k;
-    double pin;
+    double pin, text_share;
     double ce; /* in place of KL, where it is not 0 */
 } training;
 static const training trainings[] = {
     {"w4a8kv4", .accumulate = 1, .recompute = KD_RECOMPUTE_OFF, .pin = 0.001},
     {"w4a8kv16", .accumulate = 2, .recompute = KD_RECOMPUTE_ON, .average = 0.9},
-    {"q4_0", .accumulate = 1, .recompute = KD_RECOMPUTE_OFF, .quant_after = 3, .pin = 0.02},
+    {"q4_0", .accumulate = 1, .recompute = KD_RECOMPUTE_OFF, .quant_after = 3, .pin = 0.02, .text_share = 0.4},
     {"w2a16", .accumulate = 1, .recompute = KD_RECOMPUTE_OFF, .freeze_after = 6, .sgd = true, .hidden = 0.1,
      .pin = 0.001},
     {"llmqat-4-8-4", .accumulate = 1, .recompute = KD_RECOMPUTE_OFF},
-    {"w4a16g32", .accumulate = 1, .recompute = KD_RECOMPUTE_OFF, .top_k = 8}};
+    {"w4a16g32", .accumulate = 1, .recompute = KD_RECOMPUTE_OFF, .top_k = 8, .text_share = 0.7}};
 enum { N_TRAININGS = sizeof trainings / sizeof *trainings };
 
+/* `data` and, where the training mixes, `data`.text beside it. */
 static inline status train(const char *folder, const char *data, const training *how, int *left, int64_t steps,
                            kd_train_report *report)
 {
     md_model teacher, student;
-    fm_tokens tokens;
+    fm_tokens tokens, text = {0};
     open_model(&teacher, "float");
     open_model(&student, how->recipe);
     OK(fm_tokens_open(&tokens, data, NULL, FM_SPLIT_NONE));
+    if (how->text_share > 0) {
+        char path[1024];
+        (void)snprintf(path, sizeof path, "%s.text", data);
+        OK(fm_tokens_open(&text, path, NULL, FM_SPLIT_NONE));
+    }
     kd_train_options o = kd_train_defaults(true, &student.recipe, &student.config);
     o.steps = steps;
     o.batch = 4;
@@ -104,11 +110,14 @@ static inline status train(const char *folder, const char *data, const training 
     o.hidden = how->hidden;
     o.top_k = how->top_k;
     o.pin = how->pin;
+    o.text_share = how->text_share;
     o.ce = how->ce;
     o.kl = how->ce == 0;
     o.eval_every = 4;
     kd_run_options run = {.save_every = 3, .keep = 3, .progress = {left ? countdown : NULL, left}};
-    status s = kd_train(folder, &student, &teacher, &tokens, NULL, &o, &run, report);
+    const kd_train_data d = {&tokens, how->text_share > 0 ? &text : NULL, NULL};
+    status s = kd_train(folder, &student, &teacher, &d, &o, &run, report);
+    fm_tokens_close(&text);
     fm_tokens_close(&tokens);
     md_free(&teacher);
     md_free(&student);

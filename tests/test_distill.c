@@ -115,7 +115,10 @@ START_TEST(interrupted_training_ends_in_the_same_bytes)
     open_model(&m, "float");
     char *data = path_of(scratch_folder, "data.h5"), *whole = path_of(scratch_folder, "whole"),
          *pieces = path_of(scratch_folder, "pieces");
+    char *text = path_of(scratch_folder, "data.h5.text");
     generate(&m, data, 3000, 1, KD_START_BOS);
+    generate(&m, text, 1000, 5, KD_START_HYBRID);
+    free(text);
     md_free(&m);
     ck_assert_msg(train(whole, data, how, NULL, 10, &r) == NB_OK, "%s: %s", how->recipe, nb_fail_message());
     ck_assert(r.finished && !r.resumed && isfinite(r.best_kl));
@@ -204,6 +207,7 @@ START_TEST(stored_logits_of_nearly_all_tokens_train_as_the_teacher_does)
     char *data = path_of(scratch_folder, "data.h5"), *a = path_of(scratch_folder, "live"),
          *b = path_of(scratch_folder, "stored");
     training how = trainings[5];
+    how.text_share = 0;
     generate(&m, data, 6000, 1, KD_START_BOS);
     md_free(&m);
     how.top_k = 0;

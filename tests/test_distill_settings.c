@@ -74,6 +74,8 @@ static void two_files(char **one, char **two, int64_t changed)
     *two = path_of(scratch_folder, "two.h5");
     generate(&m, *one, 3000, 1, KD_START_BOS);
     change_end(*two, *one, changed);
+    generate(&m, scratch_path("one.h5.text"), 1000, 5, KD_START_HYBRID);
+    change_end(scratch_path("two.h5.text"), scratch_path("one.h5.text"), changed);
     md_free(&m);
 }
 
@@ -94,15 +96,17 @@ END_TEST
 
 START_TEST(a_run_goes_on_only_with_its_own_data)
 {
-    static const char *const names[] = {"data", "heldout"};
+    static const char *const names[] = {"data", "heldout", "text"};
+    training mixing = trainings[0], *how = &mixing;
     kd_train_report r;
     char *one, *two, *run;
     int left = 4;
     scratch_begin();
-    two_files(&one, &two, _i ? 32 : 64);
+    two_files(&one, &two, _i ? 32 : 64); /* the last row is held out; of the second source nothing is */
+    mixing.text_share = _i == 2 ? 0.5 : 0;
     run = path_of(scratch_folder, "run");
-    ck_assert(train(run, one, &trainings[0], &left, 10, &r) == NB_INTERRUPTED);
-    ck_assert(train(run, two, &trainings[0], NULL, 10, &r) == NB_USAGE);
+    ck_assert(train(run, one, how, &left, 10, &r) == NB_INTERRUPTED);
+    ck_assert(train(run, two, how, NULL, 10, &r) == NB_USAGE);
     ck_assert_msg(strstr(nb_fail_message(), names[_i]) != NULL, "%s", nb_fail_message());
     free(one);
     free(two);
@@ -219,8 +223,9 @@ START_TEST(numbers_without_sense_are_refused)
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         kd_train_options o = kd_train_defaults(true, &m.recipe, &m.config);
         const kd_run_options run = {0};
+        const kd_train_data d = {.data = &tokens};
         memcpy((char *)&o + bad[i].offset, &bad[i].x, sizeof bad[i].x);
-        ck_assert(kd_train(scratch_path("run"), &m, &m, &tokens, NULL, &o, &run, NULL) == NB_USAGE);
+        ck_assert(kd_train(scratch_path("run"), &m, &m, &d, &o, &run, NULL) == NB_USAGE);
         ck_assert_msg(strstr(nb_fail_message(), bad[i].option) != NULL, "%s", nb_fail_message());
     }
     fm_tokens_close(&tokens);
@@ -236,7 +241,7 @@ int main(void)
     TCase *tc = tcase_create("settings");
     tcase_set_timeout(tc, 120);
     tcase_add_loop_test(tc, held_out_documents_are_never_trained_on, 0, 2);
-    tcase_add_loop_test(tc, a_run_goes_on_only_with_its_own_data, 0, 2);
+    tcase_add_loop_test(tc, a_run_goes_on_only_with_its_own_data, 0, 3);
     tcase_add_loop_test(tc, stored_logits_belong_to_their_data, 0, 2);
     tcase_add_loop_test(tc, before_quant_after_a_student_is_a_float_model, 0, 2);
     tcase_add_loop_test(tc, recompute_changes_no_bit_of_a_run, 0, N_TRAININGS);

@@ -209,11 +209,11 @@ static void train_student(md_model *m, const md_open_options *o)
     ck_assert_msg(fm_tokens_open(&tokens, data, &m->tokenizer, FM_SPLIT_NONE) == NB_OK, "%s", nb_fail_message());
     kd_train_options k = kd_train_defaults(true, &m->recipe, &m->config);
     const kd_run_options run = {0};
+    const kd_train_data d = {.data = &tokens};
     k.steps = 30;
     k.batch = 8;
     k.lr = 1e-3;
-    ck_assert_msg(kd_train(scratch_path("run"), m, &teacher, &tokens, NULL, &k, &run, &r) == NB_OK, "%s",
-                  nb_fail_message());
+    ck_assert_msg(kd_train(scratch_path("run"), m, &teacher, &d, &k, &run, &r) == NB_OK, "%s", nb_fail_message());
     printf("%s: held-out KL %.4f after %d steps\n", o->recipe, r.best_kl, (int)r.steps);
     ck_assert(r.best_kl < 0.08); /* 0.10 untrained */
     fm_tokens_close(&tokens);

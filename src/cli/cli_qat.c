@@ -18,6 +18,9 @@ static int64_t rows(cl_option row[CL_TRAIN_ROWS], cl_train_options *o, bool dist
          "run folder: checkpoints and metrics; one that is there is resumed"},
         {"--heldout", "FILE", CL_TEXT, &o->heldout, NULL,
          "what to evaluate on while training; without it the last 2 % of --data, at most 25k tokens, never trained on"},
+        {"--text", "FILE", CL_TEXT, &o->text, NULL,
+         "a second source beside --data: real text among what the teacher wrote, say"},
+        {"--text-share", "X", CL_NUMBER, &k->text_share, NULL, "of the rows from --text (0.5)"},
         {"--recipe", "NAME|FILE", CL_TEXT, &o->recipe, NULL,
          distill ? "how the model is quantized (`nibble recipes`)"
                  : "quantize while training; without it: a float model"},
@@ -93,12 +96,13 @@ static int64_t rows(cl_option row[CL_TRAIN_ROWS], cl_train_options *o, bool dist
 
 typedef struct {
     md_model student, teacher;
-    fm_tokens data, heldout;
+    fm_tokens data, text, heldout;
 } workshop;
 
 static void workshop_free(workshop *w)
 {
     fm_tokens_close(&w->data);
+    fm_tokens_close(&w->text);
     fm_tokens_close(&w->heldout);
     md_free(&w->student);
     md_free(&w->teacher);
@@ -122,6 +126,8 @@ static status open_models(workshop *w, const char *path, const cl_train_options 
 static status open_data(workshop *w, const cl_train_options *o)
 {
     TRY(cl_open_data(&w->data, o->common.data, &o->common, &w->student));
+    if (o->text)
+        TRY(cl_open_data(&w->text, o->text, &o->common, &w->student));
     return o->heldout ? cl_open_data(&w->heldout, o->heldout, &o->common, &w->student) : NB_OK;
 }
 
@@ -163,8 +169,8 @@ static status work(workshop *w, const char *path, cl_train_options *o, int argc,
         return NB_USAGE;
     TRY(settle(o, &w->student.config));
     o->run.progress = cl_progress_start(&line, o->distill ? "qat" : "train", "steps", o->common.quiet);
-    status s = kd_train(o->common.output, &w->student, o->distill ? &w->teacher : NULL, &w->data,
-                        o->heldout ? &w->heldout : NULL, &o->train, &o->run, &r);
+    const kd_train_data data = {&w->data, o->text ? &w->text : NULL, o->heldout ? &w->heldout : NULL};
+    status s = kd_train(o->common.output, &w->student, o->distill ? &w->teacher : NULL, &data, &o->train, &o->run, &r);
     cl_progress_end(&line);
     if (r.other_key[0] && !r.was_finished && !o->common.quiet)
         cl_say("nibble: resumed a run of %s: it may not end in the same bits\n", r.other_key);

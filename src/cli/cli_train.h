@@ -3,11 +3,11 @@
 #define NIBBLE_CLI_TRAIN_H
 #include "cli/cli.h"
 
-enum { CL_TRAIN_ROWS = 48 };
+enum { CL_TRAIN_ROWS = 50 };
 typedef struct {
     cl_common common;
     bool distill; /* qat */
-    const char *recipe, *teacher, *heldout, *config;
+    const char *recipe, *teacher, *text, *heldout, *config;
     int64_t steps; /* 0: not given */
     double epochs;
     int schedule, start, recompute; /* -1: not given */

@@ -97,6 +97,7 @@ typedef struct {
     int64_t top_k;                         /* distil from the teacher's top k probabilities, stored once; 0: from the teacher itself, in every step */
     int64_t quant_after, freeze_after;     /* steps; 0: from the start, never */
     double pin;                            /* codes of at most 4 bits that change in more than this share of the steps are pinned to their average (pin.c); 0: none */
+    double text_share;                     /* of the rows from the second source, where there is one */
     double average;                        /* decay of the average of latents over the schedule's decay; 0: none. The better one is kept */
     fq_start start;
     kn_precision precision;
@@ -120,9 +121,13 @@ typedef struct {
     size_t tape_bytes, parameter_bytes, disk_bytes; /* dry run: predicted */
     char other_key[320]; /* resumed with other threads, instruction set or libraries: what was and is; the bits may differ. "" if not */
 } kd_train_report;
-/* Trains `student` (built with its recipe, holding its start values) on rows of `data` into `folder`: last.h5, best.h5, metrics.jsonl. teacher NULL: cross-entropy on the
- * tokens. heldout NULL: the last 2 % of the documents, at most 25,000 tokens, are held out. A folder that holds a run with the same settings is resumed; other settings: NB_USAGE and
- * the difference. Stopped by progress or a signal: saved, NB_INTERRUPTED. */
-status kd_train(const char *folder, md_model *student, md_model *teacher, fm_tokens *data, fm_tokens *heldout, const kd_train_options *o, const kd_run_options *run, kd_train_report *report);
+/* What is trained on, and what is evaluated on. text: a second source (real text beside what the teacher wrote), from which text_share of the rows come, evenly
+ * among the others; NULL: none. heldout NULL: the last 2 % of data's documents, at most 25,000 tokens, are held out. */
+typedef struct {
+    fm_tokens *data, *text, *heldout;
+} kd_train_data;
+/* Trains `student` (built with its recipe, holding its start values) on rows of the data into `folder`: last.h5, best.h5, metrics.jsonl. teacher NULL: cross-entropy on the
+ * tokens. A folder that holds a run with the same settings is resumed; other settings: NB_USAGE and the difference. Stopped by progress or a signal: saved, NB_INTERRUPTED. */
+status kd_train(const char *folder, md_model *student, md_model *teacher, const kd_train_data *data, const kd_train_options *o, const kd_run_options *run, kd_train_report *report);
 
 #endif

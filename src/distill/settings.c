@@ -92,7 +92,8 @@ static uint64_t fingerprint(const md_model *m)
 
 uint64_t kd_fingerprint(const kd_trainer *t)
 {
-    return nb_hash(fingerprint(t->teacher), &t->train_hash, sizeof t->train_hash);
+    uint64_t h = nb_hash(fingerprint(t->teacher), &t->train_hash, sizeof t->train_hash);
+    return t->text ? nb_hash(h, &t->mixed_hash, sizeof t->mixed_hash) : h;
 }
 
 static void put_hash(nb_writer *w, const char *key, uint64_t h)
@@ -125,6 +126,11 @@ char *kd_settings_text(const kd_trainer *t)
     nb_json_put_int(&w, "heldout_windows", t->held.n);
     put_shape(&w, &t->student->config);
     put_hash(&w, "data", t->train_hash);
+    if (t->text) {
+        nb_json_put_number(&w, "text_share", t->o.text_share);
+        nb_json_put_int(&w, "text_windows", t->mixed.n);
+        put_hash(&w, "text", t->mixed_hash);
+    }
     put_hash(&w, "heldout", t->held_hash);
     put_hash(&w, "teacher", fingerprint(t->teacher));
     put_hash(&w, "model", fingerprint(t->student));

@@ -91,14 +91,14 @@ static status make_all(kd_trainer *t, kd_part *p, maker *m)
     const int64_t B = p->batch, T = t->o.ctx;
     while (p->n * B < p->windows) {
         int64_t at = p->n * B, n = kd_part_windows(p, p->n);
-        if (!nb_progress_report(&t->run->progress, at, t->train.n, "storing the teacher's logits"))
+        if (!nb_progress_report(&t->run->progress, at, p->windows, "storing the teacher's logits"))
             return nb_fail(NB_INTERRUPTED, "stopped while storing the teacher's logits, %lld of %lld windows; the same command goes on from there",
                            (long long)at, (long long)p->windows);
         for (int64_t b = 0; b < n; b++) {
             t->index[b] = at + b;
             rt_clear(t->session, b);
         }
-        TRY(kd_windows_read(&t->train, t->data, t->index, n, T, t->ids, t->length));
+        TRY(kd_read_rows(t, n));
         TRY(rt_forward(t->session, n * T, t->slot, t->ids, m->hidden));
         TRY(make_rows(t, m, p->record, p->k, n * T));
         TRY(kd_part_append(p, p->record));
@@ -132,7 +132,7 @@ static status make_file(kd_trainer *t, const char *path, int64_t k)
 {
     const int64_t V = t->teacher->config.vocab, rows = t->o.batch * t->o.ctx;
     fm_h5 f = {0};
-    kd_part p = {.windows = t->train.n, .ctx = t->o.ctx, .k = k, .batch = t->o.batch, .fd = -1};
+    kd_part p = {.windows = t->train.n + t->mixed.n, .ctx = t->o.ctx, .k = k, .batch = t->o.batch, .fd = -1};
     maker m = {nb_alloc_aligned((size_t)(rows * t->teacher->config.dim), sizeof(real)), nb_alloc_aligned((size_t)(CHUNK * V), sizeof(real)),
                nb_alloc(CHUNK, sizeof *m.lse)};
     status s = m.hidden && m.logits && m.lse ? kd_part_open(&p, path, t->source) : NB_NOMEM;
@@ -152,7 +152,7 @@ static status make_file(kd_trainer *t, const char *path, int64_t k)
 
 static status check(kd_trainer *t, kd_stored *s, const char *path)
 {
-    const int64_t rows = t->train.n * t->o.ctx, of_top[2] = {rows, s->k};
+    const int64_t rows = (t->train.n + t->mixed.n) * t->o.ctx, of_top[2] = {rows, s->k};
     int64_t ctx, k;
     const char *source;
     TRY(fm_h5_get_int(&s->file, "", "ctx", &ctx));

@@ -14,19 +14,39 @@ bool kd_distils(const kd_train_options *o)
 
 /* ---- batches ------------------------------------------------------------------------------ */
 
-/* The next micro-batch: windows in an order drawn anew for every epoch; targets are the next tokens, -1 behind the last. */
+/* Window number `at` of a source of n, in an order drawn anew for every epoch. */
+static int64_t drawn(kd_trainer *t, bool text, int64_t at, int64_t n)
+{
+    const uint64_t stream = text ? 1ull << 60 : 0;
+    if (t->order_epoch[text] != at / n) {
+        t->order_epoch[text] = at / n;
+        nb_random_permutation(t->order[text], n, t->o.seed, stream + (uint64_t)(at / n));
+    }
+    return t->order[text][at % n];
+}
+
+status kd_read_rows(kd_trainer *t, int64_t n)
+{
+    const int64_t T = t->o.ctx;
+    for (int64_t i = 0; i < n; i++) {
+        const bool text = t->index[i] >= t->train.n;
+        const int64_t at = t->index[i] - (text ? t->train.n : 0);
+        TRY(kd_windows_read(text ? &t->mixed : &t->train, text ? t->text : t->data, &at, 1, T, t->ids + i * T, t->length + i));
+    }
+    return NB_OK;
+}
+
+/* The next micro-batch; of the first `at` rows of the run, floor(at * share) are text. Targets are the next tokens, -1 behind the last. */
 status kd_next_batch(kd_trainer *t, int64_t micro)
 {
-    const int64_t B = t->o.batch, T = t->o.ctx, n = t->train.n;
+    const int64_t B = t->o.batch, T = t->o.ctx;
+    const double share = t->text ? t->o.text_share : 0;
     for (int64_t b = 0; b < B; b++) {
-        int64_t at = ((t->step * t->o.accumulate) + micro) * B + b;
-        if (t->order_epoch != at / n) {
-            t->order_epoch = at / n;
-            nb_random_permutation(t->order, n, t->o.seed, (uint64_t)t->order_epoch);
-        }
-        t->index[b] = t->order[at % n];
+        const int64_t at = ((t->step * t->o.accumulate) + micro) * B + b, texts = (int64_t)floor((double)at * share);
+        const bool text = (int64_t)floor((double)(at + 1) * share) > texts;
+        t->index[b] = text ? t->train.n + drawn(t, true, texts, t->mixed.n) : drawn(t, false, at - texts, t->train.n);
     }
-    TRY(kd_windows_read(&t->train, t->data, t->index, B, T, t->ids, t->length));
+    TRY(kd_read_rows(t, B));
     for (int64_t b = 0; b < B; b++)
         for (int64_t i = 0; i < T; i++)
             t->target[b * T + i] = i + 1 < t->length[b] ? t->ids[b * T + i + 1] : -1;

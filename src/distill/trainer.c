@@ -127,9 +127,13 @@ static status resolve(kd_trainer *t)
     if (o->ctx > limit || o->ctx < 2)
         return nb_fail(NB_USAGE, "rows of %lld tokens: the model's context is %lld", (long long)o->ctx,
                        (long long)limit);
-    if (t->data->vocab_size > t->student->config.vocab || t->heldout->vocab_size > t->student->config.vocab)
-        return nb_fail(NB_USAGE, "the data's vocabulary has %lld tokens, the model's %lld",
-                       (long long)t->data->vocab_size, (long long)t->student->config.vocab);
+    const fm_tokens *sources[] = {t->data, t->heldout, t->text};
+    for (int i = 0; i < 3; i++)
+        if (sources[i] && sources[i]->vocab_size > t->student->config.vocab)
+            return nb_fail(NB_USAGE, "%s: its vocabulary has %lld tokens, the model's %lld", sources[i]->path,
+                           (long long)sources[i]->vocab_size, (long long)t->student->config.vocab);
+    if (t->text && !(o->text_share > 0 && o->text_share < 1))
+        return nb_fail(NB_USAGE, "a share of %g of the rows for the second text: above 0 and below 1", o->text_share);
     if (t->teacher && t->teacher->config.vocab != t->student->config.vocab)
         return nb_fail(NB_USAGE, "the teacher's vocabulary has %lld tokens, the student's %lld",
                        (long long)t->teacher->config.vocab, (long long)t->student->config.vocab);
@@ -137,6 +141,8 @@ static status resolve(kd_trainer *t)
         return nb_fail(NB_USAGE, "a distillation loss needs a teacher");
     TRY(kd_windows_new(&t->train, t->data, o->ctx, false));
     TRY(hold_out(t));
+    if (t->text)
+        TRY(kd_windows_new(&t->mixed, t->text, o->ctx, false));
     if (t->train.n < 1)
         return nb_fail(NB_USAGE, "%s is too short to train on: %lld windows of %lld tokens", t->data->path,
                        (long long)t->train.n, (long long)o->ctx);
@@ -148,6 +154,8 @@ static status resolve(kd_trainer *t)
     if (o->eval_every <= 0)
         o->eval_every = o->steps / 10 > 0 ? o->steps / 10 : 1;
     TRY(kd_windows_hash(&t->train_hash, &t->train, t->data, o->ctx));
+    if (t->text)
+        TRY(kd_windows_hash(&t->mixed_hash, &t->mixed, t->text, o->ctx));
     TRY(kd_windows_hash(&t->held_hash, &t->held, t->heldout, o->ctx));
     t->settings = kd_settings_text(t);
     return t->settings ? NB_OK : NB_NOMEM;
@@ -162,12 +170,13 @@ static status buffers(kd_trainer *t)
     t->slot = nb_alloc(B * T, sizeof *t->slot);
     t->length = nb_alloc(B, sizeof *t->length);
     t->index = nb_alloc(B, sizeof *t->index);
-    t->order = nb_alloc((size_t)t->train.n, sizeof *t->order);
-    if (!t->ids || !t->target || !t->slot || !t->length || !t->index || !t->order)
+    t->order[0] = nb_alloc((size_t)t->train.n, sizeof *t->order[0]);
+    t->order[1] = nb_alloc((size_t)t->mixed.n, sizeof *t->order[1]);
+    if (!t->ids || !t->target || !t->slot || !t->length || !t->index || !t->order[0] || !t->order[1])
         return NB_NOMEM;
     for (size_t i = 0; i < B * T; i++)
         t->slot[i] = (int32_t)(i / T);
-    t->order_epoch = -1;
+    t->order_epoch[0] = t->order_epoch[1] = -1;
     if (!t->teacher)
         return NB_OK;
     t->teacher_hidden = nb_alloc_aligned(B * T * (size_t)t->teacher->config.dim, sizeof(real));
@@ -181,6 +190,7 @@ static void trainer_free(kd_trainer *t)
     free(t->average);
     kd_pins_free(t);
     kd_windows_free(&t->train);
+    kd_windows_free(&t->mixed);
     kd_windows_free(&t->held);
     ag_tape_free(&t->tape);
     ag_tape_free(&t->teacher_tape);
@@ -192,7 +202,8 @@ static void trainer_free(kd_trainer *t)
     free(t->length);
     free(t->slot);
     free(t->index);
-    free(t->order);
+    free(t->order[0]);
+    free(t->order[1]);
     free(t->settings);
     kd_unlock(t);
     free(t->folder);
@@ -310,7 +321,7 @@ static status run(kd_trainer *t, kd_train_report *r)
     return NB_OK;
 }
 
-status kd_train(const char *folder, md_model *student, md_model *teacher, fm_tokens *data, fm_tokens *heldout,
+status kd_train(const char *folder, md_model *student, md_model *teacher, const kd_train_data *data,
                 const kd_train_options *o, const kd_run_options *how, kd_train_report *report)
 {
     kd_train_report unused;
@@ -318,8 +329,9 @@ status kd_train(const char *folder, md_model *student, md_model *teacher, fm_tok
                     .lock = -1,
                     .student = student,
                     .teacher = teacher,
-                    .data = data,
-                    .heldout = heldout ? heldout : data,
+                    .data = data->data,
+                    .text = data->text,
+                    .heldout = data->heldout ? data->heldout : data->data,
                     .o = *o,
                     .run = how,
                     .best_kl = INFINITY,
@@ -358,6 +370,7 @@ kd_train_options kd_train_defaults(bool distill, const fq_recipe *recipe, const 
                           .ce = distill ? 0 : 1,
                           .kl = distill ? 1 : 0,
                           .temperature = 1,
+                          .text_share = 0.5,
                           .start = FQ_START_IMPORTANCE,
                           .precision = KN_FP32,
                           .eval_tokens = 25000};

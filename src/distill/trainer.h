@@ -16,13 +16,13 @@ typedef struct {
     char *folder;
     int lock;                    /* of the folder; -1: none */
     md_model *student, *teacher; /* teacher NULL: cross-entropy alone */
-    fm_tokens *data, *heldout;   /* heldout == data: windows cut off its end */
+    fm_tokens *data, *text, *heldout; /* text NULL: none; heldout == data: windows cut off its end */
     kd_train_options o;          /* resolved: steps, ctx, eval_every, ... filled in */
     const kd_run_options *run;
     char other_key[320];         /* for the report */
     char *settings;              /* o as JSON, with the data's and the teacher's fingerprints */
-    kd_windows train, held;
-    uint64_t train_hash, held_hash; /* of what they hold */
+    kd_windows train, mixed, held;              /* of data, text, heldout */
+    uint64_t train_hash, mixed_hash, held_hash; /* of what they hold */
     int64_t step;                /* steps done */
     double best_kl, best_nll;    /* of best.h5; infinite before the first */
     double loss, kl, norm;       /* of the last step, for metrics */
@@ -37,11 +37,13 @@ typedef struct {
     real *teacher_hidden;        /* [B*T, C] */
     const real *teacher_rows;    /* the same, or the teacher tape's */
     int32_t *ids, *target, *length, *slot;
-    int64_t *index, *order, order_epoch;
+    int64_t *index;              /* [B] of the batch's rows; from train.n on: of mixed */
+    int64_t *order[2], order_epoch[2]; /* a permutation of the windows of data, of text */
 } kd_trainer;
 
 bool kd_distils(const kd_train_options *o);              /* some loss needs a teacher */
 status kd_next_batch(kd_trainer *t, int64_t micro);      /* fills ids, target, length for step t->step */
+status kd_read_rows(kd_trainer *t, int64_t n);           /* ids, length <- the windows index[0..n) */
 const int32_t *kd_lengths(const kd_trainer *t);          /* of the batch; NULL where no row is padded */
 status kd_step(kd_trainer *t);                           /* one optimizer step; raises t->step */
 status kd_start_ranges(kd_trainer *t);
