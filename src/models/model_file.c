@@ -277,7 +277,7 @@ status md_save_model(md_model *m, const char *path, fm_dtype as)
     if (s == NB_OK)
         return fm_h5_commit(&f);
     fm_h5_close(&f);
-    return nb_fail_in(s, "%s", path);
+    return s == NB_IO ? s : nb_fail_in(s, "%s", path); /* what cannot be written names its file */
 }
 
 /* A float file, or the latent floats of a checkpoint under another recipe: weights only. A checkpoint under its own recipe: all. */
