@@ -6,7 +6,7 @@
 #ifndef NIBBLE_TESTS_CLIENTS_H
 #define NIBBLE_TESTS_CLIENTS_H
 #include "base/base.h"
-#include <check.h>
+#include "suite.h"
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -50,15 +50,6 @@ static inline TCase *add_case(Suite *s, const char *name, const TTest *test, int
     tcase_add_loop_test(c, test, 0, n);
     suite_add_tcase(s, c);
     return c;
-}
-
-static inline int run_suite(Suite *s)
-{
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_ENV);
-    const int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed ? 1 : 0;
 }
 
 #endif

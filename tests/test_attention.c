@@ -2,8 +2,8 @@
  * against differences.
  */
 #include "kernels/kernels_isa.h"
+#include "suite.h"
 
-#include <check.h>
 #include <math.h>
 #include <omp.h>
 #include <stdlib.h>
@@ -349,9 +349,5 @@ int main(void)
     tcase_add_loop_test(c, gradients_match_differences, 0, COUNT(gradient_cases));
     tcase_add_test(c, operands_that_do_not_fit_are_refused);
     suite_add_tcase(s, c);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_ENV);
-    const int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return run_suite(s);
 }

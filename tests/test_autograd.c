@@ -1,7 +1,7 @@
 /* test_autograd.c - the tape: what recompute and giving values up may change, and what not. */
 #include "autograd/autograd.h"
 #include "coded.h"
-#include <check.h>
+#include "suite.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -108,9 +108,5 @@ int main(void)
     tcase_add_loop_test(tc, memory_settings_change_no_bit, RECOMPUTE, NO_GRAD + 1);
     tcase_add_test(tc, a_value_given_up_is_named);
     suite_add_tcase(s, tc);
-    SRunner *sr = srunner_create(s);
-    srunner_run_all(sr, CK_ENV);
-    int failed = srunner_ntests_failed(sr);
-    srunner_free(sr);
-    return failed != 0;
+    return run_suite(s);
 }

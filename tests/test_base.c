@@ -2,7 +2,7 @@
  * Files and JSON are in test_base_files.c. The reference of binary16 is the processor's own F16C where it has it.
  */
 #include "base/base.h"
-#include <check.h>
+#include "suite.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -397,9 +397,5 @@ int main(void)
     tcase_add_test(plain, numbers_use_the_whole_text);
     tcase_add_test(plain, progress_stops_the_work);
     suite_add_tcase(suite, plain);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return run_suite(suite);
 }

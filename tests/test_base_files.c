@@ -3,7 +3,7 @@
  */
 #include "base/base.h"
 #include "scratch.h"
-#include <check.h>
+#include "suite.h"
 #include <math.h>
 #include <sys/stat.h>
 
@@ -355,9 +355,5 @@ int main(void)
     tcase_add_loop_test(json, json_strings_are_valid_utf8, 0, COUNT(utf8));
     suite_add_tcase(suite, files);
     suite_add_tcase(suite, json);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return run_suite(suite);
 }

@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -59,6 +60,9 @@ class Usage(unittest.TestCase):
             (["qat", "a", "--data", "x"], "-o"),
             (["train", "--data", "x", "-o", "y"], "--config"),
             (["help", "evla"], "did you mean eval"),
+            (["run", "a", "--temp", "-1"], "temperature"),
+            (["run", "a", "--top-p", "1.5"], "--top-p"),
+            (["run", "a", "--system", "x"], "--chat"),
         ]:
             with self.subTest(arguments):
                 out, err = run(*arguments, code=2)
@@ -68,10 +72,11 @@ class Usage(unittest.TestCase):
     def test_help_explains_every_command(self):
         overview = run("help")[0]
         self.assertEqual(run("--help")[0], overview)
-        for name in ["info", "eval", "data", "qat", "train", "fold", "run", "export", "recipes"]:
+        for name in ["info", "eval", "data", "qat", "train", "fold", "ptq", "run", "export", "recipes", "bench"]:
             with self.subTest(name):
                 text, _ = run(name, "--help")
                 self.assertEqual(text, run("help", name)[0])
+                self.assertEqual(text, run(name, "-h")[0])
                 for part in [f"nibble {name}", "usage:", "examples", "--threads", "--quiet"]:
                     self.assertIn(part, text)
                 self.assertIn(f"  {name} ", overview)
@@ -199,6 +204,40 @@ class Commands(unittest.TestCase):
         self.assertEqual(out, run("run", MODEL, *TOKENIZER, "-p", "", "-n", "20", "--temp", "0")[0])
         self.assertIn("template", run("run", "same.gguf", "--chat", "-p", "Hi", code=2)[1])
 
+    def test_numbers_without_sense_are_refused(self):
+        for more, words in [("--lr -1", "--lr"), ("--beta2 1", "--beta2"), ("--temperature 0", "--temperature"), ("--kl 0", "losses"),
+                            ("--epochs -1", "--epochs"), ("--ctx 600", "context")]:
+            with self.subTest(more):
+                self.assertIn(words, run(*self.qat("senseless"), *more.split(), code=2)[1])
+        for line in [["data", MODEL, *TOKENIZER, "--tokens", "1k", "-o", "senseless.h5", "--temp", "-1"],
+                     ["run", MODEL, *TOKENIZER, "--ctx", "600"]]:
+            run(*line, code=2)
+        self.assertFalse(os.path.exists("senseless.h5"))
+
+    def test_which_chooses_the_checkpoint(self):
+        run(*self.qat("chosen"), "--lr", "0.1", "--eval-every", "1")  # the last step is not the best one
+        kl = [parsed("eval", "chosen", *more, "--teacher", MODEL, "--data", "heldout.h5")["kl"] for more in [[], ["--which", "last"]]]
+        self.assertLess(*kl)
+        self.assertAlmostEqual(kl[0], parsed("info", "chosen")["best_kl"], delta=1e-3 * kl[0])
+        run("fold", "chosen", "--which", "last", "-o", "chosen.h5")
+        self.assertEqual(parsed("eval", "chosen.h5", "--teacher", MODEL, "--data", "heldout.h5")["kl"], kl[1])
+
+    def test_a_run_goes_on_only_with_its_own_data_and_model(self):
+        run("data", MODEL, *TOKENIZER, "--tokens", "4k", "--ctx", "64", "--batch", "16", "--seed", "9", "-o", "other.h5")
+        line = [w if w != "train.h5" else "other.h5" for w in self.qat("run")]
+        self.assertIn("data", run(*line, code=2)[1])
+        run("export", "run", "--to", "h5", "-o", "moved.h5")
+        line = ["moved.h5", "--teacher", MODEL]
+        self.assertIn("model", run("qat", *line, *self.qat("run")[2:], code=2)[1])
+
+    def test_hard_labels_from_a_text(self):
+        line = [*self.qat("hard"), "--ce", "1", "--kl", "0", *TOKENIZER, "--split", "line", "--ctx", "64"]
+        line[line.index("train.h5")] = STORIES
+        run(*line)
+        with open("hard/metrics.jsonl") as file:
+            steps = [json.loads(text) for text in file]
+        self.assertGreater(steps[0]["loss"], 1)  # the likelihood of the text, not a distance
+
     def test_eval_does_not_depend_on_threads(self):
         line = ["eval", "student.h5", "--data", "heldout.h5"]
         self.assertEqual(parsed(*line, "--threads", "1"), parsed(*line, "--threads", "2"))
@@ -210,6 +249,7 @@ class Commands(unittest.TestCase):
                 self.assertIn("--force", run(*line, "-o", "heldout.h5", code=1)[1])
                 self.assertIn("no folder", run(*line, "-o", "no/where.h5", code=1)[1])
                 self.assertIn("is a folder", run(*line, "-o", "run", code=1)[1])
+                self.assertIn("is a device", run(*line, "-o", "/dev/full", "--force", code=1)[1])
         self.assertEqual(content("heldout.h5"), before)
         run("fold", "run", "-o", "again.h5")
         run("fold", "run", "-o", "again.h5", "--force")
@@ -454,14 +494,43 @@ class Commands(unittest.TestCase):
         self.assertLess(told["best_nll"], 3.6)  # a uniform guess has ln 258 = 5.55
         self.assertEqual(parsed("info", "tiny")["config"]["vocab"], 258)
         run("run", "tiny", "-p", "The", "-n", "5")
+        run(*line[:-1], "apart", "--untie")
+        self.assertIs(parsed("info", "apart")["config"]["tied"], False)
+        self.assertEqual(parsed("info", "apart")["params"], parsed("info", "tiny")["params"] + 258 * 32)
+        self.assertIn("untied", run(*line[:-1], "apart", code=2)[1])
+        self.assertIn("shape", run(*line[:2], "dim=32,hidden=72,layers=2,heads=4,ctx=64", *line[3:], code=2)[1])
         self.assertIn("hiden", run(*line[:2], "dim=32,hiden=64", *line[3:-1], "bad", code=2)[1])
 
     def test_text_can_be_piped_away_early(self):
         p = subprocess.run(f"'{PROGRAM}' recipes | head -n 1", shell=True, capture_output=True)
         self.assertEqual(p.stderr, b"")
-        full = subprocess.run(f"'{PROGRAM}' recipes > /dev/full", shell=True, capture_output=True)
-        self.assertEqual(full.returncode, 1)
-        self.assertIn(b"cannot be written", full.stderr)
+        for line in ["recipes", "help", "help eval", "eval --help", "--version"]:
+            with self.subTest(line):
+                full = subprocess.run(f"'{PROGRAM}' {line} > /dev/full", shell=True, capture_output=True)
+                self.assertEqual(full.returncode, 1)
+                self.assertIn(b"cannot be written", full.stderr)
+
+    def test_a_folder_that_cannot_be_written_keeps_its_run(self):
+        other = ["setpriv", "--reuid=65534", "--clear-groups"] if os.geteuid() == 0 else []  # root writes everywhere
+        os.chmod(".", 0o755)
+        try:
+            subprocess.run([*other, PROGRAM, "info", "train.h5"], capture_output=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            self.skipTest("nobody else can run the program here")
+        with tempfile.TemporaryDirectory() as folder:
+            shutil.copytree("run", f"{folder}/run")
+            os.chmod(f"{folder}/run", 0o555)
+            os.chmod(folder, 0o555)
+            for line, words in [(["fold", MODEL, "--recipe", "q8_0", "-o", f"{folder}/x.h5"], b"cannot be written"),
+                                (self.qat(f"{folder}/new"), b"cannot make the folder"),
+                                ([*self.qat(f"{folder}/run"), "--restart"], b"cannot be removed")]:
+                done = subprocess.run([*other, PROGRAM, *line], capture_output=True)
+                self.assertEqual(done.returncode, 1, done.stderr)
+                self.assertIn(words, done.stderr)
+            for name in os.listdir("run"):
+                self.assertEqual(content(f"{folder}/run/{name}"), content(f"run/{name}"))
+            os.chmod(folder, 0o755)
+            os.chmod(f"{folder}/run", 0o755)
 
 
 if __name__ == "__main__":

@@ -1,37 +1,5 @@
 /* test_distill.c - generated data, evaluation and training on tiny models: what is stopped and said again ends in the same bytes. */
-#include "distill/distill.h"
-#include "scratch.h"
-#include <check.h>
-#include <math.h>
-#include <stdlib.h>
-#include <string.h>
-
-static const md_config tiny = {.architecture = "llama", .dim = 24, .hidden = 52, .layers = 2, .heads = 3, .kv_heads = 1, .head_size = 8, .vocab = 41, .ctx = 48,
-                               .norm_eps = 1e-5, .rope_theta = 10000, .tied = true, .bos = 1, .eos = 2};
-
-#define OK(e) ck_assert_msg((e) == NB_OK, "%s: %s", #e, nb_fail_message())
-
-static void open_model(md_model *m, const char *recipe)
-{
-    fq_recipe r;
-    OK(fq_recipe_open(&r, recipe));
-    OK(md_build(m, &tiny, &r, 7, false));
-    fq_recipe_free(&r);
-    for (int64_t i = 0; i < m->params.n; i++) /* sharp enough to be worth imitating */
-        for (int64_t j = 0; j < m->params.p[i]->count && m->params.p[i]->group == AG_WEIGHT; j++)
-            m->params.p[i]->x[j] *= 10;
-    m->params.version++;
-}
-
-/* Stops the work after `left` reports. */
-static bool countdown(void *ctx, int64_t done, int64_t total, const char *text)
-{
-    int *left = ctx;
-    (void)done;
-    (void)total;
-    (void)text;
-    return (*left)-- > 0;
-}
+#include "runs_made.h"
 
 static bool same_bytes(const char *a, const char *b)
 {
@@ -44,51 +12,31 @@ static bool same_bytes(const char *a, const char *b)
     return same;
 }
 
-static char *path_of(const char *folder, const char *name)
-{
-    char *p = nb_path_join(folder, name);
-    ck_assert_ptr_nonnull(p);
-    return p;
-}
-
-static void generate(md_model *m, const char *path, int64_t tokens, uint64_t seed, kd_start start)
-{
-    kd_data_options o = {.start = start, .sampling = {.temperature = 1}, .tokens = tokens, .ctx = 32, .slots = 4, .seed = seed};
-    kd_data_report r;
-    OK(kd_generate(m, &o, path, true, NULL, &r));
-    ck_assert_int_ge(r.tokens, tokens);
-}
-
 START_TEST(interrupted_generation_ends_in_the_same_bytes)
 {
     scratch_begin();
     md_model m;
+    kd_data_report r;
     open_model(&m, "float");
     char *whole = path_of(scratch_folder, "whole.h5"), *pieces = path_of(scratch_folder, "pieces.h5");
     kd_start start = (kd_start)_i;
-    kd_data_options o = {.start = start, .sampling = {.temperature = 1}, .tokens = 700, .ctx = 32, .slots = 4, .seed = 3};
+    kd_data_options o = {
+        .start = start, .sampling = {.temperature = 1}, .tokens = 700, .ctx = 32, .slots = 4, .seed = 3};
     generate(&m, whole, 700, 3, start);
     status s = NB_INTERRUPTED;
     int rounds = 0;
     for (; s == NB_INTERRUPTED; rounds++) {
         int left = 2;
         nb_progress p = {countdown, &left};
-        s = kd_generate(&m, &o, pieces, false, &p, NULL);
+        s = kd_generate(&m, &o, pieces, false, &p, &r);
     }
     ck_assert_msg(s == NB_OK, "%s", nb_fail_message());
+    fm_tokens made;
+    OK(fm_tokens_open(&made, pieces, NULL, FM_SPLIT_NONE));
+    ck_assert(r.documents == made.n_documents && r.tokens == made.n && r.resumed_tokens > 0);
+    fm_tokens_close(&made);
     ck_assert_int_gt(rounds, 2);
     ck_assert(same_bytes(whole, pieces));
-    if (start == KD_START_HYBRID) { /* every token of the vocabulary begins one of the first 22 rows at most once */
-        fm_tokens t;
-        int seen[41] = {0};
-        OK(fm_tokens_open(&t, whole, NULL, FM_SPLIT_NONE));
-        for (int64_t i = 0; i < t.n; i += 32) {
-            int32_t id;
-            OK(fm_tokens_read(&t, &id, i, 1));
-            ck_assert_int_eq(seen[id]++, 0);
-        }
-        fm_tokens_close(&t);
-    }
     free(whole);
     free(pieces);
     md_free(&m);
@@ -96,61 +44,67 @@ START_TEST(interrupted_generation_ends_in_the_same_bytes)
 }
 END_TEST
 
-typedef struct {
-    const char *recipe;
-    double average;
-    int64_t accumulate, quant_after, freeze_after;
-    kd_recompute recompute;
-    bool sgd;
-    double hidden;
-    int64_t top_k;
-    double pin, text_share;
-} training;
-static const training trainings[] = {{"w4a8kv4", 0, 1, 0, 0, KD_RECOMPUTE_OFF, false, 0, 0, 0.001, 0},
-                                     {"w4a8kv16", 0.9, 2, 0, 0, KD_RECOMPUTE_ON, false, 0, 0, 0, 0},
-                                     {"q4_0", 0, 1, 3, 0, KD_RECOMPUTE_OFF, false, 0, 0, 0.02, 0.4},
-                                     {"w2a16", 0, 1, 0, 6, KD_RECOMPUTE_OFF, true, 0.1, 0, 0.001, 0},
-                                     {"llmqat-4-8-4", 0, 1, 0, 0, KD_RECOMPUTE_OFF, false, 0, 0, 0, 0},
-                                     {"w4a16g32", 0, 1, 0, 0, KD_RECOMPUTE_OFF, false, 0, 8, 0, 0.7}};
-enum { N_TRAININGS = sizeof trainings / sizeof *trainings };
-
-/* `data` and, where the training mixes, `data`.text beside it. */
-static status train(const char *folder, const char *data, const training *how, int *left, int64_t steps, kd_train_report *report)
+static int64_t likeliest(const real *z, int64_t V)
 {
-    md_model teacher, student;
-    fm_tokens tokens, text;
-    open_model(&teacher, "float");
-    open_model(&student, how->recipe);
-    OK(fm_tokens_open(&tokens, data, NULL, FM_SPLIT_NONE));
-    if (how->text_share > 0) {
-        char *path = nb_alloc(strlen(data) + 6, 1);
-        sprintf(path, "%s.text", data);
-        OK(fm_tokens_open(&text, path, NULL, FM_SPLIT_NONE));
-        free(path);
-    }
-    kd_train_options o = kd_train_defaults(true, &student.recipe, &student.config);
-    o.steps = steps;
-    o.batch = 4;
-    o.accumulate = how->accumulate;
-    o.average = how->average;
-    o.quant_after = how->quant_after;
-    o.freeze_after = how->freeze_after;
-    o.recompute = how->recompute;
-    o.sgd = how->sgd;
-    o.hidden = how->hidden;
-    o.top_k = how->top_k;
-    o.pin = how->pin;
-    o.text_share = how->text_share;
-    o.eval_every = 4;
-    kd_run_options run = {.save_every = 3, .keep = 2, .progress = {left ? countdown : NULL, left}};
-    status s = kd_train(folder, &student, &teacher, &(kd_train_data){&tokens, how->text_share > 0 ? &text : NULL, NULL}, &o, &run, report);
-    fm_tokens_close(&tokens);
-    if (how->text_share > 0)
-        fm_tokens_close(&text);
-    md_free(&teacher);
-    md_free(&student);
-    return s;
+    int64_t best = 0;
+    for (int64_t v = 1; v < V; v++)
+        best = z[v] > z[best] ? v : best;
+    return best;
 }
+
+/* How many tokens after the first of a row are the likeliest ones, in a row. */
+static int64_t greedy_tokens(md_model *m, const int32_t *row, int64_t ctx)
+{
+    rt_session *s;
+    int64_t n = 0;
+    real hidden[64], z[64];
+    OK(rt_open(&s, m, &(rt_options){0}));
+    for (; n + 1 < ctx; n++) {
+        OK(rt_forward(s, 1, NULL, &row[n], hidden));
+        OK(rt_head(s, z, hidden, 1));
+        const int64_t next = row[n] == m->config.eos ? m->config.bos : likeliest(z, m->config.vocab);
+        if (row[n + 1] != next)
+            break;
+    }
+    rt_close(s);
+    return n;
+}
+
+/* 41 rows: each token of the vocabulary begins one (hybrid), or BOS does; 3 to 5 tokens are the likeliest; an end token is followed by BOS. */
+START_TEST(rows_are_made_as_the_scheme_says)
+{
+    enum { ROWS = 41, CTX = 32 };
+    const kd_start start = _i ? KD_START_HYBRID : KD_START_BOS;
+    md_model m;
+    fm_tokens t;
+    int32_t row[CTX];
+    int seen[ROWS] = {0}, ends = 0, short_ones = 0;
+    scratch_begin();
+    open_model(&m, "float");
+    char *path = path_of(scratch_folder, "data.h5");
+    generate(&m, path, ROWS * CTX, 5, start);
+    OK(fm_tokens_open(&t, path, NULL, FM_SPLIT_NONE));
+    ck_assert_int_eq(t.n, ROWS * CTX);
+    for (int64_t r = 0; r < ROWS; r++) {
+        OK(fm_tokens_read(&t, row, r * CTX, CTX));
+        ck_assert(start == KD_START_HYBRID ? seen[row[0]]++ == 0 : row[0] == m.config.bos);
+        const int64_t greedy = greedy_tokens(&m, row, CTX);
+        ck_assert(start == KD_START_BOS || greedy >= 3);
+        short_ones += greedy < 6;
+        for (int i = 1; i < CTX; i++) {
+            ck_assert(row[i - 1] != m.config.eos || row[i] == m.config.bos);
+            ends += row[i - 1] == m.config.eos;
+        }
+    }
+    ck_assert_int_gt(ends, 0);
+    ck_assert_int_gt(short_ones, ROWS / 4); /* sampling begins there */
+    ck_assert_int_ge(t.n_documents, ROWS);
+    fm_tokens_close(&t);
+    md_free(&m);
+    free(path);
+    scratch_end();
+}
+END_TEST
 
 START_TEST(interrupted_training_ends_in_the_same_bytes)
 {
@@ -159,7 +113,8 @@ START_TEST(interrupted_training_ends_in_the_same_bytes)
     md_model m;
     scratch_begin();
     open_model(&m, "float");
-    char *data = path_of(scratch_folder, "data.h5"), *whole = path_of(scratch_folder, "whole"), *pieces = path_of(scratch_folder, "pieces");
+    char *data = path_of(scratch_folder, "data.h5"), *whole = path_of(scratch_folder, "whole"),
+         *pieces = path_of(scratch_folder, "pieces");
     char *text = path_of(scratch_folder, "data.h5.text");
     generate(&m, data, 3000, 1, KD_START_BOS);
     generate(&m, text, 1000, 5, KD_START_HYBRID);
@@ -182,7 +137,8 @@ START_TEST(interrupted_training_ends_in_the_same_bytes)
         free(a);
         free(b);
     }
-    ck_assert_msg(train(pieces, data, how, NULL, 10, &r) == NB_OK && r.was_finished, "said again: %s", nb_fail_message());
+    ck_assert_msg(train(pieces, data, how, NULL, 10, &r) == NB_OK && r.was_finished, "said again: %s",
+                  nb_fail_message());
     ck_assert(train(pieces, data, how, NULL, 11, &r) == NB_USAGE);
     ck_assert_ptr_nonnull(strstr(nb_fail_message(), "steps"));
     free(data);
@@ -201,7 +157,8 @@ START_TEST(pinned_weights_lie_on_the_grid)
     int64_t pinned = 0, all = 0;
     scratch_begin();
     open_model(&m, "float");
-    char *data = path_of(scratch_folder, "data.h5"), *folder = path_of(scratch_folder, "run"), *last = path_of(folder, "last.h5");
+    char *data = path_of(scratch_folder, "data.h5"), *folder = path_of(scratch_folder, "run"),
+         *last = path_of(folder, "last.h5");
     generate(&m, data, 3000, 1, KD_START_BOS);
     md_free(&m);
     OK(train(folder, data, &how, NULL, 30, &r));
@@ -247,7 +204,8 @@ START_TEST(stored_logits_of_nearly_all_tokens_train_as_the_teacher_does)
     md_model m;
     scratch_begin();
     open_model(&m, "float");
-    char *data = path_of(scratch_folder, "data.h5"), *a = path_of(scratch_folder, "live"), *b = path_of(scratch_folder, "stored");
+    char *data = path_of(scratch_folder, "data.h5"), *a = path_of(scratch_folder, "live"),
+         *b = path_of(scratch_folder, "stored");
     training how = trainings[5];
     how.text_share = 0;
     generate(&m, data, 6000, 1, KD_START_BOS);
@@ -256,7 +214,8 @@ START_TEST(stored_logits_of_nearly_all_tokens_train_as_the_teacher_does)
     OK(train(a, data, &how, NULL, 40, &live));
     how.top_k = 40; /* of 41; the logarithms are halves, so another path, to the same place */
     OK(train(b, data, &how, NULL, 40, &stored));
-    ck_assert_msg(fabs(stored.best_kl - live.best_kl) < 0.15 * live.best_kl, "KL %g, %g with the teacher", stored.best_kl, live.best_kl);
+    ck_assert_msg(fabs(stored.best_kl - live.best_kl) < 0.15 * live.best_kl, "KL %g, %g with the teacher",
+                  stored.best_kl, live.best_kl);
     free(data);
     free(a);
     free(b);
@@ -303,7 +262,8 @@ START_TEST(distillation_beats_round_to_nearest)
     scratch_begin();
     open_model(&m, "float");
     open_model(&rtn, "w4a8kv4");
-    char *data = path_of(scratch_folder, "data.h5"), *heldout = path_of(scratch_folder, "held.h5"), *run = path_of(scratch_folder, "run");
+    char *data = path_of(scratch_folder, "data.h5"), *heldout = path_of(scratch_folder, "held.h5"),
+         *run = path_of(scratch_folder, "run");
     generate(&m, data, 20000, 1, KD_START_BOS);
     generate(&m, heldout, 2000, 2, KD_START_BOS);
     OK(fm_tokens_open(&held, heldout, NULL, FM_SPLIT_NONE));
@@ -329,15 +289,12 @@ int main(void)
     TCase *tc = tcase_create("distill");
     tcase_set_timeout(tc, 120);
     tcase_add_loop_test(tc, interrupted_generation_ends_in_the_same_bytes, 0, 3);
+    tcase_add_loop_test(tc, rows_are_made_as_the_scheme_says, 0, 2);
     tcase_add_loop_test(tc, interrupted_training_ends_in_the_same_bytes, 0, N_TRAININGS);
     tcase_add_test(tc, pinned_weights_lie_on_the_grid);
     tcase_add_test(tc, stored_logits_of_nearly_all_tokens_train_as_the_teacher_does);
     tcase_add_test(tc, damaged_checkpoints_are_refused_and_kept);
     tcase_add_test(tc, distillation_beats_round_to_nearest);
     suite_add_tcase(suite, tc);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return run_suite(suite);
 }

@@ -1,7 +1,7 @@
 /* test_documents.c - where documents of a text begin and end, plain and gzipped. */
 #include "io/io.h"
 #include "scratch.h"
-#include <check.h>
+#include "suite.h"
 #include <zlib.h>
 
 #define COUNT(a) ((int)(sizeof(a) / sizeof *(a)))
@@ -214,9 +214,5 @@ int main(void)
     tcase_add_test(t, tinystories_has_888_stories);
     tcase_add_test(t, every_failing_allocation_is_reported);
     suite_add_tcase(suite, t);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return run_suite(suite);
 }

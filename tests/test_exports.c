@@ -3,6 +3,7 @@
  */
 #include "models_made.h"
 #include "scratch.h"
+#include "suite.h"
 
 static const char *const targets[MD_TARGETS] = {"llama2c",  "llama2c-f32", "gguf",
                                                 "gguf-f32", "gguf-f16",    "safetensors"};
@@ -234,9 +235,5 @@ int main(void)
     tcase_set_tags(slow, "slow");
     tcase_add_loop_test(slow, folded_and_exported_equal_fake_quant, N_MADE_SHAPES, 6 * N_MADE_SHAPES);
     suite_add_tcase(s, slow);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_ENV);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed ? 1 : 0;
+    return run_suite(s);
 }

@@ -1,5 +1,6 @@
 /* test_fakequant.c - sites and their operators: fake-quant is the fold, what passes a gradient, memory. */
 #include "random_spec.h"
+#include "suite.h"
 #include "world.h"
 #include <math.h>
 #include <omp.h>
@@ -487,9 +488,5 @@ int main(void)
     tcase_add_test(tc, textbook_values_come_out);
     tcase_add_loop_test(tc, activation_of_a_row_depends_on_that_row_alone, 0, 4);
     suite_add_tcase(s, tc);
-    SRunner *sr = srunner_create(s);
-    srunner_run_all(sr, CK_ENV);
-    int failed = srunner_ntests_failed(sr);
-    srunner_free(sr);
-    return failed != 0;
+    return run_suite(s);
 }

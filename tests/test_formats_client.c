@@ -4,6 +4,7 @@
  */
 #include "format_files.h"
 #include "scratch.h"
+#include "suite.h"
 #include <dlfcn.h>
 #include <math.h>
 #include <sys/wait.h>
@@ -225,9 +226,5 @@ int main(void)
     tcase_add_test(c, we_read_what_their_writers_write);
     tcase_add_loop_test(c, every_block_type_decodes_to_their_bits, 0, N_DECODED);
     suite_add_tcase(s, c);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_ENV);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return run_suite(s);
 }

@@ -3,6 +3,7 @@
  */
 #include "format_files.h"
 #include "scratch.h"
+#include "suite.h"
 
 #define VOCAB DATA "tokenizers/ggml-vocab-"
 
@@ -391,9 +392,5 @@ int main(void)
     tcase_add_loop_test(c, files_that_break_a_rule_are_refused, 0, COUNT(by_hand));
     tcase_add_test(c, failed_writing_keeps_the_old_file);
     suite_add_tcase(s, c);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_ENV);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return run_suite(s);
 }

@@ -7,7 +7,7 @@
  * (whose gradients are written, not added to, at the first contribution) give the same gradients as leaves.
  */
 #include "autograd/autograd.h"
-#include <check.h>
+#include "suite.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -318,9 +318,5 @@ int main(void)
     tcase_set_timeout(tc, 60);
     tcase_add_loop_test(tc, gradient_equals_differences, 0, (int)(sizeof cases / sizeof *cases));
     suite_add_tcase(s, tc);
-    SRunner *sr = srunner_create(s);
-    srunner_run_all(sr, CK_ENV);
-    int failed = srunner_ntests_failed(sr);
-    srunner_free(sr);
-    return failed != 0;
+    return run_suite(s);
 }

@@ -6,7 +6,7 @@
  * random projection L = sum r y, to 1e-6 relative. The reference is written from the formulas, on scalars.
  */
 #include "fakequant/fakequant.h"
-#include <check.h>
+#include "suite.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -272,9 +272,5 @@ int main(void)
     tcase_add_loop_test(tc, learned_gradient_equals_differences, 0, n);
     tcase_add_loop_test(tc, second_backward_adds_the_same_again, 0, n);
     suite_add_tcase(s, tc);
-    SRunner *sr = srunner_create(s);
-    srunner_run_all(sr, CK_ENV);
-    int failed = srunner_ntests_failed(sr);
-    srunner_free(sr);
-    return failed != 0;
+    return run_suite(s);
 }

@@ -1,8 +1,8 @@
 /* test_grid.c - the grid: textbook values, every bits x levels x grain x scale type, clients' rules, hostile numbers.
  */
 #include "kernels/kernels.h"
+#include "suite.h"
 
-#include <check.h>
 #include <float.h>
 #include <math.h>
 #include <omp.h>
@@ -441,9 +441,5 @@ int main(void)
     tcase_add_test(c, search_finds_no_worse_scales);
     tcase_add_test(c, threads_and_instruction_sets_change_no_code);
     suite_add_tcase(s, c);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_ENV);
-    const int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return run_suite(s);
 }

@@ -3,6 +3,7 @@
  */
 #include "format_files.h"
 #include "scratch.h"
+#include "suite.h"
 #include <hdf5.h>
 #include <signal.h>
 #include <sys/resource.h>
@@ -487,9 +488,5 @@ int main(void)
     tcase_add_test(c, what_is_given_up_leaves_nothing);
     tcase_add_loop_test(c, what_we_do_not_write_is_refused, 0, COUNT(foreign));
     suite_add_tcase(s, c);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_ENV);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return run_suite(s);
 }

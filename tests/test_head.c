@@ -1,7 +1,7 @@
 /* test_head.c - the head and its losses against their definitions, written out in double. */
 #include "autograd/autograd.h"
 #include "coded.h"
-#include <check.h>
+#include "suite.h"
 #include <math.h>
 #include <string.h>
 
@@ -217,9 +217,5 @@ int main(void)
     tcase_add_test(tc, head_without_scored_rows_is_zero);
     tcase_add_test(tc, head_passes_on_the_teachers_failure);
     suite_add_tcase(s, tc);
-    SRunner *sr = srunner_create(s);
-    srunner_run_all(sr, CK_ENV);
-    int failed = srunner_ntests_failed(sr);
-    srunner_free(sr);
-    return failed != 0;
+    return run_suite(s);
 }

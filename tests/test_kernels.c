@@ -2,8 +2,8 @@
  * references; results do not depend on threads. Products are in test_products.c.
  */
 #include "kernels/kernels_isa.h"
+#include "suite.h"
 
-#include <check.h>
 #include <math.h>
 #include <omp.h>
 #include <stdlib.h>
@@ -339,9 +339,5 @@ int main(void)
     tcase_add_test(c, the_table_in_use_has_a_name);
     tcase_add_test(c, openblas_is_told_a_core_only_where_its_own_is_below_the_cpu);
     suite_add_tcase(s, c);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_ENV);
-    const int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return run_suite(s);
 }

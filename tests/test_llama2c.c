@@ -3,6 +3,7 @@
  */
 #include "format_files.h"
 #include "scratch.h"
+#include "suite.h"
 #include <math.h>
 
 #define STORIES DATA "stories260k/stories260K"
@@ -290,9 +291,5 @@ int main(void)
     tcase_add_loop_test(c, sizes_that_overflow_are_refused, 0, 4);
     tcase_add_test(c, failed_writing_keeps_the_old_file);
     suite_add_tcase(s, c);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_ENV);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return run_suite(s);
 }

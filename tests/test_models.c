@@ -2,6 +2,7 @@
  */
 #include "models_made.h"
 #include "scratch.h"
+#include "suite.h"
 #include <math.h>
 
 #define STORIES "../shared/data/stories260k/"
@@ -311,6 +312,37 @@ START_TEST(tokenizer_of_another_size_is_refused)
 }
 END_TEST
 
+START_TEST(a_folder_gives_its_tokenizer_to_the_model)
+{
+    static const char before[] = "{\"model\": {\"type\": \"BPE\", \"vocab\": {",
+                      after[] = "}, \"merges\": []}, "
+                                "\"pre_tokenizer\": {\"type\": \"ByteLevel\", \"add_prefix_space\": false}, "
+                                "\"decoder\": {\"type\": \"ByteLevel\"}}";
+    md_model m;
+    fm_ids ids = {0};
+    char text[1024];
+    scratch_begin();
+    made_model(&m, &made_shapes[0], "float", 14);
+    ck_assert(md_export(&m, "safetensors", scratch_path("hf"), NULL, 0) == NB_OK);
+    md_free(&m);
+    opened(&m, scratch_path("hf"), NULL);
+    ck_assert_int_eq(m.tokenizer.kind, FM_TOKENIZER_NONE);
+    md_free(&m);
+    size_t n = (size_t)snprintf(text, sizeof text, "%s", before);
+    for (int i = 0; i < 37; i++)
+        n += (size_t)snprintf(text + n, sizeof text - n, "%s\"%c\": %d", i ? ", " : "",
+                              'A' + i + (i >= 'Z' - 'A' ? 6 : 0), i);
+    n += (size_t)snprintf(text + n, sizeof text - n, "%s", after);
+    (void)scratch_write("hf/tokenizer.json", text, n);
+    opened(&m, scratch_path("hf"), NULL);
+    ck_assert_int_eq(m.tokenizer.kind, FM_TOKENIZER_BPE);
+    ck_assert(fm_tokenizer_encode(&m.tokenizer, &ids, "CAB", 3, 0) == NB_OK && ids.n == 3 && ids.id[0] == 2);
+    fm_ids_free(&ids);
+    md_free(&m);
+    scratch_end();
+}
+END_TEST
+
 START_TEST(every_failing_allocation_is_survived)
 {
     md_model m;
@@ -350,11 +382,8 @@ int main(void)
     tcase_add_loop_test(c, hf_configs_are_read_or_refused, 0, sizeof hf_configs / sizeof *hf_configs);
     tcase_add_loop_test(c, hf_export_reads_back_its_config, 0, N_MADE_SHAPES);
     tcase_add_test(c, tokenizer_of_another_size_is_refused);
+    tcase_add_test(c, a_folder_gives_its_tokenizer_to_the_model);
     tcase_add_loop_test(c, every_failing_allocation_is_survived, 0, 4);
     suite_add_tcase(s, c);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_ENV);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed ? 1 : 0;
+    return run_suite(s);
 }

@@ -2,6 +2,7 @@
  */
 #include "models_made.h"
 #include "scratch.h"
+#include "suite.h"
 #include <math.h>
 
 static void same_params(const md_model *a, const md_model *b)
@@ -134,7 +135,7 @@ START_TEST(folded_file_with_latent_floats_goes_on)
     opened(&folded, scratch_path("again.h5"), NULL);
     made_compare_models(&m, &folded, "folded twice");
     refused(codes, &o, NB_USAGE, "latent floats");
-    refused(codes, &other, NB_USAGE, "is folded by recipe q8_0");
+    refused(codes, &other, NB_USAGE, "is folded by recipe w4a8kv8");
     md_free(&folded);
     md_free(&train);
     md_free(&m);
@@ -259,9 +260,5 @@ int main(void)
     tcase_add_test(c, values_that_are_not_finite_are_refused);
     tcase_add_test(c, other_files_are_refused_by_name);
     suite_add_tcase(s, c);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_ENV);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed ? 1 : 0;
+    return run_suite(s);
 }

@@ -1,4 +1,5 @@
 /* test_observers.c - static ranges and starts of learned ones from what activations were. */
+#include "suite.h"
 #include "world.h"
 #include <math.h>
 #include <stdlib.h>
@@ -216,9 +217,5 @@ int main(void)
     LOOP(tc, restored_state_goes_on_as_if_never_stopped, kept);
     tcase_add_test(tc, damaged_state_is_refused_or_harmless);
     suite_add_tcase(s, tc);
-    SRunner *sr = srunner_create(s);
-    srunner_run_all(sr, CK_ENV);
-    int failed = srunner_ntests_failed(sr);
-    srunner_free(sr);
-    return failed != 0;
+    return run_suite(s);
 }

@@ -1,7 +1,7 @@
 /* test_operators.c - what operators promise beside their gradients (test_gradient.c): codes, refusals, masks. */
 #include "autograd/autograd.h"
 #include "coded.h"
-#include <check.h>
+#include "suite.h"
 #include <math.h>
 #include <string.h>
 
@@ -350,9 +350,5 @@ int main(void)
     tcase_add_test(tc, ids_outside_the_table_are_refused);
     tcase_add_test(tc, dropout_repeats_its_mask_and_keeps_the_mean);
     suite_add_tcase(s, tc);
-    SRunner *sr = srunner_create(s);
-    srunner_run_all(sr, CK_ENV);
-    int failed = srunner_ntests_failed(sr);
-    srunner_free(sr);
-    return failed != 0;
+    return run_suite(s);
 }

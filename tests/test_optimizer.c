@@ -1,7 +1,7 @@
 /* test_optimizer.c - AdamW and SGD against PyTorch, clipping, threads; schedules. */
 #include "autograd/autograd.h"
 #include "coded.h"
-#include <check.h>
+#include "suite.h"
 #include <math.h>
 #include <omp.h>
 #include <stdlib.h>
@@ -176,9 +176,5 @@ int main(void)
     tcase_add_test(tc, a_step_does_not_depend_on_threads);
     tcase_add_loop_test(tc, schedules_follow_their_formulas, 0, COUNT(schedule_cases));
     suite_add_tcase(s, tc);
-    SRunner *sr = srunner_create(s);
-    srunner_run_all(sr, CK_ENV);
-    int failed = srunner_ntests_failed(sr);
-    srunner_free(sr);
-    return failed != 0;
+    return run_suite(s);
 }

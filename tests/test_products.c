@@ -1,8 +1,8 @@
 /* test_products.c - tiles, library products, integer products: against plain loops, in every table.
  */
 #include "kernels/kernels_isa.h"
+#include "suite.h"
 
-#include <check.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -417,9 +417,5 @@ int main(void)
     tcase_add_test(c, products_that_could_overflow_are_refused);
     tcase_add_test(c, decoding_products_match_decoded_weights);
     suite_add_tcase(s, c);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_ENV);
-    const int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return run_suite(s);
 }

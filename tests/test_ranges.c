@@ -1,5 +1,6 @@
 /* test_ranges.c - where ranges come from: starts of weights, histograms. Each method against its definition, written plainly. */
 #include "fakequant/ranges.h"
+#include "suite.h"
 #include "world.h"
 #include <math.h>
 #include <stdlib.h>
@@ -341,9 +342,5 @@ int main(void)
     tcase_add_test(tc, histogram_grows_without_losing_a_value);
     tcase_add_test(tc, merged_histograms_hold_both);
     suite_add_tcase(s, tc);
-    SRunner *sr = srunner_create(s);
-    srunner_run_all(sr, CK_ENV);
-    int failed = srunner_ntests_failed(sr);
-    srunner_free(sr);
-    return failed != 0;
+    return run_suite(s);
 }

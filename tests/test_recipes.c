@@ -1,8 +1,8 @@
 /* test_recipes.c - specs and recipes: what a name means, that text and spec are one, what is refused and why. */
 #include "random_spec.h"
 #include "scratch.h"
+#include "suite.h"
 #include "world.h"
-#include <check.h>
 
 /* ---- specs -------------------------------------------------------------------------------- */
 
@@ -390,9 +390,5 @@ int main(void)
     tcase_add_test(tc, a_recipe_opens_by_name_and_by_path);
     tcase_add_test(tc, running_out_of_memory_is_a_message);
     suite_add_tcase(s, tc);
-    SRunner *sr = srunner_create(s);
-    srunner_run_all(sr, CK_ENV);
-    int failed = srunner_ntests_failed(sr);
-    srunner_free(sr);
-    return failed != 0;
+    return run_suite(s);
 }

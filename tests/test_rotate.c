@@ -5,6 +5,7 @@
 #include "ptq/orthogonal.h"
 #include "ptq/ptq.h"
 #include "scratch.h"
+#include "suite.h"
 #include <math.h>
 
 START_TEST(matrices_are_orthogonal)
@@ -230,9 +231,5 @@ int main(void)
     tcase_add_test(c, folded_models_are_refused);
     tcase_add_test(c, stories_keep_their_logits);
     suite_add_tcase(s, c);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_ENV);
-    const int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return run_suite(s);
 }

@@ -3,6 +3,7 @@
  */
 #include "format_files.h"
 #include "scratch.h"
+#include "suite.h"
 
 static const float floats[24] = {1, -2, 3.5F};
 static const uint16_t halves[6] = {0x3C00, 0xC000};
@@ -293,9 +294,5 @@ int main(void)
     tcase_add_test(c, a_single_file_in_a_folder_comes_first);
     tcase_add_test(c, shards_with_one_name_twice_are_refused);
     suite_add_tcase(s, c);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_ENV);
-    int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+    return run_suite(s);
 }

@@ -2,6 +2,7 @@
  * Reference ids: spm_encode 0.1.97, and llama.cpp's ggml-vocab-llama-spm.gguf.{inp,out}.
  */
 #include "scratch.h"
+#include "suite.h"
 #include "tokenizer_files.h"
 #include <math.h>
 
@@ -325,9 +326,5 @@ int main(void)
     tcase_add_loop_test(t, a_stream_holds_back_what_is_unfinished, 0, COUNT(streams));
     tcase_add_test(t, the_byte_tokenizer_is_the_bytes);
     suite_add_tcase(suite, t);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return run_suite(suite);
 }

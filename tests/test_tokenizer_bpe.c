@@ -3,6 +3,7 @@
  */
 #include "random_texts.h"
 #include "scratch.h"
+#include "suite.h"
 #include "tokenizer_made.h"
 
 #define GPT2_VOCAB DATA "tokenizers/gpt2_vocab.json"
@@ -320,9 +321,5 @@ int main(void)
     tcase_add_test(t, decoding_gives_the_text_back);
     tcase_add_test(t, bytes_that_are_no_text_come_back_too);
     suite_add_tcase(suite, t);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return run_suite(suite);
 }

@@ -4,6 +4,7 @@
  * Phi-3-mini; what they make is jinja2 3.1's, set up as in transformers (trim_blocks, lstrip_blocks).
  */
 #include "scratch.h"
+#include "suite.h"
 #include "tokenizer_made.h"
 
 static const fm_chat_message conversation[][4] = {
@@ -252,9 +253,5 @@ int main(void)
     tcase_add_test(t, special_tokens_are_read_where_they_may_be);
     tcase_add_test(t, special_tokens_are_silent_unless_asked);
     suite_add_tcase(suite, t);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return run_suite(suite);
 }

@@ -2,6 +2,7 @@
  * vocabularies, and on random vocabularies with every kind of piece and setting.
  */
 #include "scratch.h"
+#include "suite.h"
 #include "tokenizer_files.h"
 
 /* Where Debian's sentencepiece is installed: a text, line by line, through both. */
@@ -131,9 +132,5 @@ int main(void)
     tcase_add_loop_test(t, ids_equal_spm_encode_on_a_text, 0, 2);
     tcase_add_loop_test(t, ids_equal_spm_encode_on_random_vocabularies, 0, 32);
     suite_add_tcase(suite, t);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return run_suite(suite);
 }

@@ -1,6 +1,7 @@
 /* test_tokenizer_files.c - the serialized form holds the whole tokenizer; files that lie are refused, with the reason.
  */
 #include "scratch.h"
+#include "suite.h"
 #include "tokenizer_files.h"
 #include <math.h>
 
@@ -272,9 +273,5 @@ int main(void)
     tcase_add_loop_test(t, a_cut_file_is_refused, 0, 2);
     tcase_add_test(t, every_failing_allocation_is_reported);
     suite_add_tcase(suite, t);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return run_suite(suite);
 }

@@ -2,6 +2,7 @@
  * with the reason; so is every allocation that fails.
  */
 #include "scratch.h"
+#include "suite.h"
 #include "tokenizer_made.h"
 
 /* ---- tokenizer.json ---- */
@@ -362,9 +363,5 @@ int main(void)
     tcase_add_test(t, every_failing_allocation_is_reported);
     tcase_add_test(t, a_damaged_serialized_form_does_no_harm);
     suite_add_tcase(suite, t);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return run_suite(suite);
 }

@@ -6,6 +6,7 @@
  */
 #include "random_texts.h"
 #include "scratch.h"
+#include "suite.h"
 #include "tokenizer_files.h"
 #include <stdarg.h>
 
@@ -201,9 +202,5 @@ int main(void)
     tcase_add_loop_test(t, ids_and_pieces_equal_libllama, 0, COUNT(vocabularies));
     tcase_add_loop_test(t, the_47_vectors_pass, 0, COUNT(vocabularies));
     suite_add_tcase(suite, t);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return run_suite(suite);
 }

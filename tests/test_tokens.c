@@ -2,6 +2,7 @@
  * are refused.
  */
 #include "scratch.h"
+#include "suite.h"
 #include "token_batches.h"
 
 static const int64_t vocabularies[] = {257, 65536, 65537, 200000};
@@ -288,9 +289,5 @@ int main(void)
     tcase_add_test(t, another_tokenizer_than_the_file_s_is_refused);
     tcase_add_test(t, every_failing_allocation_is_reported);
     suite_add_tcase(suite, t);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return run_suite(suite);
 }

@@ -2,6 +2,7 @@
  * same bytes; it goes on only with the settings that it was begun with.
  */
 #include "scratch.h"
+#include "suite.h"
 #include "token_batches.h"
 #include <signal.h>
 #include <sys/resource.h>
@@ -213,9 +214,5 @@ int main(void)
     tcase_add_test(t, only_one_writer_at_a_time);
     tcase_add_test(t, settings_without_sense_are_refused);
     suite_add_tcase(suite, t);
-    SRunner *runner = srunner_create(suite);
-    srunner_run_all(runner, CK_ENV);
-    int failed = srunner_ntests_failed(runner);
-    srunner_free(runner);
-    return failed != 0;
+    return run_suite(suite);
 }

@@ -41,11 +41,11 @@ status cl_precision(kn_precision *p, const cl_common *c, const md_config *config
 /* A model file or run folder, with the tokenizer of the common options if there is one. recipe: NULL, or one for a
  * float model. train: latent floats are wanted. */
 status cl_open_model(md_model *m, const char *path, const cl_common *c, const char *recipe, bool train);
-/* The text or token file of --data, with the model's tokenizer. */
-status cl_open_data(fm_tokens *t, const char *path, const cl_common *c, const md_model *m);
-/* A token file may carry the tokenizer that the model's own file lacks: the model keeps it, so that what is made of it
- * runs. */
-status cl_adopt_tokenizer(md_model *m, const fm_tokens *data);
+/* A text or token file, with the model's tokenizer. A token file may carry the one that the model's own file lacks: the model
+ * keeps it, so that what is made of it runs. */
+status cl_open_data(fm_tokens *t, const char *path, const cl_common *c, md_model *m);
+/* What fold and ptq end with: the size of the model that was written to -o; method NULL: plain folding. */
+status cl_report_folded(const md_model *m, const char *method, const cl_common *c);
 /* Text to stdout, flushed at once; NB_IO when it cannot be written. */
 status cl_print(const char *text, size_t bytes);
 /* What a writer holds as one line on stdout. */

@@ -4,8 +4,8 @@
 
 typedef struct {
     cl_common common;
-    int64_t tokens, batch, top_k;
-    double temperature, top_p;
+    int64_t tokens, batch;
+    rt_sampling how;
     int start;
     bool restart;
 } data_options;
@@ -43,7 +43,7 @@ static status generate(const char *model, const data_options *o)
     kd_data_report report;
     cl_progress line;
     kd_data_options k = {.start = (kd_start)o->start,
-                         .sampling = {o->temperature, o->top_k, o->top_p},
+                         .sampling = o->how,
                          .tokens = o->tokens,
                          .ctx = o->common.ctx,
                          .slots = o->batch,
@@ -73,9 +73,9 @@ int cl_data(int argc, char **argv)
         {"--start", "bos|hybrid|mixed", CL_CHOICE, &o.start, "bos",
          "how a row begins: with BOS and sampling; with a random token, 3 to 5 likely ones, then sampling "
          "(LLM-QAT); or, for chat models, a mixture of these and of <|endoftext|>, what stands between documents"},
-        {"--temp", "T", CL_NUMBER, &o.temperature, "1", "temperature of sampling"},
-        {"--top-k", "N", CL_COUNT, &o.top_k, "0", "sample among the N likeliest tokens only (0: all)"},
-        {"--top-p", "P", CL_NUMBER, &o.top_p, "0", "sample among the likeliest tokens of this probability (0: all)"},
+        {"--temp", "T", CL_NUMBER, &o.how.temperature, "1", "temperature of sampling"},
+        {"--top-k", "N", CL_COUNT, &o.how.top_k, "0", "sample among the N likeliest tokens only (0: all)"},
+        {"--top-p", "P", CL_NUMBER, &o.how.top_p, "0", "sample among the likeliest tokens of this probability (0: all)"},
         {"--batch", "N", CL_COUNT, &o.batch, "0", "rows made at once; a part of what decides the result (0: 64)"},
         {"--restart", NULL, CL_FLAG, &o.restart, NULL, "discard what an interrupted run of this command left"},
     };

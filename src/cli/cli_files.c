@@ -5,6 +5,7 @@
 #include <omp.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 const char *cl_users_blas_core(void)
@@ -59,6 +60,12 @@ static status check_parent(const char *path)
     return s;
 }
 
+static bool is_regular(const char *path)
+{
+    struct stat st;
+    return stat(path, &st) == 0 && S_ISREG(st.st_mode);
+}
+
 static bool is_empty_folder(const char *path)
 {
     DIR *d = opendir(path);
@@ -81,6 +88,8 @@ status cl_check_output(const cl_common *c, bool is_folder)
                        is_folder ? "folder" : "file");
     if (nb_path_exists(path) && !c->force && !(is_folder && is_empty_folder(path)))
         return nb_fail(NB_IO, "%s: is there already (--force replaces it)", path);
+    if (nb_path_exists(path) && !is_folder && !is_regular(path))
+        return nb_fail(NB_IO, "%s: is a device, -o wants the name of a file", path);
     return check_parent(path);
 }
 
@@ -102,19 +111,7 @@ status cl_open_model(md_model *m, const char *path, const cl_common *c, const ch
     return kd_open(m, path, c->which == 0 ? "best" : "last", &o);
 }
 
-status cl_open_data(fm_tokens *t, const char *path, const cl_common *c, const md_model *m)
-{
-    const fm_tokenizer *tk = m->tokenizer.kind != FM_TOKENIZER_NONE ? &m->tokenizer : NULL;
-    TRY(fm_tokens_open(t, path, tk, (fm_split)c->split));
-    if (t->vocab_size <= m->config.vocab)
-        return NB_OK;
-    status s = nb_fail(NB_USAGE, "%s: ids of a vocabulary of %lld, the model has %lld", path, (long long)t->vocab_size,
-                       (long long)m->config.vocab);
-    fm_tokens_close(t);
-    return s;
-}
-
-status cl_adopt_tokenizer(md_model *m, const fm_tokens *data)
+static status adopt_tokenizer(md_model *m, const fm_tokens *data)
 {
     uint8_t *bytes;
     size_t n;
@@ -124,6 +121,47 @@ status cl_adopt_tokenizer(md_model *m, const fm_tokens *data)
     status s = fm_tokenizer_from_bytes(&m->tokenizer, bytes, n);
     free(bytes);
     return s;
+}
+
+status cl_open_data(fm_tokens *t, const char *path, const cl_common *c, md_model *m)
+{
+    const fm_tokenizer *tk = m->tokenizer.kind != FM_TOKENIZER_NONE ? &m->tokenizer : NULL;
+    TRY(fm_tokens_open(t, path, tk, (fm_split)c->split));
+    status s = t->vocab_size <= m->config.vocab
+                   ? adopt_tokenizer(m, t)
+                   : nb_fail(NB_USAGE, "%s: ids of a vocabulary of %lld, the model has %lld", path,
+                             (long long)t->vocab_size, (long long)m->config.vocab);
+    if (s != NB_OK)
+        fm_tokens_close(t);
+    return s;
+}
+
+status cl_report_folded(const md_model *m, const char *method, const cl_common *c)
+{
+    md_size size;
+    md_measure(&size, m);
+    const char *recipe = m->recipe.n ? m->recipe.name : "float";
+    const int64_t bytes = md_size_bytes(&size);
+    const double bits = 8.0 * (double)bytes / (double)size.params;
+    if (c->json) {
+        nb_writer w = {0};
+        nb_json_open(&w, NULL, '{');
+        if (method)
+            nb_json_put_string(&w, "method", method);
+        nb_json_put_string(&w, "recipe", recipe);
+        nb_json_put_int(&w, "params", size.params);
+        nb_json_put_int(&w, "bytes", bytes);
+        nb_json_put_number(&w, "bits_per_param", bits);
+        nb_json_close(&w, '}');
+        return cl_print_json(&w);
+    }
+    if (c->quiet)
+        return NB_OK;
+    char text[32];
+    cl_size(text, sizeof text, (double)bytes);
+    cl_say("%s: %s%s%s of codes, scales and float tensors, %.2f bits per parameter, recipe %s\n", c->output,
+           method ? method : "", method ? ", " : "", text, bits, recipe);
+    return NB_OK;
 }
 
 status cl_print(const char *text, size_t bytes)

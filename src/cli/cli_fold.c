@@ -16,41 +16,20 @@ static status find_ranges(md_model *m, const fold_options *o)
     static const fq_start start[] = {FQ_START_ABSMAX, FQ_START_MSE, FQ_START_IMPORTANCE};
     fm_tokens data = {0};
     cl_progress line;
+    kn_precision precision;
+    TRY(cl_precision(&precision, &o->common, &m->config));
     if (o->common.data)
         TRY(cl_open_data(&data, o->common.data, &o->common, m));
-    if (o->common.data)
-        TRY(cl_adopt_tokenizer(m, &data));
     const nb_progress progress = cl_progress_start(&line, "fold", "samples", o->common.quiet);
-    const kd_calibration c = {.samples = o->samples, .length = o->common.ctx, .seed = o->common.seed, .progress = &progress};
+    const kd_calibration c = {.samples = o->samples,
+                              .length = o->common.ctx,
+                              .seed = o->common.seed,
+                              .precision = precision,
+                              .progress = &progress};
     status s = kd_find_ranges(m, start[o->range], o->common.data ? &data : NULL, &c);
     cl_progress_end(&line);
     fm_tokens_close(&data);
     return s;
-}
-
-static status report(const md_model *m, const fold_options *o)
-{
-    md_size size;
-    md_measure(&size, m);
-    const int64_t bytes = md_size_bytes(&size);
-    const double bits = 8.0 * (double)bytes / (double)size.params;
-    if (o->common.json) {
-        nb_writer w = {0};
-        nb_json_open(&w, NULL, '{');
-        nb_json_put_string(&w, "recipe", m->recipe.name);
-        nb_json_put_int(&w, "params", size.params);
-        nb_json_put_int(&w, "bytes", bytes);
-        nb_json_put_number(&w, "bits_per_param", bits);
-        nb_json_close(&w, '}');
-        return cl_print_json(&w);
-    }
-    if (o->common.quiet)
-        return NB_OK;
-    char text[32];
-    cl_size(text, sizeof text, (double)bytes);
-    cl_say("%s: %s of codes, scales and float tensors, %.2f bits per parameter, recipe %s\n", o->common.output, text,
-           bits, m->recipe.name);
-    return NB_OK;
 }
 
 static status fold_model(md_model *m, const char *path, const fold_options *o)
@@ -63,14 +42,15 @@ static status fold_model(md_model *m, const char *path, const fold_options *o)
     if (o->recipe)
         TRY(find_ranges(m, o));
     TRY(md_save_folded(m, o->common.output, o->latent));
-    return report(m, o);
+    return cl_report_folded(m, NULL, &o->common);
 }
 
 static status fold(const char *path, const fold_options *o)
 {
     md_model m = {0};
     if (o->common.untie && !o->recipe)
-        return nb_fail(NB_USAGE, "--untie goes with --recipe: a trained model is folded as it was trained (qat --untie)");
+        return nb_fail(NB_USAGE,
+                       "--untie goes with --recipe: a trained model is folded as it was trained (qat --untie)");
     TRY(cl_check_output(&o->common, false));
     TRY(cl_begin(&o->common));
     TRY(cl_open_model(&m, path, &o->common, o->recipe, false));
@@ -97,7 +77,8 @@ int cl_fold(int argc, char **argv)
         .arguments = "MODEL",
         .summary = "make a file of integers from a trained or a float model",
         .explanation = "MODEL is a run folder of `nibble qat`, or a float model with --recipe: plain rounding to\n"
-                       "nearest, the baseline (`nibble ptq` has better ones). The file holds integer codes, scales and zero points, config,\n"
+                       "nearest, the baseline (`nibble ptq` has better ones). The file holds integer codes, scales and "
+                       "zero points, config,\n"
                        "recipe and tokenizer; what it decodes to are bit for bit the weights that training saw.\n"
                        "`nibble eval` and `run` compute with its integers.",
         .examples = "  nibble fold run/ -o student.h5\n"
@@ -107,7 +88,8 @@ int cl_fold(int argc, char **argv)
         .option = option,
         .n = sizeof option / sizeof *option,
         .common = &o.common,
-        .common_mask = CL_DATA | CL_SPLIT | CL_CTX | CL_TOKENIZER | CL_WHICH | CL_UNTIE | CL_OUTPUT | CL_FORCE | CL_SEEDED | CL_JSON};
+        .common_mask = CL_DATA | CL_SPLIT | CL_CTX | CL_TOKENIZER | CL_WHICH | CL_UNTIE | CL_OUTPUT | CL_FORCE |
+                       CL_SEEDED | CL_PRECISION | CL_JSON};
     const char *argument[CL_MAX_ARGUMENTS];
     int code;
     return cl_parse(&command, argc, argv, argument, &code) ? cl_exit(fold(argument[0], &o)) : code;

@@ -29,8 +29,8 @@ static status list_methods(bool json)
     for (int64_t i = 0; i < n; i++) {
         const char *line = method[i].explanation, *second = strchr(line, '\n');
         char text[512];
-        const int bytes = snprintf(text, sizeof text, "%-12s%.*s\n%-12s%s\n", method[i].name, (int)(second - line), line, "",
-                                   second + 1);
+        const int bytes = snprintf(text, sizeof text, "%-12s%.*s\n%-12s%s\n", method[i].name, (int)(second - line),
+                                   line, "", second + 1);
         TRY(cl_print(text, (size_t)bytes));
     }
     return NB_OK;
@@ -79,37 +79,15 @@ static status run_methods(md_model *m, const ptq_options *o, fm_tokens *data)
     for (int i = 0; i < o->n; i++) {
         cl_progress line;
         const nb_progress progress = cl_progress_start(&line, o->method[i]->name, "samples", o->common.quiet);
-        const pt_options p = {.data = data,
-                              .calibration = {.samples = o->samples, .length = o->length, .seed = o->common.seed, .progress = &progress},
-                              .seed = o->common.seed};
+        const pt_options p = {
+            .data = data,
+            .calibration = {.samples = o->samples, .length = o->length, .seed = o->common.seed, .progress = &progress},
+            .seed = o->common.seed};
         status s = o->method[i]->run(m, &p);
         cl_progress_end(&line);
         TRY(s);
     }
     return m->recipe.n ? md_save_folded(m, o->common.output, true) : md_save_model(m, o->common.output, FM_F32);
-}
-
-static status report(const md_model *m, const char *methods, const ptq_options *o)
-{
-    md_size size;
-    md_measure(&size, m);
-    const int64_t bytes = md_size_bytes(&size);
-    const double bits = 8.0 * (double)bytes / (double)size.params;
-    if (o->common.json) {
-        nb_writer w = {0};
-        nb_json_open(&w, NULL, '{');
-        nb_json_put_string(&w, "method", methods);
-        nb_json_put_string(&w, "recipe", m->recipe.n ? m->recipe.name : "float");
-        nb_json_put_int(&w, "params", size.params);
-        nb_json_put_int(&w, "bytes", bytes);
-        nb_json_put_number(&w, "bits_per_param", bits);
-        nb_json_close(&w, '}');
-        return cl_print_json(&w);
-    }
-    if (!o->common.quiet)
-        cl_say("%s: %s, recipe %s, %.2f bits per parameter\n", o->common.output, methods,
-               m->recipe.n ? m->recipe.name : "float", bits);
-    return NB_OK;
 }
 
 static status run(const char *methods, const char *path, ptq_options *o)
@@ -125,18 +103,17 @@ static status run(const char *methods, const char *path, ptq_options *o)
     TRY(cl_check_output(&o->common, false));
     TRY(cl_begin(&o->common));
     TRY(cl_open_model(&m, path, &o->common, o->recipe, false));
-    status s = m.folded ? nb_fail(NB_USAGE, "%s: is folded already, by recipe %s", path, m.recipe.name)
-               : m.recipe.n && !o->recipe
-                   ? nb_fail(NB_USAGE, "%s: is a run of recipe %s; `nibble fold` makes integers of it", path, m.recipe.name)
-                   : NB_OK;
+    status s =
+        m.folded ? nb_fail(NB_USAGE, "%s: is folded already, by recipe %s", path, m.recipe.name)
+        : m.recipe.n && !o->recipe
+            ? nb_fail(NB_USAGE, "%s: is a run of recipe %s; `nibble fold` makes integers of it", path, m.recipe.name)
+            : NB_OK;
     if (s == NB_OK && o->common.data)
         s = cl_open_data(&data, o->common.data, &o->common, &m);
-    if (s == NB_OK && o->common.data)
-        s = cl_adopt_tokenizer(&m, &data);
     if (s == NB_OK)
         s = run_methods(&m, o, o->common.data ? &data : NULL);
     if (s == NB_OK)
-        s = report(&m, methods, o);
+        s = cl_report_folded(&m, methods, &o->common);
     fm_tokens_close(&data);
     md_free(&m);
     return s;
@@ -147,7 +124,8 @@ int cl_ptq(int argc, char **argv)
     ptq_options o = {0};
     const cl_option option[] = {
         {"--recipe", "NAME|FILE", CL_TEXT, &o.recipe, NULL, "how the model is quantized (`nibble recipes`)"},
-        {"--calib-samples", "N", CL_COUNT, &o.samples, "128", "windows of --data that are looked at, in an order by --seed"},
+        {"--calib-samples", "N", CL_COUNT, &o.samples, "128",
+         "windows of --data that are looked at, in an order by --seed"},
         {"--calib-length", "N", CL_COUNT, &o.length, NULL, "tokens of one (256, or the model's context)"},
         {"--list", NULL, CL_FLAG, &o.list, NULL, "say what each method does"},
     };
@@ -155,9 +133,10 @@ int cl_ptq(int argc, char **argv)
         .name = "ptq",
         .arguments = "[METHOD] [MODEL]",
         .summary = "quantize a model without training",
-        .explanation = "Runs a method, or several joined by + in their order, on a float model. With a recipe the file\n"
-                       "holds codes and the floats they came from: a folded model that runs, and a start for\n"
-                       "training; without one (rotate) it is a float model. `nibble ptq --list` explains the methods.",
+        .explanation =
+            "Runs a method, or several joined by + in their order, on a float model. With a recipe the file\n"
+            "holds codes and the floats they came from: a folded model that runs, and a start for\n"
+            "training; without one (rotate) it is a float model. `nibble ptq --list` explains the methods.",
         .examples = "  nibble ptq importance stories260K.bin --data train.h5 --recipe q4_0 -o q4.h5\n"
                     "  nibble ptq rotate stories260K.bin --tokenizer tok512.bin --seed 1 -o rotated.h5\n"
                     "  nibble ptq rotate+importance stories260K.bin --data train.h5 --recipe w4a8kv16 -o w4.h5",

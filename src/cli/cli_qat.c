@@ -126,7 +126,6 @@ static status open_models(workshop *w, const char *path, const cl_train_options 
 static status open_data(workshop *w, const cl_train_options *o)
 {
     TRY(cl_open_data(&w->data, o->common.data, &o->common, &w->student));
-    TRY(cl_adopt_tokenizer(&w->student, &w->data));
     if (o->text)
         TRY(cl_open_data(&w->text, o->text, &o->common, &w->student));
     return o->heldout ? cl_open_data(&w->heldout, o->heldout, &o->common, &w->student) : NB_OK;
@@ -142,13 +141,13 @@ static status settle(cl_train_options *o, const md_config *c)
         k->start = (fq_start)o->start;
     if (o->recompute != UNSET)
         k->recompute = (kd_recompute)o->recompute;
-    if (o->steps && o->epochs > 0)
+    if (o->steps && o->epochs != 0)
         return nb_fail(NB_USAGE, "--steps and --epochs: one of them, please");
     if (o->steps) {
         k->steps = o->steps;
         k->epochs = 0;
     }
-    if (o->epochs > 0)
+    if (o->epochs != 0)
         k->epochs = o->epochs;
     k->seed = o->common.seed;
     k->ctx = o->common.ctx;

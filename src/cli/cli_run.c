@@ -7,8 +7,8 @@ typedef struct {
     cl_common common;
     const char *prompt, *system;
     bool chat;
-    int64_t n, top_k;
-    double temperature, top_p;
+    int64_t n;
+    rt_sampling how;
 } run_options;
 
 typedef struct {
@@ -57,6 +57,8 @@ static status runner_open(runner *r, const char *path, const run_options *o)
     const md_model *m = &r->model;
     if (m->tokenizer.kind == FM_TOKENIZER_NONE)
         return nb_fail(NB_USAGE, "%s: carries no tokenizer (--tokenizer FILE)", path);
+    if (o->common.ctx > m->config.ctx)
+        return nb_fail(NB_USAGE, "--ctx %lld: the model's context is %lld", (long long)o->common.ctx, (long long)m->config.ctx);
     TRY(cl_precision(&k.precision, &o->common, &m->config));
     TRY(rt_open(&r->session, &r->model, &k));
     TRY(encode_prompt(r, o));
@@ -97,7 +99,6 @@ static status emit(runner *r, fm_text text, bool json)
 static status continue_text(runner *r, const run_options *o)
 {
     const md_model *m = &r->model;
-    const rt_sampling how = {o->temperature, o->top_k, o->top_p};
     double start = nb_seconds();
     TRY(rt_forward(r->session, r->ids.n, NULL, r->ids.id, r->hidden));
     const real *last = r->hidden + (r->ids.n - 1) * m->config.dim;
@@ -106,7 +107,7 @@ static status continue_text(runner *r, const run_options *o)
     for (int64_t i = 0; i < o->n && !cl_interrupted(); i++) {
         TRY(rt_head(r->session, r->logits, last, 1));
         int32_t id =
-            rt_sample(r->logits, m->config.vocab, &how, nb_random_unit(o->common.seed, 0, (uint64_t)i), r->scratch);
+            rt_sample(r->logits, m->config.vocab, &o->how, nb_random_unit(o->common.seed, 0, (uint64_t)i), r->scratch);
         if (is_end(m, id))
             break;
         TRY(fm_ids_reserve(&r->ids, 1));
@@ -152,6 +153,7 @@ static status report(runner *r, const run_options *o)
 static status run(const char *path, const run_options *o)
 {
     runner r = {0};
+    TRY(rt_sampling_check(&o->how));
     TRY(cl_begin(&o->common));
     status s = runner_open(&r, path, o);
     for (int64_t i = 0; s == NB_OK && i < r.prompt_tokens; i++) /* so that the text goes on where the prompt ends */
@@ -177,9 +179,9 @@ int cl_run(int argc, char **argv)
          "-p is what a user says: put it into the model's chat template, print the answer alone"},
         {"--system", "TEXT", CL_TEXT, &o.system, NULL, "with --chat: the system message (the template's own)"},
         {"-n", "N", CL_COUNT, &o.n, "256", "tokens to add at most"},
-        {"--temp", "T", CL_NUMBER, &o.temperature, "0.8", "temperature; 0 takes the likeliest token always"},
-        {"--top-k", "N", CL_COUNT, &o.top_k, "0", "sample among the N likeliest tokens only (0: all)"},
-        {"--top-p", "P", CL_NUMBER, &o.top_p, "0", "sample among the likeliest tokens of this probability (0: all)"},
+        {"--temp", "T", CL_NUMBER, &o.how.temperature, "0.8", "temperature; 0 takes the likeliest token always"},
+        {"--top-k", "N", CL_COUNT, &o.how.top_k, "0", "sample among the N likeliest tokens only (0: all)"},
+        {"--top-p", "P", CL_NUMBER, &o.how.top_p, "0", "sample among the likeliest tokens of this probability (0: all)"},
     };
     const cl_command command = {
         .name = "run",

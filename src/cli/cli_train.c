@@ -72,6 +72,7 @@ status cl_new_model(md_model *m, const cl_train_options *o)
     if (s == NB_OK && o->recipe)
         s = fq_recipe_open(&recipe, o->recipe);
     if (s == NB_OK) {
+        c.tied = c.tied && !o->common.untie;
         c.bos = c.bos < 0 ? tk.bos : c.bos;
         c.eos = c.eos < 0 ? tk.eos : c.eos;
         s = md_build(m, &c, o->recipe ? &recipe : NULL, o->common.seed, false);

@@ -1,6 +1,5 @@
 /* options.c - parsing and explaining command lines from their tables. */
-#include "cli/options.h"
-#include "cli/terminal.h"
+#include "cli/cli.h"
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -217,6 +216,8 @@ static const cl_option *row(const rows *r, int64_t i)
 
 static const cl_option *find(const rows *r, const char *name, size_t bytes)
 {
+    if (same("-h", name, bytes))
+        return find(r, "--help", 6);
     for (int64_t i = 0; i < r->n_own + r->n_common; i++)
         if (same(row(r, i)->name, name, bytes))
             return row(r, i);
@@ -291,7 +292,7 @@ bool cl_parse(const cl_command *c, int argc, char **argv, const char *argument[C
     }
     if (c->common->help) {
         cl_help(stdout, c);
-        *code = 0;
+        *code = cl_exit(NB_OK);
         return false;
     }
     if (n < count_words(c->arguments, true))

@@ -49,7 +49,7 @@ static status watch_all(const reading *r, ag_tape *tape, int64_t *order)
 
 static status watch(const reading *r, ag_tap tap)
 {
-    ag_tape tape = {.no_grad = true, .quantize_off = true, .tap = tap};
+    ag_tape tape = {.no_grad = true, .quantize_off = true, .precision = r->o->precision, .tap = tap};
     int64_t *order = nb_alloc((size_t)r->w->n, sizeof *order);
     status s = order ? watch_all(r, &tape, order) : NB_NOMEM;
     ag_tape_free(&tape);

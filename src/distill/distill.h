@@ -38,6 +38,7 @@ status kd_generate(md_model *teacher, const kd_data_options *o, const char *path
 typedef struct {
     int64_t samples, length; /* windows, and tokens in one; 0: 128, and 256 or the model's context where that is shorter */
     uint64_t seed;
+    kn_precision precision; /* of the forwards */
     const nb_progress *progress;
 } kd_calibration;
 /* Float forwards over these windows with a tap: fq_observe, kd_gather_importance, ... */

@@ -16,11 +16,6 @@ typedef struct {
     int32_t separator; /* of documents, in mixed starts; -1: none */
 } generator;
 
-static int64_t end_of_document(const md_model *m, int32_t token)
-{
-    return token == m->config.bos || token == m->config.eos;
-}
-
 static void generator_free(generator *g)
 {
     rt_close(g->session);
@@ -153,27 +148,37 @@ static status run(generator *g, fm_tokens_writer *w, const nb_progress *progress
     for (int64_t first = w->n_batches * g->slots; first < rows; first += g->slots) {
         int64_t n = rows - first < g->slots ? rows - first : g->slots;
         if (!nb_progress_report(progress, w->n_tokens, total, "generating"))
-            return nb_fail(NB_INTERRUPTED, "stopped at %lld of %lld tokens; the same command goes on from there", (long long)w->n_tokens, (long long)total);
+            return nb_fail(NB_INTERRUPTED, "stopped at %lld of %lld tokens; the same command goes on from there",
+                           (long long)w->n_tokens, (long long)total);
         TRY(make_batch(g, first, n));
         TRY(fm_tokens_writer_append(w, g->rows, n * g->ctx, NULL, 0));
-        for (int64_t i = 0; i < n * g->ctx; i++)
-            report->documents += i % g->ctx == 0 || end_of_document(g->teacher, g->rows[i]);
     }
     report->tokens = w->n_tokens;
+    report->documents = w->n_documents;
     nb_progress_report(progress, total, total, "generating");
     return fm_tokens_writer_finish(w);
 }
 
-status kd_generate(md_model *teacher, const kd_data_options *o, const char *path, bool restart, const nb_progress *progress, kd_data_report *report)
+status kd_generate(md_model *teacher, const kd_data_options *o, const char *path, bool restart,
+                   const nb_progress *progress, kd_data_report *report)
 {
     int64_t limit = teacher->config.ctx;
-    generator g = {.teacher = teacher, .o = o, .ctx = o->ctx ? o->ctx : limit < 256 ? limit : 256, .slots = o->slots ? o->slots : 64, .V = teacher->config.vocab, .separator = -1};
+    generator g = {.teacher = teacher,
+                   .o = o,
+                   .ctx = o->ctx        ? o->ctx
+                          : limit < 256 ? limit
+                                        : 256,
+                   .slots = o->slots ? o->slots : 64,
+                   .V = teacher->config.vocab,
+                   .separator = -1};
     static const char separator[] = "<|endoftext|>";
     kd_data_report unused;
     report = report ? report : &unused;
     *report = (kd_data_report){0};
     if (o->tokens < 1 || g.ctx < 2 || g.ctx > limit)
-        return nb_fail(NB_USAGE, "%lld tokens in rows of %lld: a row has 2 to %lld tokens (the model's context)", (long long)o->tokens, (long long)g.ctx, (long long)limit);
+        return nb_fail(NB_USAGE, "%lld tokens in rows of %lld: a row has 2 to %lld tokens (the model's context)",
+                       (long long)o->tokens, (long long)g.ctx, (long long)limit);
+    TRY(rt_sampling_check(&o->sampling));
     if (o->start == KD_START_MIXED)
         g.separator = fm_tokenizer_find(&teacher->tokenizer, separator, strlen(separator));
     if (g.separator >= g.V)
@@ -187,7 +192,8 @@ status kd_generate(md_model *teacher, const kd_data_options *o, const char *path
     if (s == NB_OK && !(text = settings_text(&g)))
         s = NB_NOMEM;
     if (s == NB_OK) {
-        fm_tokens_settings settings = {g.V, g.ctx, (int64_t)o->seed, text, teacher->tokenizer.kind ? &teacher->tokenizer : NULL};
+        fm_tokens_settings settings = {g.V, g.ctx, (int64_t)o->seed, text,
+                                       teacher->tokenizer.kind ? &teacher->tokenizer : NULL};
         s = fm_tokens_writer_open(&w, path, &settings, restart);
     }
     if (s == NB_OK)

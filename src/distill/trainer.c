@@ -8,7 +8,9 @@
 
 static bool averages_now(const kd_trainer *t)
 {
-    double share = t->o.schedule.kind == AG_CONSTANT ? 1 : t->o.schedule.kind == AG_WSD ? t->o.schedule.decay_share : 0.4;
+    double share = t->o.schedule.kind == AG_CONSTANT ? 1
+                   : t->o.schedule.kind == AG_WSD    ? t->o.schedule.decay_share
+                                                     : 0.4;
     return t->o.average > 0 && (double)t->step > (1 - share) * (double)t->o.steps;
 }
 
@@ -115,20 +117,26 @@ static status resolve(kd_trainer *t)
 {
     kd_train_options *o = &t->o;
     int64_t limit = t->student->config.ctx;
+    TRY(kd_settings_check(o));
     if (t->teacher && t->teacher->config.ctx < limit)
         limit = t->teacher->config.ctx;
     if (o->ctx <= 0)
-        o->ctx = t->data->row_length > 0 && t->data->row_length < limit ? t->data->row_length : limit < 256 ? limit : 256;
+        o->ctx = t->data->row_length > 0 && t->data->row_length < limit ? t->data->row_length
+                 : limit < 256                                          ? limit
+                                                                        : 256;
     if (o->ctx > limit || o->ctx < 2)
-        return nb_fail(NB_USAGE, "rows of %lld tokens: the model's context is %lld", (long long)o->ctx, (long long)limit);
+        return nb_fail(NB_USAGE, "rows of %lld tokens: the model's context is %lld", (long long)o->ctx,
+                       (long long)limit);
     const fm_tokens *sources[] = {t->data, t->heldout, t->text};
     for (int i = 0; i < 3; i++)
         if (sources[i] && sources[i]->vocab_size > t->student->config.vocab)
-            return nb_fail(NB_USAGE, "%s: its vocabulary has %lld tokens, the model's %lld", sources[i]->path, (long long)sources[i]->vocab_size, (long long)t->student->config.vocab);
+            return nb_fail(NB_USAGE, "%s: its vocabulary has %lld tokens, the model's %lld", sources[i]->path,
+                           (long long)sources[i]->vocab_size, (long long)t->student->config.vocab);
     if (t->text && !(o->text_share > 0 && o->text_share < 1))
         return nb_fail(NB_USAGE, "a share of %g of the rows for the second text: above 0 and below 1", o->text_share);
     if (t->teacher && t->teacher->config.vocab != t->student->config.vocab)
-        return nb_fail(NB_USAGE, "the teacher's vocabulary has %lld tokens, the student's %lld", (long long)t->teacher->config.vocab, (long long)t->student->config.vocab);
+        return nb_fail(NB_USAGE, "the teacher's vocabulary has %lld tokens, the student's %lld",
+                       (long long)t->teacher->config.vocab, (long long)t->student->config.vocab);
     if (!t->teacher && kd_distils(o))
         return nb_fail(NB_USAGE, "a distillation loss needs a teacher");
     TRY(kd_windows_new(&t->train, t->data, o->ctx, false));
@@ -136,7 +144,8 @@ static status resolve(kd_trainer *t)
     if (t->text)
         TRY(kd_windows_new(&t->mixed, t->text, o->ctx, false));
     if (t->train.n < 1)
-        return nb_fail(NB_USAGE, "%s is too short to train on: %lld windows of %lld tokens", t->data->path, (long long)t->train.n, (long long)o->ctx);
+        return nb_fail(NB_USAGE, "%s is too short to train on: %lld windows of %lld tokens", t->data->path,
+                       (long long)t->train.n, (long long)o->ctx);
     if (o->epochs > 0)
         o->steps = (int64_t)ceil(o->epochs * (double)t->train.n / (double)(o->batch * o->accumulate));
     o->schedule.steps = o->steps;
@@ -144,6 +153,10 @@ static status resolve(kd_trainer *t)
         o->schedule.warmup = (int64_t)(0.03 * (double)o->steps) + 1;
     if (o->eval_every <= 0)
         o->eval_every = o->steps / 10 > 0 ? o->steps / 10 : 1;
+    TRY(kd_windows_hash(&t->train_hash, &t->train, t->data, o->ctx));
+    if (t->text)
+        TRY(kd_windows_hash(&t->mixed_hash, &t->mixed, t->text, o->ctx));
+    TRY(kd_windows_hash(&t->held_hash, &t->held, t->heldout, o->ctx));
     t->settings = kd_settings_text(t);
     return t->settings ? NB_OK : NB_NOMEM;
 }
@@ -240,7 +253,9 @@ static status loop(kd_trainer *t, kd_train_report *r)
     while (t->step < t->o.steps) {
         if (!nb_progress_report(&t->run->progress, t->step, t->o.steps, text)) {
             TRY(kd_checkpoint_save(t));
-            return nb_fail(NB_INTERRUPTED, "stopped and saved after step %lld of %lld; the same command goes on from there", (long long)t->step, (long long)t->o.steps);
+            return nb_fail(NB_INTERRUPTED,
+                           "stopped and saved after step %lld of %lld; the same command goes on from there",
+                           (long long)t->step, (long long)t->o.steps);
         }
         TRY(kd_step(t));
         if (averages_now(t))
@@ -256,7 +271,9 @@ static status loop(kd_trainer *t, kd_train_report *r)
         char kl[32] = "";
         if (t->teacher)
             snprintf(kl, sizeof kl, " kl %.4f", t->kl);
-        snprintf(text, sizeof text, "loss %.4f%s lr %.2e %.0f tok/s best %.4f", t->loss, kl, t->o.lr * ag_schedule_at(&t->o.schedule, t->step), r->tokens_per_second, t->teacher ? t->best_kl : t->best_nll);
+        snprintf(text, sizeof text, "loss %.4f%s lr %.2e %.0f tok/s best %.4f", t->loss, kl,
+                 t->o.lr * ag_schedule_at(&t->o.schedule, t->step), r->tokens_per_second,
+                 t->teacher ? t->best_kl : t->best_nll);
     }
     nb_progress_report(&t->run->progress, t->o.steps, t->o.steps, text);
     return finish(t);
@@ -304,10 +321,21 @@ static status run(kd_trainer *t, kd_train_report *r)
     return NB_OK;
 }
 
-status kd_train(const char *folder, md_model *student, md_model *teacher, const kd_train_data *data, const kd_train_options *o, const kd_run_options *how, kd_train_report *report)
+status kd_train(const char *folder, md_model *student, md_model *teacher, const kd_train_data *data,
+                const kd_train_options *o, const kd_run_options *how, kd_train_report *report)
 {
     kd_train_report unused;
-    kd_trainer t = {.folder = nb_string(folder), .lock = -1, .student = student, .teacher = teacher, .data = data->data, .text = data->text, .heldout = data->heldout ? data->heldout : data->data, .o = *o, .run = how, .best_kl = INFINITY, .best_nll = INFINITY};
+    kd_trainer t = {.folder = nb_string(folder),
+                    .lock = -1,
+                    .student = student,
+                    .teacher = teacher,
+                    .data = data->data,
+                    .text = data->text,
+                    .heldout = data->heldout ? data->heldout : data->data,
+                    .o = *o,
+                    .run = how,
+                    .best_kl = INFINITY,
+                    .best_nll = INFINITY};
     report = report ? report : &unused;
     *report = (kd_train_report){0};
     status s = t.folder ? run(&t, report) : NB_NOMEM;
@@ -326,10 +354,26 @@ kd_train_options kd_train_defaults(bool distill, const fq_recipe *recipe, const 
 {
     (void)recipe;
     bool small = c->dim < 256;
-    kd_train_options o = {.steps = 600, .batch = small ? 16 : 4, .accumulate = 1, .seed = 1, .lr = distill ? (small ? 3e-4 : 2e-4) : (small ? 2e-3 : 6e-4),
-                          .scale_rate = 1e-3, .pin = distill ? 0.03 : 0, .beta1 = 0.9, .beta2 = distill ? 0.999 : 0.95, .eps = 1e-8, .decay = distill ? 0 : 0.1, .clip = 1,
-                          .schedule = {.kind = distill ? AG_COSINE : AG_WSD, .warmup = -1, .decay_share = 0.4}, .ce = distill ? 0 : 1, .kl = distill ? 1 : 0, .temperature = 1, .text_share = 0.5,
-                          .start = FQ_START_IMPORTANCE, .precision = KN_FP32, .eval_tokens = 25000};
+    kd_train_options o = {.steps = 600,
+                          .batch = small ? 16 : 4,
+                          .accumulate = 1,
+                          .seed = 1,
+                          .lr = distill ? (small ? 3e-4 : 2e-4) : (small ? 2e-3 : 6e-4),
+                          .scale_rate = 1e-3,
+                          .pin = distill ? 0.03 : 0,
+                          .beta1 = 0.9,
+                          .beta2 = distill ? 0.999 : 0.95,
+                          .eps = 1e-8,
+                          .decay = distill ? 0 : 0.1,
+                          .clip = 1,
+                          .schedule = {.kind = distill ? AG_COSINE : AG_WSD, .warmup = -1, .decay_share = 0.4},
+                          .ce = distill ? 0 : 1,
+                          .kl = distill ? 1 : 0,
+                          .temperature = 1,
+                          .text_share = 0.5,
+                          .start = FQ_START_IMPORTANCE,
+                          .precision = KN_FP32,
+                          .eval_tokens = 25000};
     return o;
 }
 

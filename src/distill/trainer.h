@@ -21,7 +21,8 @@ typedef struct {
     const kd_run_options *run;
     char other_key[320];         /* for the report */
     char *settings;              /* o as JSON, with the data's and the teacher's fingerprints */
-    kd_windows train, mixed, held; /* of data, text, heldout */
+    kd_windows train, mixed, held;              /* of data, text, heldout */
+    uint64_t train_hash, mixed_hash, held_hash; /* of what they hold */
     int64_t step;                /* steps done */
     double best_kl, best_nll;    /* of best.h5; infinite before the first */
     double loss, kl, norm;       /* of the last step, for metrics */
@@ -62,7 +63,8 @@ void kd_stored_rows(const kd_stored *s, real *dst, int64_t row, int64_t n);
 void kd_stored_close(kd_stored *s); /* NULL is fine */
 
 uint64_t kd_fingerprint(const kd_trainer *t); /* of the teacher and the training windows */
-/* o as a JSON object; caller frees. */
+status kd_settings_check(const kd_train_options *o); /* NB_USAGE and the first number out of its range */
+/* o as a JSON object, with what was trained on and from; called before any parameter moves. Caller frees. */
 char *kd_settings_text(const kd_trainer *t);
 /* NB_USAGE naming the first setting that differs between two such objects, else NB_OK. */
 status kd_settings_compare(const char *folder, const char *old_text, const char *new_text);

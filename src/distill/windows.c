@@ -79,3 +79,16 @@ status kd_windows_read(const kd_windows *w, fm_tokens *data, const int64_t *inde
     }
     return NB_OK;
 }
+
+status kd_windows_hash(uint64_t *h, const kd_windows *w, fm_tokens *data, int64_t ctx)
+{
+    int32_t *ids = nb_alloc((size_t)ctx, sizeof *ids);
+    status s = ids ? NB_OK : NB_NOMEM;
+    *h = NB_HASH_START;
+    for (int64_t i = 0; i < w->n && s == NB_OK; i++) {
+        s = fm_tokens_read(data, ids, w->start[i], w->length[i]);
+        *h = nb_hash(nb_hash(*h, &w->length[i], sizeof *w->length), ids, (size_t)w->length[i] * sizeof *ids);
+    }
+    free(ids);
+    return s;
+}

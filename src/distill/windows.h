@@ -16,6 +16,9 @@ void kd_windows_free(kd_windows *w);
 /* ids [n, ctx] of windows index[0..n), padded with id 0 behind length[i]. */
 status kd_windows_read(const kd_windows *w, fm_tokens *data, const int64_t *index, int64_t n, int64_t ctx, int32_t *ids, int32_t *length);
 
+/* *h: hash of all that the windows hold, in their order. */
+status kd_windows_hash(uint64_t *h, const kd_windows *w, fm_tokens *data, int64_t ctx);
+
 /* kd_find_ranges on windows that are there already, of at most ctx tokens. */
 status kd_find_ranges_in(md_model *m, fq_start how, fm_tokens *data, const kd_windows *w, int64_t ctx, const kd_calibration *o);
 

@@ -47,29 +47,3 @@ status fm_blocks_pack(void *dst, fm_dtype t, const int8_t *codes, const uint16_t
     }
     return NB_OK;
 }
-
-status fm_blocks_unpack(int8_t *codes, uint16_t *scales, uint16_t *mins, fm_dtype t, const void *src, int64_t n_blocks)
-{
-    const layout *l = layout_of(t);
-    if (!l)
-        return nb_fail(NB_UNSUPPORTED, "blocks of type %s cannot be unpacked", fm_dtype_name(t));
-    const uint8_t *in = src;
-    for (int64_t b = 0; b < n_blocks; b++, codes += BLOCK) {
-        memcpy(&scales[b], in, sizeof *scales);
-        in += sizeof *scales;
-        if (l->minimum) {
-            memcpy(&mins[b], in, sizeof *mins);
-            in += sizeof *mins;
-        }
-        if (!l->nibbles) {
-            memcpy(codes, in, BLOCK);
-            in += BLOCK;
-            continue;
-        }
-        for (int i = 0; i < BLOCK / 2; i++, in++) {
-            codes[i] = (int8_t)((*in & 15) + l->lowest);
-            codes[i + BLOCK / 2] = (int8_t)((*in >> 4) + l->lowest);
-        }
-    }
-    return NB_OK;
-}

@@ -3,11 +3,9 @@
  * file, attributes of numbers and fixed-length texts. Source: HDF5 1.10 reference manual, H5FDpublic.h.
  */
 #include "io/hdf5_door.h"
-#include <errno.h>
 #include <hdf5.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 #if H5_VERSION_GE(1, 13, 0)
 #include <H5FDdevelop.h>
 #endif
@@ -93,65 +91,28 @@ static haddr_t driver_get_eof(const H5FD_t *file, H5FD_mem_t type)
     return f->writing ? (haddr_t)f->m->end : (haddr_t)f->m->file.bytes;
 }
 
-/* What was never written, or failed to be, reads as zeros. */
-static void read_back(fm_medium *m, haddr_t at, size_t bytes, uint8_t *dst)
-{
-    while (bytes) {
-        ssize_t n = pread(m->fd, dst, bytes, (off_t)at);
-        if (n <= 0)
-            break;
-        dst += n;
-        at += (haddr_t)n;
-        bytes -= (size_t)n;
-    }
-    memset(dst, 0, bytes);
-}
-
 static herr_t driver_read(H5FD_t *file, H5FD_mem_t type, hid_t dxpl, haddr_t at, size_t bytes, void *dst)
 {
     (void)type, (void)dxpl;
-    driver_file *f = (driver_file *)file;
-    if (f->writing) {
-        read_back(f->m, at, bytes, dst);
-        return 0;
-    }
-    if (at > f->m->file.bytes || bytes > f->m->file.bytes - at)
-        return -1;
-    memcpy(dst, f->m->file.data + at, bytes);
-    return 0;
+    const driver_file *f = (driver_file *)file;
+    return fm_medium_read(f->m, dst, at, bytes, f->writing) ? 0 : -1;
 }
 
 static herr_t driver_write(H5FD_t *file, H5FD_mem_t type, hid_t dxpl, haddr_t at, size_t bytes, const void *src)
 {
     (void)type, (void)dxpl;
-    driver_file *f = (driver_file *)file;
-    if (!f->writing)
-        return -1;
-    const uint8_t *p = src;
-    while (bytes && !f->m->error) {
-        ssize_t n = pwrite(f->m->fd, p, bytes, (off_t)at);
-        if (n <= 0) {
-            f->m->error = n < 0 ? errno : ENOSPC;
-            break;
-        }
-        p += n;
-        at += (haddr_t)n;
-        bytes -= (size_t)n;
-    }
-    if ((int64_t)(at + bytes) > f->m->end)
-        f->m->end = (int64_t)(at + bytes);
-    return 0;
+    const driver_file *f = (driver_file *)file;
+    if (f->writing)
+        fm_medium_write(f->m, src, at, bytes);
+    return f->writing ? 0 : -1;
 }
 
 static herr_t driver_truncate(H5FD_t *file, hid_t dxpl, hbool_t closing)
 {
     (void)dxpl, (void)closing;
-    driver_file *f = (driver_file *)file;
-    if (!f->writing || (haddr_t)f->m->end == f->eoa)
-        return 0;
-    if (!f->m->error && ftruncate(f->m->fd, (off_t)f->eoa) != 0)
-        f->m->error = errno;
-    f->m->end = (int64_t)f->eoa;
+    const driver_file *f = (driver_file *)file;
+    if (f->writing)
+        fm_medium_cut(f->m, f->eoa);
     return 0;
 }
 

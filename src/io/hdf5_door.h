@@ -1,5 +1,5 @@
-/* hdf5_door.h - private to io/: what hdf5_file.c needs of libhdf5, without its types. Identifiers are HDF5's, as
- * int64_t; messages do not name the file.
+/* hdf5_door.h - private to io/: what hdf5_file.c needs of libhdf5, without its types, and the bytes behind it
+ * (hdf5_medium.c). Identifiers are HDF5's, as int64_t; messages do not name the file.
  */
 #ifndef NIBBLE_IO_HDF5_DOOR_H
 #define NIBBLE_IO_HDF5_DOOR_H
@@ -13,6 +13,10 @@ typedef struct {
     int64_t end;    /* writing: bytes so far */
     int error;      /* writing: errno of the first failure, 0 = none */
 } fm_medium;
+/* false: reading, and not all of it is there */
+bool fm_medium_read(const fm_medium *m, void *dst, uint64_t at, size_t bytes, bool writing);
+void fm_medium_write(fm_medium *m, const void *src, uint64_t at, size_t bytes);
+void fm_medium_cut(fm_medium *m, uint64_t end); /* the file ends there */
 
 /* Opens what m maps, or, user_block > 0, creates a file whose first user_block bytes are left alone. */
 status fm_door_open(int64_t *id, fm_medium *m, const char *path, size_t user_block);

@@ -202,7 +202,6 @@ status fm_gguf_write(const char *path, const fm_array *array, int64_t n, const f
  * Source: ggml/src/ggml-common.h, ggml-quants.c. */
 status fm_blocks_pack(void *dst, fm_dtype t, const int8_t *codes, const uint16_t *scales, const uint16_t *mins,
                       int64_t n_blocks);
-status fm_blocks_unpack(int8_t *codes, uint16_t *scales, uint16_t *mins, fm_dtype t, const void *src, int64_t n_blocks);
 
 /* ---- bit packing -------------------------------------------------------------------------- */
 
@@ -445,7 +444,7 @@ void fm_tokens_close(fm_tokens *t);
  * so whatever kills the program, at most the batch being written is lost. Its layout is told in tokens_part.h. */
 typedef struct fm_part fm_part;
 typedef struct { /* a zeroed struct is a valid closed one */
-    int64_t n_batches, n_tokens; /* that are safe in the file */
+    int64_t n_batches, n_tokens, n_documents; /* that are safe in the file */
     fm_part *part;               /* private */
 } fm_tokens_writer;
 /* Starts path.part, or goes on with the one that is there, cut back to its last whole batch: n_batches tells where to

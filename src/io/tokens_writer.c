@@ -89,6 +89,7 @@ static status keep_whole_records(fm_tokens_writer *w)
         p->bytes += r.bytes;
         w->n_batches++;
         w->n_tokens += r.n;
+        w->n_documents += r.n_starts;
     }
     if (file_bytes > p->bytes && ftruncate(p->fd, (off_t)p->bytes) != 0)
         return nb_fail(NB_IO, "%s: cannot cut: %s", p->path, strerror(errno));
@@ -187,6 +188,7 @@ status fm_tokens_writer_append(fm_tokens_writer *w, const int32_t *ids, int64_t 
     p->bytes += (int64_t)crc_at + 4;
     w->n_batches++;
     w->n_tokens += n;
+    w->n_documents += n_starts;
     return NB_OK;
 }
 

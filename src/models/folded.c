@@ -217,7 +217,7 @@ status md_save_folded(md_model *m, const char *path, bool latent)
     if (s == NB_OK)
         return fm_h5_commit(&f);
     fm_h5_close(&f);
-    return nb_fail_in(s, "%s", path);
+    return s == NB_IO ? s : nb_fail_in(s, "%s", path); /* what cannot be written names its file */
 }
 
 /* ---- reading ------------------------------------------------------------------------------ */

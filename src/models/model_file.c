@@ -277,7 +277,7 @@ status md_save_model(md_model *m, const char *path, fm_dtype as)
     if (s == NB_OK)
         return fm_h5_commit(&f);
     fm_h5_close(&f);
-    return nb_fail_in(s, "%s", path);
+    return s == NB_IO ? s : nb_fail_in(s, "%s", path); /* what cannot be written names its file */
 }
 
 /* A float file, or the latent floats of a checkpoint under another recipe: weights only. A checkpoint under its own recipe: all. */
@@ -299,6 +299,14 @@ static status open_params(md_model *m, fm_h5 *f, const fq_recipe *recipe)
     return s;
 }
 
+/* A folded file keeps its own. */
+static status refuse_recipe(fm_h5 *f)
+{
+    const char *own;
+    TRY(fm_h5_get_string(f, "", "recipe", &own));
+    return nb_fail(NB_USAGE, "%s: is folded by recipe %s already, and keeps it", f->arrays.path, own);
+}
+
 status md_open_h5(md_model *m, const char *path, const fq_recipe *recipe, bool train)
 {
     fm_h5 f;
@@ -308,7 +316,7 @@ status md_open_h5(md_model *m, const char *path, const fq_recipe *recipe, bool t
     if (!is_folded && strcmp(f.kind, "model") != 0 && strcmp(f.kind, "checkpoint") != 0)
         s = nb_fail(NB_USAGE, "%s: a file of kind \"%s\" is no model", path, f.kind);
     else if (is_folded && recipe)
-        s = nb_fail(NB_USAGE, "%s: is folded by recipe %s already, and keeps it", path, recipe->name);
+        s = refuse_recipe(&f);
     else
         s = is_folded ? md_open_folded(m, &f, train) : open_params(m, &f, recipe);
     if (s != NB_OK)

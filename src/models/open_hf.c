@@ -145,14 +145,18 @@ static status read_model(md_model *m, const fm_arrays *a, const char *config_pat
     return md_load_weights(m, a, MD_HF, "");
 }
 
-/* tokenizer.model is taken where it is one we read. Another one (tokenizer.json) leaves the model without a tokenizer. */
+/* The first of these that is there (tokenizer_open.c), where it is one we read; another kind leaves the model without one. */
 static status take_tokenizer(md_model *m, const char *path)
 {
-    char *file = beside(path, "tokenizer.model");
-    if (!file)
-        return NB_NOMEM;
-    status s = nb_path_exists(file) ? md_attach_tokenizer(m, file) : NB_OK;
-    free(file);
+    static const char *const names[] = {"tokenizer.model", "tokenizer.json", "vocab.json"};
+    status s = NB_OK;
+    bool found = false;
+    for (size_t i = 0; i < sizeof names / sizeof *names && !found && s == NB_OK; i++) {
+        char *file = beside(path, names[i]);
+        found = file && nb_path_exists(file);
+        s = !file ? NB_NOMEM : found ? md_attach_tokenizer(m, file) : NB_OK;
+        free(file);
+    }
     return s == NB_UNSUPPORTED ? NB_OK : s;
 }
 

@@ -35,6 +35,7 @@ typedef struct {
     int64_t top_k;      /* 0: all */
     double top_p;       /* 0 or 1: all; else the smallest set of tokens of at least this probability (Holtzman et al. 2020) */
 } rt_sampling;
+status rt_sampling_check(const rt_sampling *how); /* NB_USAGE where a number is outside its range */
 /* The id that the uniform number u in [0,1) picks from softmax(logits / T). scratch: V * (sizeof(real) + sizeof(int32_t)) bytes. */
 int32_t rt_sample(const real *logits, int64_t V, const rt_sampling *how, double u, void *scratch);
 size_t rt_sample_scratch(int64_t V);

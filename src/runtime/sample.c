@@ -13,6 +13,15 @@ size_t rt_sample_scratch(int64_t V)
     return (size_t)V * sizeof(candidate);
 }
 
+status rt_sampling_check(const rt_sampling *how)
+{
+    if (!(how->temperature >= 0))
+        return nb_fail(NB_USAGE, "a temperature of %g: wanted 0 (the likeliest token) or more", how->temperature);
+    if (!(how->top_p >= 0 && how->top_p <= 1))
+        return nb_fail(NB_USAGE, "--top-p %g: a probability is wanted, 0 to 1", how->top_p);
+    return NB_OK;
+}
+
 static int32_t argmax(const real *x, int64_t n)
 {
     int64_t best = 0;

@@ -117,8 +117,11 @@ static status open_caches(rt_session *s)
     s->threads = omp_get_max_threads();
     s->scratch_size = kn_attend_scratch(&s->cache[0]);
     s->scratch = nb_alloc_aligned((size_t)(s->scratch_size * s->threads), sizeof(real));
-    int64_t widest = c->vocab > c->hidden ? c->vocab : c->hidden;
-    s->bias = nb_alloc((size_t)(widest > c->dim ? widest : c->dim), sizeof(real));
+    const int64_t outputs[] = {c->vocab, c->hidden, c->heads * c->head_size};
+    int64_t widest = c->dim;
+    for (int i = 0; i < 3; i++)
+        widest = outputs[i] > widest ? outputs[i] : widest;
+    s->bias = nb_alloc((size_t)widest, sizeof(real));
     return s->scratch && s->bias ? NB_OK : NB_NOMEM;
 }
 

@@ -1,0 +1,16 @@
+/* suite.h - for tests: what every main() ends with. */
+#ifndef NIBBLE_TESTS_SUITE_H
+#define NIBBLE_TESTS_SUITE_H
+#include <check.h>
+
+/* Runs a suite as CK_RUN_CASE and the tags in the environment say, frees it; the exit status of the program. */
+static inline int run_suite(Suite *s)
+{
+    SRunner *r = srunner_create(s);
+    srunner_run_all(r, CK_ENV);
+    const int failed = srunner_ntests_failed(r);
+    srunner_free(r);
+    return failed ? 1 : 0;
+}
+
+#endif
