@@ -73,6 +73,28 @@ static const char *const recipes[] = {
     "w4a8kv8", "q4_0", "*.weight int3 asym group:8 bf16 dynamic\n*.input int8 asym tensor average\n",
     "*.weight sign row pow2 dynamic\n*.attn.[kv] int8 head f16 learned\n", "*.weight int16 row f16 learned\n"};
 
+/* As if it came from a GGUF file: metadata of its own, kept byte for byte. */
+static bool give_source(md_model *m)
+{
+    char path[400];
+    fm_arrays a;
+    fm_meta meta = {0};
+    (void)snprintf(path, sizeof path, "%s/source.gguf", hf_folder);
+    fm_meta_put_string(&meta, "general.architecture", "llama");
+    fm_meta_put_array(&meta, "list", FM_U16, "0123456789", 5);
+    status s = fm_tokenizer_put_meta(&meta, &m->tokenizer, m->config.vocab);
+    if (s == NB_OK)
+        s = fm_gguf_write(path, NULL, 0, &meta, (fm_source){0});
+    if (s == NB_OK)
+        s = fm_gguf_open(&a, path);
+    if (s == NB_OK) {
+        s = fm_gguf_metadata(&m->gguf, &m->gguf_bytes, &a);
+        fm_arrays_free(&a);
+    }
+    fm_meta_free(&meta);
+    return s == NB_OK;
+}
+
 static bool build(md_model *m, int k)
 {
     const md_config c = {.architecture = "llama",
@@ -96,6 +118,8 @@ static bool build(md_model *m, int k)
     if ((named ? fq_recipe_open(&r, recipes[k]) : fq_recipe_parse(&r, "made", recipes[k], strlen(recipes[k]))) != NB_OK)
         return false;
     bool built = md_build(m, &c, &r, (uint64_t)k, false) == NB_OK && fm_tokenizer_byte(&m->tokenizer) == NB_OK;
+    if (built && k < 2)
+        built = give_source(m);
     fq_recipe_free(&r);
     for (int64_t i = 0; built && i < m->sites.n; i++) { /* as if calibrated */
         double state[4096];
@@ -222,6 +246,7 @@ static void remove_folder(void)
                                         "good.safetensors",
                                         "config.json",
                                         "made/model.safetensors",
+                                        "source.gguf",
                                         "made/config.json",
                                         "made",
                                         ""};

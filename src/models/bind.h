@@ -43,6 +43,9 @@ status md_check_ctx(const md_config *c, const fm_arrays *a);
 /* dst [n] <- all of an array as finite floats. NB_FORMAT names it and the first element that is not finite. */
 status md_read_floats(real *dst, const fm_array *a);
 
+/* Moves to m what a model has beside its numbers: tokenizer and GGUF metadata. */
+void md_carry(md_model *to, md_model *from);
+
 /* The readers behind md_open. Each leaves m as md_build makes it, or empty after a failure. recipe: what o->recipe
  * names, or NULL. */
 status md_open_llama2c(md_model *m, const char *path, const fq_recipe *recipe);

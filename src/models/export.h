@@ -44,9 +44,9 @@ status md_write_gguf_f16(md_model *m, const char *path, char *report, size_t byt
 status md_check_safetensors(const md_model *m, char *report, size_t bytes);
 status md_write_safetensors(md_model *m, const char *path, char *report, size_t bytes);
 
-/* GGUF's metadata of a model (gguf_keys.c). The architecture is "qwen2" where q, k and v alone have biases, the pairing is half
- * and heads * head_size = dim, else "llama". file_type: llama.cpp's number for the mix of types. */
+/* GGUF's metadata of a model (gguf_keys.c): its source's, with what changed. The architecture is "qwen2" where q, k and v alone have biases, the pairing is half
+ * and heads * head_size = dim, else "llama". file_type: llama.cpp's number for the mix of types; coded: some are blocks. */
 const char *md_gguf_architecture(const md_model *m);
-status md_gguf_keys(fm_meta *meta, const md_exporting *e, int file_type);
+status md_gguf_keys(fm_meta *meta, const md_exporting *e, int file_type, bool coded);
 
 #endif

@@ -254,7 +254,10 @@ static int file_type(const plan *p)
 static status write_plan(plan *p, const char *path)
 {
     fm_meta meta = {0};
-    status s = md_gguf_keys(&meta, &p->e, file_type(p));
+    bool coded = false;
+    for (int t = 0; t < FM_DTYPE_COUNT; t++)
+        coded = coded || (p->matrices[t] && fm_dtype_block((fm_dtype)t) > 1);
+    status s = md_gguf_keys(&meta, &p->e, file_type(p), coded);
     if (s == NB_OK)
         s = fm_gguf_write(path, p->array, p->n_arrays, &meta, (fm_source){put_array, p});
     fm_meta_free(&meta);

@@ -380,12 +380,10 @@ static status build_folded(md_model *m, const md_config *c, const fq_recipe *rec
 
 status md_open_folded(md_model *m, fm_h5 *f, bool train)
 {
-    md_config c;
-    fq_recipe recipe;
-    fm_tokenizer tk;
-    TRY(md_load_header(&c, &recipe, &tk, f));
-    status s = build_folded(m, &c, &recipe, f, train);
-    m->tokenizer = tk;
-    fq_recipe_free(&recipe);
+    md_model header;
+    TRY(md_load_header(&header, f));
+    status s = build_folded(m, &header.config, &header.recipe, f, train);
+    md_carry(m, &header);
+    md_free(&header);
     return s;
 }

@@ -2,6 +2,7 @@
  *   attributes of the file: format_version 1, config (JSON), recipe (its name)
  *   /recipe U8 [bytes]       the recipe in its file form, absent for a float model
  *   /tokenizer U8 [bytes]    fm_tokenizer_to_bytes, absent if there is none
+ *   /gguf U8 [bytes]         metadata of the GGUF file it came from, itself one without arrays; absent if it came from elsewhere
  *   /param/NAME              F32, F16 or BF16 of the parameter's shape; learned scales always F32
  *   /site/NAME F64 [n]       fq_site_state: starts of ranges, latent zero points, observers; absent where n is 0
  * A file of kind "model" holds these alone, of a float model; a checkpoint has more beside them, a folded file codes (folded.c).
@@ -57,17 +58,24 @@ static status save_tokenizer(const fm_tokenizer *tk, fm_h5 *f)
     return s;
 }
 
-static status save_header(const md_config *c, const fq_recipe *r, const fm_tokenizer *tk, fm_h5 *f)
+static status save_gguf(const md_model *m, fm_h5 *f)
+{
+    const int64_t n = (int64_t)m->gguf_bytes;
+    return m->gguf ? fm_h5_write(f, "gguf", FM_U8, 1, &n, m->gguf) : NB_OK;
+}
+
+static status save_header(const md_model *m, const fq_recipe *r, fm_h5 *f)
 {
     TRY(fm_h5_put_int(f, "", "format_version", FORMAT_VERSION));
-    TRY(save_config(c, f));
+    TRY(save_config(&m->config, f));
     TRY(save_recipe(r, f));
-    return save_tokenizer(tk, f);
+    TRY(save_tokenizer(&m->tokenizer, f));
+    return save_gguf(m, f);
 }
 
 status md_save_header(const md_model *m, fm_h5 *f)
 {
-    return save_header(&m->config, &m->recipe, &m->tokenizer, f);
+    return save_header(m, &m->recipe, f);
 }
 
 /* A dataset of bytes, NULL data where it is absent. */
@@ -103,7 +111,27 @@ static status load_tokenizer(fm_tokenizer *tk, const md_config *c, const fm_h5 *
     return NB_OK;
 }
 
-static status load_header(md_config *c, fq_recipe *r, fm_tokenizer *tk, fm_h5 *f)
+/* As hostile as a GGUF file: its reader looks at all of it. */
+static status load_gguf(md_model *m, const fm_h5 *f)
+{
+    const fm_array *data;
+    fm_arrays a;
+    TRY(read_bytes(&data, f, "gguf"));
+    if (!data)
+        return NB_OK;
+    TRY(fm_gguf_parse(&a, data->data, data->bytes, "/gguf"));
+    status s = a.n == 0 ? NB_OK : nb_fail(NB_FORMAT, "/gguf: has %lld arrays, wanted metadata alone", (long long)a.n);
+    fm_arrays_free(&a);
+    TRY(s);
+    m->gguf = nb_alloc(data->bytes, 1);
+    if (!m->gguf)
+        return NB_NOMEM;
+    memcpy(m->gguf, data->data, data->bytes);
+    m->gguf_bytes = data->bytes;
+    return NB_OK;
+}
+
+static status load_header(md_model *m, fm_h5 *f)
 {
     int64_t version;
     const char *text;
@@ -111,20 +139,19 @@ static status load_header(md_config *c, fq_recipe *r, fm_tokenizer *tk, fm_h5 *f
     if (version != FORMAT_VERSION)
         return nb_fail(NB_UNSUPPORTED, "format_version is %lld, wanted %d", (long long)version, FORMAT_VERSION);
     TRY(fm_h5_get_string(f, "", "config", &text));
-    TRY(md_config_from_text(c, text, strlen(text), "config"));
-    TRY(load_recipe(r, f));
-    return load_tokenizer(tk, c, f);
+    TRY(md_config_from_text(&m->config, text, strlen(text), "config"));
+    TRY(load_recipe(&m->recipe, f));
+    TRY(load_tokenizer(&m->tokenizer, &m->config, f));
+    return load_gguf(m, f);
 }
 
-status md_load_header(md_config *c, fq_recipe *r, fm_tokenizer *tk, fm_h5 *f)
+status md_load_header(md_model *m, fm_h5 *f)
 {
-    *r = (fq_recipe){0};
-    *tk = (fm_tokenizer){0};
-    status s = load_header(c, r, tk, f);
+    *m = (md_model){0};
+    status s = load_header(m, f);
     if (s == NB_OK)
         return NB_OK;
-    fq_recipe_free(r);
-    fm_tokenizer_free(tk);
+    md_free(m);
     return nb_fail_in(s, "%s", f->arrays.path);
 }
 
@@ -271,7 +298,7 @@ status md_save_model(md_model *m, const char *path, fm_dtype as)
     if (m->folded)
         return nb_fail(NB_USAGE, "%s: a folded model has no latent floats to save", path);
     TRY(fm_h5_create(&f, path, "model"));
-    status s = save_header(&m->config, &no_recipe, &m->tokenizer, &f);
+    status s = save_header(m, &no_recipe, &f);
     if (s == NB_OK)
         s = save_tensors(m, &f, as);
     if (s == NB_OK)
@@ -283,19 +310,19 @@ status md_save_model(md_model *m, const char *path, fm_dtype as)
 /* A float file, or the latent floats of a checkpoint under another recipe: weights only. A checkpoint under its own recipe: all. */
 static status open_params(md_model *m, fm_h5 *f, const fq_recipe *recipe)
 {
-    md_config c;
-    fq_recipe own;
-    fm_tokenizer tk;
-    TRY(md_load_header(&c, &own, &tk, f));
-    status s = md_check_ctx(&c, &f->arrays);
+    md_model header;
+    TRY(md_load_header(&header, f));
+    const md_config *c = &header.config;
+    const fq_recipe *own = &header.recipe;
+    status s = md_check_ctx(c, &f->arrays);
     if (s == NB_OK)
-        s = md_check_arrays(&f->arrays, &c, MD_NIBBLE, "param/");
+        s = md_check_arrays(&f->arrays, c, MD_NIBBLE, "param/");
     if (s == NB_OK)
-        s = md_build(m, &c, recipe ? recipe : &own, MD_UNSET, false);
+        s = md_build(m, c, recipe ? recipe : own, MD_UNSET, false);
     if (s == NB_OK)
-        s = recipe || own.n == 0 ? md_load_weights(m, &f->arrays, MD_NIBBLE, "param/") : md_load_params(m, f);
-    m->tokenizer = tk;
-    fq_recipe_free(&own);
+        s = recipe || own->n == 0 ? md_load_weights(m, &f->arrays, MD_NIBBLE, "param/") : md_load_params(m, f);
+    md_carry(m, &header);
+    md_free(&header);
     return s;
 }
 

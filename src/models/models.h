@@ -39,6 +39,8 @@ typedef struct {
     ag_params params;
     fq_sites sites;
     fm_tokenizer tokenizer; /* kind NONE if there is none */
+    uint8_t *gguf;          /* [gguf_bytes] metadata of the GGUF file it came from, itself one without arrays; NULL: from elsewhere */
+    size_t gguf_bytes;
     ag_param *embed;        /* [V, C]; NULL: folded */
     fq_site *embed_site;
     md_block *block;        /* [layers] */
@@ -101,8 +103,8 @@ status md_open(md_model *m, const char *path, const md_open_options *o);
 /* Parameters (and site states) of m into / out of an open HDF5 file: /param/NAME, /site/NAME, attributes config, recipe; /tokenizer. as: FM_F32, FM_F16 or FM_BF16 storage. */
 status md_save_params(md_model *m, fm_h5 *f, fm_dtype as);
 status md_load_params(md_model *m, fm_h5 *f); /* every parameter must be there, of its shape */
-status md_save_header(const md_model *m, fm_h5 *f);               /* config, recipe, tokenizer */
-status md_load_header(md_config *c, fq_recipe *r, fm_tokenizer *tk, fm_h5 *f);
+status md_save_header(const md_model *m, fm_h5 *f); /* config, recipe, tokenizer, gguf */
+status md_load_header(md_model *m, fm_h5 *f);       /* these alone, of a model that is not built; m is empty after a failure */
 
 /* Folded model, HDF5 kind "folded": /tensor/NAME/{codes,scales,zeros} with the spec as an attribute, other parameters as floats beside them; latent: also
  * /param and site states, so that training can start from it. */
