@@ -55,7 +55,10 @@ class Usage(unittest.TestCase):
             (["run", "a", "--seed", "-1"], "--seed"),
             (["data", "a", "-o", "x.h5"], "--tokens"),
             (["fold", "a"], "-o"),
-            (["export", "a", "--to", "exe", "-o", "x"], "no such target"),
+            (["export", "a", "--to", "exe", "-o", "x"], "no target"),
+            (["convert", "a", "-o", "x"], "into which format"),
+            (["convert", "a", "--to", "exe", "-o", "x"], "no such format"),
+            (["convert", "a", "--to", "h5", "-o", "x", "--rotate", "-1"], "--rotate"),
             (["qat", "a", "--data", "x"], "-o"),
             (["train", "--data", "x", "-o", "y"], "--config"),
             (["help", "evla"], "did you mean eval"),
@@ -412,6 +415,27 @@ class Commands(unittest.TestCase):
         run("export", MODEL, *TOKENIZER, "--to", "h5-bf16", "-o", "small.h5")
         self.assertLess(os.path.getsize("small.h5"), os.path.getsize(MODEL))
         self.assertEqual(parsed("info", "small.h5")["kind"], "nibble model")
+
+    def test_convert_goes_between_formats(self):
+        of = lambda path: parsed("eval", path, *TOKENIZER, "--teacher", MODEL, "--data", "heldout.h5")
+        self.assertIn("exact", run("convert", MODEL, *TOKENIZER, "--to", "gguf", "-o", "c.gguf")[1])
+        self.assertIn("tokenizer", parsed("convert", "c.gguf", "--to", "safetensors", "-o", "c-hf")["report"])
+        self.assertIn("rounded", run("convert", "c-hf", "--to", "h5-bf16", "-o", "c.h5")[1])
+        run("convert", "c-hf", "--to", "llama2c", "-o", "c.bin")
+        run("convert", "c.bin", "--to", "h5", "-o", "c32.h5")
+        self.assertEqual(of("c32.h5")["kl"], 0)
+        self.assertLess(of("c.h5")["kl"], 1e-3)
+        self.assertEqual(*[parsed("info", f, *more)["tokenizer"] for f, more in [("c-hf", []), (MODEL, TOKENIZER)]])
+        run("convert", "c.gguf", "--rotate", "3", "--to", "gguf", "-o", "turned.gguf")
+        told = {t["name"]: t["shape"] for t in parsed("info", "turned.gguf", "--tensors")["tensors"]}
+        self.assertEqual(told["output.weight"], [512, 64])
+        turned = of("turned.gguf")
+        self.assertLess(turned["kl"], 1e-6)
+        run("convert", "c.gguf", "--untie", "--to", "llama2c", "-o", "untied-c.bin")
+        self.assertEqual(of("untied-c.bin")["kl"], 0)
+        self.assertIn("nibble export", run("convert", "student.h5", "--to", "gguf", "-o", "x.gguf", code=2)[1])
+        self.assertIn("gguf-bf16", run("convert", "--list")[0])
+        self.assertNotIn("llama2c ", run("convert", "--list")[0])
 
     def test_an_untied_head_has_rules_of_its_own_everywhere(self):
         with open("head.txt", "w") as file:

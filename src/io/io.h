@@ -331,6 +331,10 @@ status fm_tokenizer_from_meta(fm_tokenizer *tk, const fm_meta *meta);
 /* Appends these keys, in the types that llama.cpp insists on; ids from tk->vocab_size up to vocab become [PADn].
  * NB_UNSUPPORTED when the pre-tokenizer has no name in GGUF. Source: llama.cpp src/llama-vocab.cpp. */
 status fm_tokenizer_put_meta(fm_meta *meta, const fm_tokenizer *tk, int64_t vocab);
+/* Writes a Hugging Face folder's files of a tokenizer: tokenizer.model (SentencePiece) or tokenizer.json (BPE; the built-in
+ * bytes as BPE without merges), and tokenizer_config.json with special tokens and chat template. fm_tokenizer_open of the
+ * folder gives the same ids. NB_UNSUPPORTED for what tokenizer.json cannot say. */
+status fm_tokenizer_write_folder(const fm_tokenizer *tk, const char *folder);
 
 /* A piece as its vocabulary spells it: SentencePiece's has U+2581 for a space and <0xHH> for a byte, byte-level BPE
  * GPT-2's letters for bytes (U+0120 for a space). text.text is NULL for an id outside the vocabulary. */

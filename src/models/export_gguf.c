@@ -4,7 +4,7 @@
  *   at most 4 bits with zero points         Q4_1   value = d * q + m, m = (lo - zero) * scale, where every m is exact in fp16; else Q8_0
  *   floats                                  F32
  * d is the scale, which must be exact in fp16 and constant over blocks of 32 along the row. K (the row) is whole blocks: hidden is padded with zeros,
- * which changes nothing; dim cannot be. `gguf-f32` and `gguf-f16` write values. Rotated rows are put into interleaved order (qwen2: half).
+ * which changes nothing; dim cannot be. `gguf-f32`, `gguf-f16` and `gguf-bf16` write values; vectors are F32 in all. Rotated rows are put into interleaved order (qwen2: half).
  */
 #include "models/export.h"
 #include <math.h>
@@ -12,7 +12,7 @@
 #include <string.h>
 
 #define FITS "recipes that fit: q4_0, q8_0, w4a16g32"
-enum { BLOCK = 32, FILE_F32 = 0, FILE_F16 = 1, FILE_Q4_0 = 2, FILE_Q4_1 = 3, FILE_Q8_0 = 7 };
+enum { BLOCK = 32, FILE_F32 = 0, FILE_F16 = 1, FILE_Q4_0 = 2, FILE_Q4_1 = 3, FILE_Q8_0 = 7, FILE_BF16 = 32 };
 
 static bool is_half(real x)
 {
@@ -228,7 +228,7 @@ static status put_codes(fm_sink *sink, const plan *p, int64_t i)
 
 static status put_array(void *ctx, fm_sink *sink, const fm_array *a)
 {
-    const plan *p = ctx;
+    plan *p = ctx;
     int64_t i = md_exporting_find(&p->e, a->name);
     if (i < 0)
         return fm_put(sink, p->factors, (size_t)(p->e.shape.head_size / 2) * sizeof *p->factors);
@@ -240,7 +240,7 @@ static int file_type(const plan *p)
     static const struct {
         fm_dtype type;
         int number;
-    } list[] = {{FM_Q4_0, FILE_Q4_0}, {FM_Q4_1, FILE_Q4_1}, {FM_Q8_0, FILE_Q8_0}, {FM_F16, FILE_F16}};
+    } list[] = {{FM_Q4_0, FILE_Q4_0}, {FM_Q4_1, FILE_Q4_1}, {FM_Q8_0, FILE_Q8_0}, {FM_F16, FILE_F16}, {FM_BF16, FILE_BF16}};
     int best = FILE_F32;
     int64_t most = p->matrices[FM_F32];
     for (size_t i = 0; i < sizeof list / sizeof *list; i++)
@@ -288,43 +288,28 @@ static void describe(const plan *p, char *report, size_t bytes)
         md_say(report, bytes, "the tokenizer removes extra spaces from texts, llama.cpp leaves them in");
 }
 
-static status run(const md_model *m, bool is_float, fm_dtype floats, const char *path, char *report, size_t bytes)
+/* path NULL: nothing is written. */
+static status run(const md_model *m, const md_target *t, const char *path, char *report, size_t bytes)
 {
     plan p;
-    TRY(plan_new(&p, m, is_float, floats));
+    TRY(plan_new(&p, m, !t->has_codes, t->floats));
     status s = path ? write_plan(&p, path) : NB_OK;
-    if (s == NB_OK && !is_float)
+    if (s == NB_OK && t->has_codes)
         describe(&p, report, bytes);
     else if (s == NB_OK) {
-        md_say(report, bytes, "weights decoded to %s%s", fm_dtype_name(floats),
-               floats == FM_F32 ? ", exact" : ", rounded to it");
+        md_say_floats(report, bytes, t->floats, path ? p.e.rounded : -1);
         md_say_inputs(report, bytes, m, "llama.cpp computes with float inputs");
     }
     plan_free(&p);
     return s;
 }
 
-status md_check_gguf(const md_model *m, char *report, size_t bytes)
+status md_check_gguf(const md_model *m, const md_target *t, char *report, size_t bytes)
 {
-    return run(m, false, FM_F32, NULL, report, bytes);
+    return run(m, t, NULL, report, bytes);
 }
 
-status md_write_gguf(md_model *m, const char *path, char *report, size_t bytes)
+status md_write_gguf(md_model *m, const md_target *t, const char *path, char *report, size_t bytes)
 {
-    return run(m, false, FM_F32, path, report, bytes);
-}
-
-status md_check_gguf_float(const md_model *m, char *report, size_t bytes)
-{
-    return run(m, true, FM_F32, NULL, report, bytes);
-}
-
-status md_write_gguf_f32(md_model *m, const char *path, char *report, size_t bytes)
-{
-    return run(m, true, FM_F32, path, report, bytes);
-}
-
-status md_write_gguf_f16(md_model *m, const char *path, char *report, size_t bytes)
-{
-    return run(m, true, FM_F16, path, report, bytes);
+    return run(m, t, path, report, bytes);
 }

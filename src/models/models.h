@@ -109,22 +109,28 @@ status md_load_header(md_model *m, fm_h5 *f);       /* these alone, of a model t
 /* Folded model, HDF5 kind "folded": /tensor/NAME/{codes,scales,zeros} with the spec as an attribute, other parameters as floats beside them; latent: also
  * /param and site states, so that training can start from it. */
 status md_save_folded(md_model *m, const char *path, bool latent);
-/* Float model (no recipe, or latent values of one), HDF5 kind "model". */
+/* Float model (no recipe, or latent values of one), HDF5 kind "model". md_save_values: of a model with codes, what they decode to;
+ * rounded (or NULL) takes how many values are not exact in `as`. */
 status md_save_model(md_model *m, const char *path, fm_dtype as);
+status md_save_values(md_model *m, const char *path, fm_dtype as, int64_t *rounded);
 
 /* Exports. Which target holds which recipe exactly is the table md_targets; "no" is refused with the reason and a recipe that fits. report (or NULL) takes what the
  * user should know ("codes exact; llama.cpp computes with Q8_0 activations"); */
-typedef struct {
-    const char *name;        /* "llama2c", "llama2c-f32", "gguf", "gguf-f32", "gguf-f16", "safetensors" */
+typedef struct md_target {
+    const char *name;        /* "llama2c", "gguf", "gguf-f16", "safetensors", "h5", ... */
     const char *explanation; /* what is written, when it is exact */
-    status (*check)(const md_model *m, char *report, size_t bytes);
-    status (*write)(md_model *m, const char *path, char *report, size_t bytes);
+    bool has_codes;          /* codes as they are; else values, as `floats`: F32, F16 or BF16 */
+    bool is_folder;
+    fm_dtype floats;
+    status (*check)(const md_model *m, const struct md_target *t, char *report, size_t bytes);
+    status (*write)(md_model *m, const struct md_target *t, const char *path, char *report, size_t bytes);
 } md_target;
 const md_target *md_targets(int64_t *n);
+const md_target *md_target_find(const char *name); /* NULL: there is none; the message lists them */
 /* What holds which shipped recipe: exact | exact, hidden padded with zeros where it is not whole groups | decoded values rounded | refused. Columns as md_targets.
  * Custom recipes: check(). */
 typedef enum { MD_NO, MD_EXACT, MD_PADDED, MD_ROUNDED } md_fit;
-enum { MD_TARGETS = 6 };
+enum { MD_TARGETS = 12 };
 typedef struct {
     const char *recipe;
     md_fit fit[MD_TARGETS];

@@ -145,15 +145,21 @@ static status read_model(md_model *m, const fm_arrays *a, const char *config_pat
     return md_load_weights(m, a, MD_HF, "");
 }
 
-/* tokenizer.model is taken where it is one we read. Another one (tokenizer.json) leaves the model without a tokenizer. */
+/* The folder's tokenizer.model, else tokenizer.json, else vocab.json. One of a kind that is not read leaves the model without. */
 static status take_tokenizer(md_model *m, const char *path)
 {
-    char *file = beside(path, "tokenizer.model");
-    if (!file)
-        return NB_NOMEM;
-    status s = nb_path_exists(file) ? md_attach_tokenizer(m, file) : NB_OK;
-    free(file);
-    return s == NB_UNSUPPORTED ? NB_OK : s;
+    static const char *const names[] = {"tokenizer.model", "tokenizer.json", "vocab.json"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        char *file = beside(path, names[i]);
+        if (!file)
+            return NB_NOMEM;
+        const bool there = nb_path_exists(file);
+        status s = there ? md_attach_tokenizer(m, file) : NB_OK;
+        free(file);
+        if (there)
+            return s == NB_UNSUPPORTED ? NB_OK : s;
+    }
+    return NB_OK;
 }
 
 status md_open_hf(md_model *m, const char *path, const fq_recipe *recipe)
