@@ -437,6 +437,20 @@ class Commands(unittest.TestCase):
         self.assertIn("gguf-bf16", run("convert", "--list")[0])
         self.assertNotIn("llama2c ", run("convert", "--list")[0])
 
+    def test_importance_goes_through_a_file(self):
+        run("ptq", "importance", MODEL, "--data", "heldout.h5", "--calib-samples", "8", "--write-imatrix", "im.gguf")
+        self.assertEqual(parsed("info", "im.gguf")["metadata"]["general.type"], "imatrix")
+        run("ptq", "importance", MODEL, *TOKENIZER, "--imatrix", "im.gguf", "--recipe", "q4_0", "-o", "from-file.h5")
+        run("ptq", "importance", MODEL, *TOKENIZER, "--data", "heldout.h5", "--calib-samples", "8", "--recipe", "q4_0",
+            "--write-imatrix", "again.gguf", "-o", "from-data.h5")
+        self.assertEqual(content("im.gguf"), content("again.gguf"))
+        self.assertEqual(*[parsed("eval", f, "--teacher", MODEL, "--data", "heldout.h5")["kl"] for f in ["from-file.h5", "from-data.h5"]])
+        more = ["--recipe", "q4_0", "-o", "x.h5"]
+        self.assertIn("rotate changes", run("ptq", "rotate+importance", MODEL, "--imatrix", "im.gguf", *more, code=2)[1])
+        self.assertIn("no importance", run("ptq", "rtn", MODEL, "--imatrix", "im.gguf", *more, code=2)[1])
+        self.assertIn("--force", run("ptq", "importance", MODEL, "--data", "heldout.h5", "--write-imatrix", "im.gguf", code=1)[1])
+        self.assertIn("imatrix", run("ptq", "importance", MODEL, "--imatrix", MODEL, *more, code=1)[1])
+
     def test_an_untied_head_has_rules_of_its_own_everywhere(self):
         with open("head.txt", "w") as file:
             file.write("base w4a8kv8\nembed.weight int8 row f32 learned\nhead.weight int4 row f32 learned\n")

@@ -100,6 +100,9 @@ typedef struct {
  * decoded to floats. Names the file and the tensor in every refusal. */
 status md_open(md_model *m, const char *path, const md_open_options *o);
 
+/* GGUF's name of a tensor: "layers.3.attn.wq.weight" -> "blk.3.attn_q.weight". False: it has none. */
+bool md_gguf_name(char *text, size_t bytes, const char *name);
+
 /* Parameters (and site states) of m into / out of an open HDF5 file: /param/NAME, /site/NAME, attributes config, recipe; /tokenizer. as: FM_F32, FM_F16 or FM_BF16 storage. */
 status md_save_params(md_model *m, fm_h5 *f, fm_dtype as);
 status md_load_params(md_model *m, fm_h5 *f); /* every parameter must be there, of its shape */
