@@ -206,6 +206,7 @@ status md_values_of(md_values *v, const md_model *m, const md_tensor *t)
         return nb_fail(NB_USAGE, "%s: the model has no such tensor of %lld x %lld", name, (long long)t->rows,
                        (long long)t->cols);
     v->x = p->x;
+    v->stored = site && fq_is_stored_float(&site->spec) ? &site->spec.grid : NULL;
     return NB_OK;
 }
 
@@ -215,6 +216,8 @@ void md_values_row(real *dst, const md_values *v, const md_tensor *t, int64_t ro
         kn_decode(dst, v->codes, row, 1);
     else
         memcpy(dst, v->x + row * t->cols, (size_t)t->cols * sizeof *dst);
+    for (int64_t j = 0; v->stored && j < t->cols; j++)
+        dst[j] = kn_store(v->stored, dst[j]);
 }
 
 /* ---- reading ------------------------------------------------------------------------------ */

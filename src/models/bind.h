@@ -31,6 +31,7 @@ int64_t md_paired_row(int64_t row, int64_t head_size, kn_rope_pairing to, kn_rop
 typedef struct {
     const kn_codes *codes; /* NULL: floats */
     const real *x;         /* [rows, cols], NULL with codes */
+    const kn_grid *stored; /* the type that rounds x ("float f16"), or NULL */
 } md_values;
 status md_values_of(md_values *v, const md_model *m, const md_tensor *t);
 void md_values_row(real *dst, const md_values *v, const md_tensor *t, int64_t row); /* dst [cols] */
@@ -73,6 +74,7 @@ int64_t md_code_bytes(const kn_grid *g, int64_t rows, int64_t cols);
 int64_t md_scale_bytes(const kn_grid *g, int64_t n_scales);
 int64_t md_zero_bytes(const kn_grid *g, int64_t n_scales);
 bool md_is_float(const md_model *m, const ag_param *p);
+fm_dtype md_stored_as(const md_model *m, const char *param); /* what such a one is stored as: F32, or as its spec says */
 
 /* What divides llama3's rotary frequencies: factor [head_size / 2]. */
 void md_rope_factors(real *factor, const md_config *c);

@@ -2,7 +2,7 @@
  *   operands -8..7 without zero point       Q4_0   value = d * (q - 8)
  *   operands -128..127 without zero point   Q8_0   value = d * q
  *   at most 4 bits with zero points         Q4_1   value = d * q + m, m = (lo - zero) * scale, where every m is exact in fp16; else Q8_0
- *   floats                                  F32
+ *   floats                                  F32; F16 or BF16 where the spec says so
  * d is the scale, which must be exact in fp16 and constant over blocks of 32 along the row. K (the row) is whole blocks: hidden is padded with zeros,
  * which changes nothing; dim cannot be. `gguf-f32`, `gguf-f16` and `gguf-bf16` write values; vectors are F32 in all. Rotated rows are put into interleaved order (qwen2: half).
  */
@@ -93,6 +93,8 @@ static status choose_types(plan *p, bool is_float, fm_dtype floats)
             TRY(md_values_of(&v, p->e.m, &p->e.own[i]));
         if (v.codes)
             TRY(type_of_codes(&p->type[i], v.codes, name));
+        else if (!is_float)
+            p->type[i] = md_stored_as(p->e.m, name);
         p->matrices[p->type[i]]++;
     }
     return NB_OK;

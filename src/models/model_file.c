@@ -271,7 +271,7 @@ status md_load_params(md_model *m, fm_h5 *f)
 
 /* ---- whole files -------------------------------------------------------------------------- */
 
-/* What a tensor with codes decodes to. */
+/* What a tensor with codes, or a rounded one, stands for. */
 static status save_decoded(const md_tensor *t, const md_values *v, fm_h5 *f, fm_dtype as, int64_t *rounded)
 {
     char name[MD_NAME];
@@ -303,9 +303,9 @@ static status save_tensors(const md_model *m, fm_h5 *f, fm_dtype as, bool latent
         if (!latent)
             s = md_values_of(&v, m, &t[i]);
         if (s == NB_OK)
-            s = v.codes ? save_decoded(&t[i], &v, f, as, rounded)
-                : p     ? save_param(p, f, as, rounded)
-                        : nb_fail(NB_USAGE, "the model has no latent floats of %s", name);
+            s = v.codes || v.stored ? save_decoded(&t[i], &v, f, as, rounded)
+                : p ? save_param(p, f, as, rounded)
+                    : nb_fail(NB_USAGE, "the model has no latent floats of %s", name);
     }
     free(t);
     return s;

@@ -60,6 +60,9 @@ void md_free(md_model *m);
 /* Gives a tied model a head of its own, a copy of the embedding, under the rules of head.weight; what is untied already stays.
  * The two matrices' ranges start anew (fq_start_weights). NB_USAGE where m is folded; m is unchanged on failure. */
 status md_untie(md_model *m);
+/* Rounds weights that a recipe leaves as stored floats ("float f16") in place to what they are stored as: for a model that is not
+ * trained on. The tape, folding and exports do so by themselves; the runtime takes a weight as it finds it. */
+void md_store_floats(md_model *m);
 
 /* Sizes for tables: bytes of codes (packed to their bits), scales, zeros and float tensors as a folded file holds them; bits per parameter = 8 bytes / params. */
 typedef struct {
