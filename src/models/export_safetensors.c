@@ -112,34 +112,50 @@ static status check(const md_model *m)
     return NB_OK;
 }
 
-static void describe(const md_model *m, fm_dtype floats, int64_t rounded, char *report, size_t bytes)
+static const char *tokenizer_of(const md_model *m)
+{
+    return m->tokenizer.kind == FM_TOKENIZER_NONE ? "out a tokenizer: there is none" : " its tokenizer";
+}
+
+static void describe(const md_model *m, fm_dtype floats, int64_t rounded, const char *tokenizer, char *report, size_t bytes)
 {
     md_say_floats(report, bytes, floats, rounded);
-    md_say(report, bytes, m->tokenizer.kind == FM_TOKENIZER_NONE ? "a Hugging Face folder without a tokenizer: there is none"
-                                                                  : "a Hugging Face folder with its tokenizer");
+    md_say(report, bytes, "a Hugging Face folder with%s", tokenizer);
     md_say_inputs(report, bytes, m, "the client computes with float inputs");
+}
+
+/* What a folder cannot say of a tokenizer leaves it without; the weights are worth having. */
+static status write_tokenizer(const md_model *m, const char *folder, char *told, size_t bytes)
+{
+    status s = m->tokenizer.kind == FM_TOKENIZER_NONE ? NB_OK : fm_tokenizer_write_folder(&m->tokenizer, folder);
+    if (s == NB_UNSUPPORTED)
+        (void)snprintf(told, bytes, "out its tokenizer: %s", nb_fail_message());
+    else
+        (void)snprintf(told, bytes, "%s", tokenizer_of(m));
+    return s == NB_UNSUPPORTED ? NB_OK : s;
 }
 
 status md_check_safetensors(const md_model *m, const md_target *t, char *report, size_t bytes)
 {
     TRY(check(m));
-    describe(m, t->floats, -1, report, bytes);
+    describe(m, t->floats, -1, tokenizer_of(m), report, bytes);
     return NB_OK;
 }
 
 status md_write_safetensors(md_model *m, const md_target *t, const char *path, char *report, size_t bytes)
 {
     writing w = {.floats = t->floats};
+    char tokenizer[512];
     TRY(check(m));
     TRY(nb_make_folder(path));
     TRY(md_exporting_new(&w.e, m, MD_HF, KN_ROPE_HALF, m->config.hidden));
     status s = write_weights(&w, path);
     if (s == NB_OK)
         s = write_config(&m->config, t->floats, path);
-    if (s == NB_OK && m->tokenizer.kind != FM_TOKENIZER_NONE)
-        s = fm_tokenizer_write_folder(&m->tokenizer, path);
     if (s == NB_OK)
-        describe(m, t->floats, w.e.rounded, report, bytes);
+        s = write_tokenizer(m, path, tokenizer, sizeof tokenizer);
+    if (s == NB_OK)
+        describe(m, t->floats, w.e.rounded, tokenizer, report, bytes);
     md_exporting_free(&w.e);
     return s;
 }
