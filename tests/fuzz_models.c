@@ -1,6 +1,7 @@
 /* fuzz_models.c - mutated model files through md_open; usage in fuzz.h. What opens is walked: every value, every size.
  * HDF5 files are sealed again after the mutation, so that what lies behind the checksum is reached.
  */
+#include "distill/distill.h"
 #include "fuzz.h"
 #include "models/bind.h"
 
@@ -180,6 +181,43 @@ static bool seed_gguf(int k, const char *path)
     return s == NB_OK;
 }
 
+/* Importance of that model's weights: every site of an input has seen something. */
+static bool seed_imatrix(int k, const char *path)
+{
+    md_model m;
+    kd_importance h;
+    if (k >= 2 || !build(&m, k))
+        return false;
+    bool made = kd_importance_new(&h, &m.sites) == NB_OK;
+    for (int64_t i = 0; made && i < h.n; i++) {
+        h.rows[i] = 7;
+        h.sum[i] = m.sites.s[i]->cols > 0 ? nb_alloc_zeroed((size_t)m.sites.s[i]->cols, sizeof **h.sum) : NULL;
+    }
+    made = made && kd_importance_write(&h, path, "text", 32) == NB_OK;
+    kd_importance_free(&h);
+    md_free(&m);
+    return made;
+}
+
+static status read_imatrix(const char *path)
+{
+    md_model m;
+    kd_importance h;
+    if (!build(&m, 0))
+        return NB_NOMEM;
+    status s = kd_importance_new(&h, &m.sites);
+    if (s == NB_OK)
+        s = kd_importance_read(&h, path);
+    for (int64_t i = 0; s == NB_OK && i < m.sites.n; i++) {
+        const fq_site *weight = m.sites.s[i];
+        const real *x = weight->is_weight ? kd_importance_of(&h, weight) : NULL;
+        sink = x ? nb_hash(sink, x, (size_t)weight->cols * sizeof *x) : sink;
+    }
+    kd_importance_free(&h);
+    md_free(&m);
+    return s;
+}
+
 /* The two files of an exported folder, moved to where the targets look for them. */
 static bool seed_hf(int k, const char *path, const char *wanted)
 {
@@ -262,6 +300,7 @@ int main(int argc, char **argv)
     const fuzz_target targets[] = {
         {"model_llama2c", seed_llama2c, NULL, read_model, false},
         {"model_gguf", seed_gguf, NULL, read_model, false},
+        {"imatrix", seed_imatrix, NULL, read_imatrix, false},
         {"model_hf_weights", seed_weights, NULL, read_weights, false},
         {"model_hf_config", seed_config, NULL, read_config, false},
         {"model_folded", seed_folded, seal_folded, read_model, true},
