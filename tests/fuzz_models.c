@@ -1,6 +1,7 @@
 /* fuzz_models.c - mutated model files through md_open; usage in fuzz.h. What opens is walked: every value, every size.
  * HDF5 files are sealed again after the mutation, so that what lies behind the checksum is reached.
  */
+#include "distill/distill.h"
 #include "fuzz.h"
 #include "models/bind.h"
 
@@ -73,6 +74,28 @@ static const char *const recipes[] = {
     "w4a8kv8", "q4_0", "*.weight int3 asym group:8 bf16 dynamic\n*.input int8 asym tensor average\n",
     "*.weight sign row pow2 dynamic\n*.attn.[kv] int8 head f16 learned\n", "*.weight int16 row f16 learned\n"};
 
+/* As if it came from a GGUF file: metadata of its own, kept byte for byte. */
+static bool give_source(md_model *m)
+{
+    char path[400];
+    fm_arrays a;
+    fm_meta meta = {0};
+    (void)snprintf(path, sizeof path, "%s/source.gguf", hf_folder);
+    fm_meta_put_string(&meta, "general.architecture", "llama");
+    fm_meta_put_array(&meta, "list", FM_U16, "0123456789", 5);
+    status s = fm_tokenizer_put_meta(&meta, &m->tokenizer, m->config.vocab);
+    if (s == NB_OK)
+        s = fm_gguf_write(path, NULL, 0, &meta, (fm_source){0});
+    if (s == NB_OK)
+        s = fm_gguf_open(&a, path);
+    if (s == NB_OK) {
+        s = fm_gguf_metadata(&m->gguf, &m->gguf_bytes, &a);
+        fm_arrays_free(&a);
+    }
+    fm_meta_free(&meta);
+    return s == NB_OK;
+}
+
 static bool build(md_model *m, int k)
 {
     const md_config c = {.architecture = "llama",
@@ -96,6 +119,8 @@ static bool build(md_model *m, int k)
     if ((named ? fq_recipe_open(&r, recipes[k]) : fq_recipe_parse(&r, "made", recipes[k], strlen(recipes[k]))) != NB_OK)
         return false;
     bool built = md_build(m, &c, &r, (uint64_t)k, false) == NB_OK && fm_tokenizer_byte(&m->tokenizer) == NB_OK;
+    if (built && k < 2)
+        built = give_source(m);
     fq_recipe_free(&r);
     for (int64_t i = 0; built && i < m->sites.n; i++) { /* as if calibrated */
         double state[4096];
@@ -154,6 +179,43 @@ static bool seed_gguf(int k, const char *path)
     status s = md_export(&m, k == 0 ? "gguf" : k == 1 ? "gguf-f16" : "gguf-f32", path, NULL, 0);
     md_free(&m);
     return s == NB_OK;
+}
+
+/* Importance of that model's weights: every site of an input has seen something. */
+static bool seed_imatrix(int k, const char *path)
+{
+    md_model m;
+    kd_importance h;
+    if (k >= 2 || !build(&m, k))
+        return false;
+    bool made = kd_importance_new(&h, &m.sites) == NB_OK;
+    for (int64_t i = 0; made && i < h.n; i++) {
+        h.rows[i] = 7;
+        h.sum[i] = m.sites.s[i]->cols > 0 ? nb_alloc_zeroed((size_t)m.sites.s[i]->cols, sizeof **h.sum) : NULL;
+    }
+    made = made && kd_importance_write(&h, path, "text", 32) == NB_OK;
+    kd_importance_free(&h);
+    md_free(&m);
+    return made;
+}
+
+static status read_imatrix(const char *path)
+{
+    md_model m;
+    kd_importance h;
+    if (!build(&m, 0))
+        return NB_NOMEM;
+    status s = kd_importance_new(&h, &m.sites);
+    if (s == NB_OK)
+        s = kd_importance_read(&h, path);
+    for (int64_t i = 0; s == NB_OK && i < m.sites.n; i++) {
+        const fq_site *weight = m.sites.s[i];
+        const real *x = weight->is_weight ? kd_importance_of(&h, weight) : NULL;
+        sink = x ? nb_hash(sink, x, (size_t)weight->cols * sizeof *x) : sink;
+    }
+    kd_importance_free(&h);
+    md_free(&m);
+    return s;
 }
 
 /* The two files of an exported folder, moved to where the targets look for them. */
@@ -222,6 +284,7 @@ static void remove_folder(void)
                                         "good.safetensors",
                                         "config.json",
                                         "made/model.safetensors",
+                                        "source.gguf",
                                         "made/config.json",
                                         "made",
                                         ""};
@@ -237,6 +300,7 @@ int main(int argc, char **argv)
     const fuzz_target targets[] = {
         {"model_llama2c", seed_llama2c, NULL, read_model, false},
         {"model_gguf", seed_gguf, NULL, read_model, false},
+        {"imatrix", seed_imatrix, NULL, read_imatrix, false},
         {"model_hf_weights", seed_weights, NULL, read_weights, false},
         {"model_hf_config", seed_config, NULL, read_config, false},
         {"model_folded", seed_folded, seal_folded, read_model, true},

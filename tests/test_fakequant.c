@@ -185,6 +185,7 @@ static const struct {
     {"int4 offset", "layers.0.attn.v", "offset belongs to keys", 0, 12, 0},
     {"int4 tensor", "layers.0.attn.probs", "8 bits or are float", 0, 1, 0},
     {"int4", "taken", "exists already", 0, 4, 0},
+    {"float f16", "a.input", "are for weights", 0, 4, 0},
 };
 
 START_TEST(a_site_that_makes_no_sense_is_refused)
@@ -240,6 +241,32 @@ START_TEST(a_site_left_alone_gives_its_input_and_is_watched)
     ck_assert(fq_apply(&m.tape, s, in) == in && calls == 1);
     ck_assert(fq_apply(&m.tape, NULL, in) == in && calls == 1);
     ck_assert(fq_apply(&m.tape, s, NULL) == NULL);
+    world_free(&m);
+}
+END_TEST
+
+START_TEST(a_stored_float_is_rounded_and_passes_its_gradient)
+{
+    world m;
+    world_new(&m, _i ? "float bf16" : "float f16");
+    fq_site *s = weight_site(&m, "a", 5, 7, 3);
+    ag_param *w = s->w;
+    ag_tensor *y = fq_weight(&m.tape, s, w);
+    ck_assert(y && y->n_dim == 2 && fq_site_codes(s, &m.params) == NULL);
+    int moved = 0;
+    for (int64_t i = 0; i < w->count; i++) {
+        const float x = (float)w->x[i], wanted = _i ? nb_bf16_to(nb_bf16_from(x)) : nb_half_to(nb_half_from(x));
+        ck_assert(ag_value(y)[i] == (real)wanted);
+        moved += wanted != x;
+    }
+    ck_assert_int_gt(moved, 20);
+    ck_assert(ag_backward(&m.tape, ag_sum(&m.tape, y)) == NB_OK);
+    for (int64_t i = 0; i < w->count; i++)
+        ck_assert(w->g[i] == 1);
+    ag_reset(&m.tape);
+    m.tape.quantize_off = true;
+    y = fq_weight(&m.tape, s, w);
+    ck_assert(y && memcmp(ag_value(y), w->x, (size_t)w->count * sizeof *w->x) == 0);
     world_free(&m);
 }
 END_TEST
@@ -479,6 +506,7 @@ int main(void)
     suite_add_tcase(s, tc);
     tc = tcase_create("operators");
     tcase_add_loop_test(tc, a_site_left_alone_gives_its_input_and_is_watched, 0, 4);
+    tcase_add_loop_test(tc, a_stored_float_is_rounded_and_passes_its_gradient, 0, 2);
     LOOP(tc, gradient_passes_where_the_variant_lets_it, masks);
     LOOP(tc, gradients_do_not_depend_on_threads, threaded);
     tcase_add_test(tc, learned_scale_stays_within_a_factor_of_two);

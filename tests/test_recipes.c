@@ -10,6 +10,9 @@ static const struct {
     const char *text, *printed;
 } specs[] = {
     {"float", "float"},
+    {"float f32", "float"},
+    {"f16 float", "float f16"},
+    {"float bf16", "float bf16"},
     {"int4", "int4 row f32 dynamic"},
     {"int4 row f32 learned", "int4 row f32 learned"},
     {"learned f32 row int4", "int4 row f32 learned"},
@@ -66,6 +69,8 @@ static const struct {
     {"seq8", "2 to 7"},
     {"intx", "2 to 8"},
     {"float row", "no further words"},
+    {"float pow2", "no further words"},
+    {"float f16 learned", "no further words"},
     {"int4 int8", "said before"},
     {"int4 row token", "said before"},
     {"int4 static:mse from:kl", "said before"},

@@ -92,12 +92,16 @@ START_TEST(ids_are_those_of_tokenizers)
     check_special_ids(&a, r->text, r->ids);
     check_special_ids(&b, r->text, r->ids);
     free(data);
+    fm_tokenizer_free(&b);
+    b = through_folder(&a);
+    ck_assert_uint_eq(a.hash, b.hash);
+    check_special_ids(&b, r->text, r->ids);
     fm_tokenizer_free(&a);
     fm_tokenizer_free(&b);
 }
 END_TEST
 
-/* The same tokenizer by way of its serialized form, and of GGUF metadata. */
+/* The same tokenizer by way of its serialized form, of GGUF metadata, and of a Hugging Face folder. */
 static void check_forms(const fm_tokenizer *tk, void (*check)(const fm_tokenizer *tk))
 {
     uint8_t *data, *again;
@@ -115,6 +119,12 @@ static void check_forms(const fm_tokenizer *tk, void (*check)(const fm_tokenizer
     must(fm_tokenizer_from_meta(&other, &meta));
     ck_assert_uint_eq(other.hash, tk->hash);
     ck_assert(other.add_bos == tk->add_bos && other.add_space_prefix == tk->add_space_prefix);
+    check(&other);
+    fm_tokenizer_free(&other);
+    other = through_folder(tk);
+    ck_assert_uint_eq(other.hash, tk->hash);
+    ck_assert(other.add_bos == tk->add_bos && other.add_space_prefix == tk->add_space_prefix);
+    ck_assert(other.remove_extra_spaces == tk->remove_extra_spaces && other.bos == tk->bos && other.eos == tk->eos);
     check(&other);
     fm_tokenizer_free(&other);
     fm_meta_free(&meta);
@@ -142,6 +152,27 @@ START_TEST(the_47_vectors_of_llama_cpp_pass_in_every_form)
     (_i ? check_spm : check_gpt2)(&tk);
     check_forms(&tk, _i ? check_spm : check_gpt2);
     fm_tokenizer_free(&tk);
+}
+END_TEST
+
+/* The built-in bytes have ranks without merges in a folder, and the same ids. */
+START_TEST(bytes_in_a_folder_are_bytes)
+{
+    fm_tokenizer a, b;
+    fm_ids x = {0}, y = {0};
+    char text[256];
+    for (int i = 0; i < 256; i++)
+        text[i] = (char)(255 - i);
+    must(fm_tokenizer_byte(&a));
+    b = through_folder(&a);
+    ck_assert(b.kind == FM_TOKENIZER_BPE && b.vocab_size == a.vocab_size && b.bos == a.bos && b.eos == a.eos);
+    must(fm_tokenizer_encode(&a, &x, text, sizeof text, FM_ADD_BOS | FM_ADD_EOS));
+    must(fm_tokenizer_encode(&b, &y, text, sizeof text, FM_ADD_BOS | FM_ADD_EOS));
+    ck_assert(x.n == y.n && memcmp(x.id, y.id, (size_t)x.n * sizeof *x.id) == 0);
+    fm_ids_free(&x);
+    fm_ids_free(&y);
+    fm_tokenizer_free(&a);
+    fm_tokenizer_free(&b);
 }
 END_TEST
 
@@ -315,6 +346,7 @@ int main(void)
     tcase_add_checked_fixture(t, scratch_begin, scratch_end);
     tcase_add_loop_test(t, ids_are_those_of_tokenizers, 0, COUNT(byte_rows) + COUNT(character_rows));
     tcase_add_loop_test(t, the_47_vectors_of_llama_cpp_pass_in_every_form, 0, 2);
+    tcase_add_test(t, bytes_in_a_folder_are_bytes);
     tcase_add_test(t, vocab_json_with_merges_is_the_tokenizer_in_gguf);
     tcase_add_test(t, sentencepiece_in_gguf_is_the_tokenizer_model);
     tcase_add_loop_test(t, ids_equal_a_plain_merge, 0, 10);

@@ -47,6 +47,10 @@ START_TEST(ids_equal_spm_encode_on_a_text)
         return;
     compare_with_spm_encode(TOK512 ".model", texts[_i]);
     compare_with_spm_encode(LLAMA ".model", texts[_i]);
+    fm_tokenizer tk = opened(TOK512 ".bin"), written = through_folder(&tk); /* llama2.c's form as SentencePiece's */
+    compare_with_spm_encode(scratch_path("written/tokenizer.model"), texts[_i]);
+    fm_tokenizer_free(&tk);
+    fm_tokenizer_free(&written);
 }
 END_TEST
 

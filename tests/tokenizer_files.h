@@ -31,6 +31,16 @@ static inline fm_tokenizer opened(const char *path)
     return tk;
 }
 
+/* The same tokenizer out of the Hugging Face folder it was written to. */
+static inline fm_tokenizer through_folder(const fm_tokenizer *tk)
+{
+    const char *folder = scratch_path("written");
+    scratch_remove(folder);
+    must(nb_make_folder(folder));
+    must(fm_tokenizer_write_folder(tk, folder));
+    return opened(folder);
+}
+
 typedef struct {
     uint8_t byte[1 << 16];
     size_t n;

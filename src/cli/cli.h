@@ -20,6 +20,7 @@
     X(ptq, "quantize a model without training")                                                                        \
     X(run, "continue a text")                                                                                          \
     X(export, "write a model in another program's format")                                                             \
+    X(convert, "a float model from one file format into another")                                                      \
     X(recipes, "the named recipes, and what one of them says")                                                         \
     X(bench, "how fast training and running are here")
 #define X(name, summary) int cl_##name(int argc, char **argv);
@@ -48,6 +49,9 @@ status cl_open_data(fm_tokens *t, const char *path, const cl_common *c, md_model
 status cl_report_folded(const md_model *m, const char *method, const cl_common *c);
 /* Text to stdout, flushed at once; NB_IO when it cannot be written. */
 status cl_print(const char *text, size_t bytes);
+/* The targets of export; floats: those without codes. What was written, for export and convert. */
+status cl_list_targets(bool floats, bool json);
+status cl_say_written(const cl_common *c, const char *target, const char *report);
 /* What a writer holds as one line on stdout. */
 status cl_print_json(nb_writer *w);
 

@@ -1,7 +1,6 @@
 /* cli_export.c - nibble export: a model in another program's format, with the codes that training used. */
 #include "cli/cli.h"
 #include <stdlib.h>
-#include <string.h>
 
 typedef struct {
     cl_common common;
@@ -9,29 +8,18 @@ typedef struct {
     bool list;
 } export_options;
 
-/* nibble's own float files beside the foreign formats of md_targets. */
-static const struct {
-    const char *name, *explanation;
-    fm_dtype dtype;
-} own_targets[] = {
-    {"h5", "nibble's own file, fp32 floats", FM_F32},
-    {"h5-bf16", "nibble's own file, floats rounded to bf16", FM_BF16},
-    {"h5-f16", "nibble's own file, floats rounded to fp16", FM_F16},
-};
-enum { N_OWN = sizeof own_targets / sizeof *own_targets };
-
-static status list_targets(bool json)
+status cl_list_targets(bool floats, bool json)
 {
     cl_table t = {0};
     nb_writer w = {0};
     int64_t n;
     const md_target *target = md_targets(&n);
     nb_json_open(&w, NULL, '{');
-    for (int64_t i = 0; i < n + N_OWN; i++) {
-        const char *name = i < n ? target[i].name : own_targets[i - n].name;
-        const char *explanation = i < n ? target[i].explanation : own_targets[i - n].explanation;
-        nb_json_put_string(&w, name, explanation);
-        cl_row(&t, "%s\t%s", name, explanation);
+    for (int64_t i = 0; i < n; i++) {
+        if (floats && target[i].has_codes)
+            continue;
+        nb_json_put_string(&w, target[i].name, target[i].explanation);
+        cl_row(&t, "%s\t%s", target[i].name, target[i].explanation);
     }
     nb_json_close(&w, '}');
     status s = json ? cl_print_json(&w) : cl_table_print(stdout, &t, "ll");
@@ -40,38 +28,17 @@ static status list_targets(bool json)
     return s;
 }
 
-static bool is_target(const char *name)
+status cl_say_written(const cl_common *c, const char *target, const char *report)
 {
-    int64_t n;
-    const md_target *target = md_targets(&n);
-    for (int64_t i = 0; i < n; i++)
-        if (!strcmp(target[i].name, name))
-            return true;
-    for (int i = 0; i < N_OWN; i++)
-        if (!strcmp(own_targets[i].name, name))
-            return true;
-    return false;
-}
-
-static status write_target(md_model *m, const export_options *o, char *report, size_t bytes)
-{
-    for (int i = 0; i < N_OWN; i++)
-        if (!strcmp(own_targets[i].name, o->target))
-            return md_save_model(m, o->common.output, own_targets[i].dtype);
-    return md_export(m, o->target, o->common.output, report, bytes);
-}
-
-static status print_report(const char *report, const export_options *o)
-{
-    if (!o->common.json) {
-        if (!o->common.quiet)
-            cl_say("%s: written for %s\n%s%s", o->common.output, o->target, report, *report ? "\n" : "");
+    if (!c->json) {
+        if (!c->quiet)
+            cl_say("%s: written for %s\n%s%s", c->output, target, report, *report ? "\n" : "");
         return NB_OK;
     }
     nb_writer w = {0};
     nb_json_open(&w, NULL, '{');
-    nb_json_put_string(&w, "target", o->target);
-    nb_json_put_string(&w, "file", o->common.output);
+    nb_json_put_string(&w, "target", target);
+    nb_json_put_string(&w, "file", c->output);
     nb_json_put_string(&w, "report", report);
     nb_json_close(&w, '}');
     return cl_print_json(&w);
@@ -82,18 +49,19 @@ static status export_model(const char *path, const export_options *o)
     md_model m = {0};
     char report[2048] = "";
     if (o->list)
-        return list_targets(o->common.json);
+        return cl_list_targets(false, o->common.json);
     if (!path || !o->target)
         return nb_fail(NB_USAGE, "%s (`nibble export --list` names the targets)",
                        path ? "in which format? --to TARGET" : "which model? nibble export MODEL --to TARGET -o FILE");
-    if (!is_target(o->target))
-        return nb_fail(NB_USAGE, "--to %s: there is no such target (`nibble export --list` names them)", o->target);
-    TRY(cl_check_output(&o->common, !strcmp(o->target, "safetensors")));
+    const md_target *target = md_target_find(o->target);
+    if (!target)
+        return nb_fail_in(NB_USAGE, "--to %s", o->target);
+    TRY(cl_check_output(&o->common, target->is_folder));
     TRY(cl_begin(&o->common));
     TRY(cl_open_model(&m, path, &o->common, NULL, false));
-    status s = write_target(&m, o, report, sizeof report);
+    status s = md_export(&m, o->target, o->common.output, report, sizeof report);
     md_free(&m);
-    return s == NB_OK ? print_report(report, o) : s;
+    return s == NB_OK ? cl_say_written(&o->common, o->target, report) : s;
 }
 
 int cl_export(int argc, char **argv)
@@ -101,7 +69,7 @@ int cl_export(int argc, char **argv)
     export_options o = {0};
     const cl_option option[] = {
         {"--to", "TARGET", CL_TEXT, &o.target, NULL,
-         "llama2c, llama2c-f32, gguf, gguf-f32, gguf-f16, safetensors, h5, ..."},
+         "llama2c, gguf: codes; llama2c-f32, gguf-f32, gguf-f16, gguf-bf16, safetensors, h5, ...: what they decode to"},
         {"--list", NULL, CL_FLAG, &o.list, NULL, "say what each target holds, and when it is exact"},
     };
     const cl_command command = {

@@ -108,7 +108,10 @@ status cl_open_model(md_model *m, const char *path, const cl_common *c, const ch
 {
     md_open_options o = {.recipe = recipe, .tokenizer = c->tokenizer, .train = train};
     o.untie = c->untie && (train || recipe);
-    return kd_open(m, path, c->which == 0 ? "best" : "last", &o);
+    TRY(kd_open(m, path, c->which == 0 ? "best" : "last", &o));
+    if (!train)
+        md_store_floats(m);
+    return NB_OK;
 }
 
 static status adopt_tokenizer(md_model *m, const fm_tokens *data)

@@ -7,7 +7,7 @@
 enum { MOST = 8 };
 typedef struct {
     cl_common common;
-    const char *recipe;
+    const char *recipe, *read_imatrix, *write_imatrix;
     int64_t samples, length;
     bool list;
     const pt_method *method[MOST];
@@ -62,14 +62,39 @@ static bool any_needs(const ptq_options *o, bool data)
     return false;
 }
 
+/* A matrix of importance is all that is asked for: no codes, no -o. */
+static bool only_writes_imatrix(const ptq_options *o)
+{
+    return o->write_imatrix && !o->recipe && !o->common.output;
+}
+
+static status check_imatrix(const ptq_options *o)
+{
+    bool turned = false, used = false;
+    for (int i = 0; i < o->n; i++) {
+        used = used || o->method[i]->needs_data;
+        turned = turned || (!used && strcmp(o->method[i]->name, "rotate") == 0);
+    }
+    if ((o->read_imatrix || o->write_imatrix) && !used)
+        return nb_fail(NB_USAGE, "--imatrix, --write-imatrix: %s looks at no importance", o->method[o->n - 1]->name);
+    if (o->read_imatrix && turned)
+        return nb_fail(NB_USAGE, "--imatrix: is of the weights as they were, rotate changes what goes into them (--data)");
+    if (o->read_imatrix && o->write_imatrix)
+        return nb_fail(NB_USAGE, "--write-imatrix: writes what --data shows, --imatrix takes its place");
+    if (o->write_imatrix && nb_path_exists(o->write_imatrix) && !o->common.force)
+        return nb_fail(NB_IO, "%s: is there already (--force replaces it)", o->write_imatrix);
+    return NB_OK;
+}
+
 static status check(const ptq_options *o)
 {
-    if (any_needs(o, false) && !o->recipe)
+    TRY(check_imatrix(o));
+    if (any_needs(o, false) && !o->recipe && !only_writes_imatrix(o))
         return nb_fail(NB_USAGE, "by which recipe? (--recipe q4_0; `nibble recipes` lists them)");
     if (o->recipe && !any_needs(o, false))
         return nb_fail(NB_USAGE, "--recipe: %s leaves the model in floats; with codes: %s+rtn, %s+importance, ...",
                        o->method[o->n - 1]->name, o->method[o->n - 1]->name, o->method[o->n - 1]->name);
-    if (any_needs(o, true) && !o->common.data)
+    if (any_needs(o, true) && !o->common.data && !o->read_imatrix)
         return nb_fail(NB_USAGE, "calibrated on what? (--data FILE, a text or what `nibble data` wrote)");
     return NB_OK;
 }
@@ -82,12 +107,23 @@ static status run_methods(md_model *m, const ptq_options *o, fm_tokens *data)
         const pt_options p = {
             .data = data,
             .calibration = {.samples = o->samples, .length = o->length, .seed = o->common.seed, .progress = &progress},
-            .seed = o->common.seed};
+            .seed = o->common.seed,
+            .read_imatrix = o->read_imatrix,
+            .write_imatrix = o->write_imatrix};
         status s = o->method[i]->run(m, &p);
         cl_progress_end(&line);
         TRY(s);
     }
+    if (only_writes_imatrix(o))
+        return NB_OK;
     return m->recipe.n ? md_save_folded(m, o->common.output, true) : md_save_model(m, o->common.output, FM_F32);
+}
+
+static status say_matrix(const ptq_options *o, const char *methods)
+{
+    if (!o->common.quiet)
+        cl_say("%s: E[x^2] of what goes into the weights, %s\n", o->write_imatrix, methods);
+    return NB_OK;
 }
 
 static status run(const char *methods, const char *path, ptq_options *o)
@@ -100,7 +136,8 @@ static status run(const char *methods, const char *path, ptq_options *o)
         return nb_fail(NB_USAGE, "nibble ptq METHOD MODEL -o FILE (`nibble ptq --list` names the methods)");
     TRY(read_methods(o, methods));
     TRY(check(o));
-    TRY(cl_check_output(&o->common, false));
+    if (!only_writes_imatrix(o))
+        TRY(cl_check_output(&o->common, false));
     TRY(cl_begin(&o->common));
     TRY(cl_open_model(&m, path, &o->common, o->recipe, false));
     status s =
@@ -113,7 +150,7 @@ static status run(const char *methods, const char *path, ptq_options *o)
     if (s == NB_OK)
         s = run_methods(&m, o, o->common.data ? &data : NULL);
     if (s == NB_OK)
-        s = cl_report_folded(&m, methods, &o->common);
+        s = o->common.output || o->common.json ? cl_report_folded(&m, methods, &o->common) : say_matrix(o, methods);
     fm_tokens_close(&data);
     md_free(&m);
     return s;
@@ -127,6 +164,10 @@ int cl_ptq(int argc, char **argv)
         {"--calib-samples", "N", CL_COUNT, &o.samples, "128",
          "windows of --data that are looked at, in an order by --seed"},
         {"--calib-length", "N", CL_COUNT, &o.length, NULL, "tokens of one (256, or the model's context)"},
+        {"--imatrix", "FILE", CL_TEXT, &o.read_imatrix, NULL,
+         "importance out of llama.cpp's file (llama-imatrix, GGUF) in place of --data"},
+        {"--write-imatrix", "FILE", CL_TEXT, &o.write_imatrix, NULL,
+         "keep importance in a file that llama-quantize --imatrix reads; alone, without --recipe and -o, nothing else is made"},
         {"--list", NULL, CL_FLAG, &o.list, NULL, "say what each method does"},
     };
     const cl_command command = {
@@ -138,6 +179,8 @@ int cl_ptq(int argc, char **argv)
             "holds codes and the floats they came from: a folded model that runs, and a start for\n"
             "training; without one (rotate) it is a float model. `nibble ptq --list` explains the methods.",
         .examples = "  nibble ptq importance stories260K.bin --data train.h5 --recipe q4_0 -o q4.h5\n"
+                    "  nibble ptq importance smollm2.gguf --imatrix imatrix.gguf --recipe q4_0 -o q4.h5\n"
+                    "  nibble ptq importance smollm2.gguf --data text.txt --write-imatrix imatrix.gguf\n"
                     "  nibble ptq rotate stories260K.bin --tokenizer tok512.bin --seed 1 -o rotated.h5\n"
                     "  nibble ptq rotate+importance stories260K.bin --data train.h5 --recipe w4a8kv16 -o w4.h5",
         .option = option,

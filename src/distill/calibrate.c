@@ -1,5 +1,6 @@
 /* calibrate.c - looking at a float model while it reads: windows in a random order, watched by a tap; the second moments of the
  * inputs of linears; ranges of weights and activations, and offsets of keys, from them. */
+#include "distill/importance.h"
 #include "distill/windows.h"
 #include <stdlib.h>
 #include <string.h>
@@ -57,13 +58,18 @@ static status watch(const reading *r, ag_tap tap)
     return s;
 }
 
+int64_t kd_calibration_length(const kd_calibration *o, const md_model *m)
+{
+    return o->length > 0 ? o->length : LENGTH < m->config.ctx ? LENGTH : m->config.ctx;
+}
+
 /* Resolves the defaults and cuts the windows; the caller frees *w. */
 static status cut(kd_calibration *of, kd_windows *w, const md_model *m, fm_tokens *data, const kd_calibration *o)
 {
     *of = *o;
     *w = (kd_windows){0};
     of->samples = o->samples > 0 ? o->samples : SAMPLES;
-    of->length = o->length > 0 ? o->length : LENGTH < m->config.ctx ? LENGTH : m->config.ctx;
+    of->length = kd_calibration_length(o, m);
     if (of->length > m->config.ctx)
         return nb_fail(NB_USAGE, "samples of %lld tokens, the model's context is %lld", (long long)of->length,
                        (long long)m->config.ctx);
@@ -162,30 +168,39 @@ static bool is_looked_up_only(const kd_importance *h, const fq_site *weight)
     return !strcmp(weight->name, "embed.weight") && fq_site_find(h->sites, "head.weight");
 }
 
+int64_t kd_input_of(const kd_importance *h, const fq_site *weight)
+{
+    char name[160];
+    input_site(name, sizeof name, weight->name);
+    for (int64_t i = 0; i < h->n && !is_looked_up_only(h, weight); i++) {
+        const fq_site *s = h->sites->s[i];
+        if (!s->is_weight && strcmp(s->name, name) == 0 && s->cols == weight->cols)
+            return i;
+    }
+    return -1;
+}
+
 const real *kd_importance_of(void *importance, const fq_site *weight)
 {
     kd_importance *h = importance;
-    char name[160];
-    input_site(name, sizeof name, weight->name);
-    if (is_looked_up_only(h, weight))
+    const int64_t i = kd_input_of(h, weight);
+    if (i < 0 || !h->sum[i])
         return NULL;
-    for (int64_t i = 0; i < h->n; i++) {
-        const fq_site *s = h->sites->s[i];
-        if (strcmp(s->name, name) != 0 || !h->sum[i] || s->cols != weight->cols)
-            continue;
-        if (!h->mean[i])
-            h->mean[i] = nb_alloc((size_t)s->cols, sizeof **h->mean);
-        for (int64_t c = 0; h->mean[i] && c < s->cols; c++)
-            h->mean[i][c] = (real)(h->sum[i][c] / (double)h->rows[i]);
-        h->failed = h->failed || !h->mean[i];
-        return h->mean[i];
-    }
-    return NULL;
+    if (!h->mean[i])
+        h->mean[i] = nb_alloc((size_t)weight->cols, sizeof **h->mean);
+    for (int64_t c = 0; h->mean[i] && c < weight->cols; c++)
+        h->mean[i][c] = (real)(h->sum[i][c] / (double)h->rows[i]);
+    h->failed = h->failed || !h->mean[i];
+    return h->mean[i];
 }
 
 static status start_by_importance(const reading *r)
 {
     kd_importance h;
+    if (r->o->importance) {
+        status given = fq_start_weights(&r->m->sites, FQ_START_IMPORTANCE, kd_importance_of, r->o->importance);
+        return given == NB_OK && r->o->importance->failed ? NB_NOMEM : given;
+    }
     TRY(kd_importance_new(&h, &r->m->sites));
     status s = watch(r, (ag_tap){kd_gather_importance, &h});
     if (s == NB_OK && !h.failed)
@@ -272,12 +287,14 @@ status kd_find_ranges(md_model *m, fq_start how, fm_tokens *data, const kd_calib
     kd_calibration of;
     kd_windows w;
     const bool watched = fq_sites_need_calibration(&m->sites, names, sizeof names);
-    if (!data && (watched || how == FQ_START_IMPORTANCE))
+    const bool gathers = how == FQ_START_IMPORTANCE && !o->importance;
+    if (!data && (watched || gathers))
         return nb_fail(watched ? NB_UNSUPPORTED : NB_USAGE, "the ranges of %s come from data (--data FILE, a text or a token file)",
                        watched ? names : "weights by importance");
     if (!data) {
         m->params.version++;
-        return fq_start_weights(&m->sites, how, NULL, NULL);
+        return how == FQ_START_IMPORTANCE ? start_by_importance(&(reading){.m = m, .o = o})
+                                          : fq_start_weights(&m->sites, how, NULL, NULL);
     }
     TRY(cut(&of, &w, m, data, o));
     status s = kd_find_ranges_in(m, how, data, &w, of.length, &of);

@@ -34,16 +34,6 @@ status kd_generate(md_model *teacher, const kd_data_options *o, const char *path
 
 /* ---- calibration -------------------------------------------------------------------------- */
 
-/* Which windows of the data are looked at: the first `samples` of a random order of them, cut as for evaluation. */
-typedef struct {
-    int64_t samples, length; /* windows, and tokens in one; 0: 128, and 256 or the model's context where that is shorter */
-    uint64_t seed;
-    kn_precision precision; /* of the forwards */
-    const nb_progress *progress;
-} kd_calibration;
-/* Float forwards over these windows with a tap: fq_observe, kd_gather_importance, ... */
-status kd_watch(md_model *m, fm_tokens *data, const kd_calibration *o, ag_tap tap);
-
 /* E[x_j^2] by channel of what goes into each linear: what makes an error of its weights matter. A zeroed struct is empty. */
 typedef struct {
     const fq_sites *sites;
@@ -53,11 +43,28 @@ typedef struct {
     real **mean;   /* [n] what kd_importance_of gives, made when first asked for */
     bool failed;   /* memory ran out while it watched */
 } kd_importance;
+
+/* Which windows of the data are looked at: the first `samples` of a random order of them, cut as for evaluation. */
+typedef struct {
+    int64_t samples, length; /* windows, and tokens in one; 0: 128, and 256 or the model's context where that is shorter */
+    uint64_t seed;
+    kn_precision precision; /* of the forwards */
+    const nb_progress *progress;
+    kd_importance *importance; /* of this model, gathered or read before; NULL: gathered where it is needed */
+} kd_calibration;
+int64_t kd_calibration_length(const kd_calibration *o, const md_model *m); /* tokens in a window, the default filled in */
+/* Float forwards over these windows with a tap: fq_observe, kd_gather_importance, ... */
+status kd_watch(md_model *m, fm_tokens *data, const kd_calibration *o, ag_tap tap);
+
 status kd_importance_new(kd_importance *h, const fq_sites *sites);
 void kd_importance_free(kd_importance *h);
 void kd_gather_importance(void *importance, const char *site, const ag_tensor *in, const ag_tensor *out); /* a tap's fn */
 /* The callback of fq_start_weights: E[x_j^2] [cols] of the input of a weight, NULL where it was not seen. */
 const real *kd_importance_of(void *importance, const fq_site *weight);
+/* llama.cpp's importance matrix (GGUF). read: into a new h; entries of other models' weights are left out, but one must be there; NB_FORMAT for
+ * another shape. write: what was gathered, from which data, in windows of `chunk` tokens. */
+status kd_importance_read(kd_importance *h, const char *path);
+status kd_importance_write(const kd_importance *h, const char *path, const char *dataset, int64_t chunk);
 /* All ranges before training, or for folding without it: of weights by `how`, offsets of keys (their means; where data is given), and
  * of static and learned activations, all from the same windows. data NULL: a failure names what cannot be found without. */
 status kd_find_ranges(md_model *m, fq_start how, fm_tokens *data, const kd_calibration *o);

@@ -26,9 +26,14 @@ typedef struct {
     bool offset;          /* K only: k - b is quantized, b the mean over calibration: q.b is the same for all keys, so softmax does not change */
     float parameter;      /* percentile (99.99), moving average's rate (0.01); 0: the method's default */
 } fq_spec;
+/* "float f16", "float bf16": a weight left in floating point, but computed with as that type stores it; no codes. */
+static inline bool fq_is_stored_float(const fq_spec *s)
+{
+    return s->grid.bits == 0 && s->grid.scale != KN_SCALE_F32;
+}
 bool fq_spec_equal(const fq_spec *a, const fq_spec *b);
 /* Text form, words in any order: "int4 row f32 learned", "int8 narrow token dynamic", "int4 group:32 f16 learned", "int8 narrow group:32 f16 q8_0", "seq2 row learned",
- * "ternary", "sign", "int8 asym tensor static:mse", "float". docs/recipes.md has the list. */
+ * "ternary", "sign", "int8 asym tensor static:mse", "float", "float f16". docs/recipes.md has the list. */
 status fq_spec_parse(fq_spec *s, const char *text);
 void fq_spec_print(char *text, size_t bytes, const fq_spec *s); /* parses back to the same spec */
 
@@ -95,6 +100,7 @@ fq_site *fq_site_find(const fq_sites *sites, const char *name);
 void fq_sites_free(fq_sites *sites);
 
 /* The value as the site makes it: y = decode(encode(x)), y->codes set; x itself where the site's bits are 0 (site may be NULL) or the tape has quantize_off.
+ *   a stored float: y = x rounded to that type, dx += dy
  *   backward: dx += dy, under the spec's ste; learned: du += s * sum dy * (level - r inside, level outside), r = x / s
  * fq_apply: an activation; fq_weight: a weight's latent parameter, encoded once per ps->version; w NULL: a folded site, its codes without a gradient. */
 ag_tensor *fq_apply(ag_tape *t, fq_site *site, ag_tensor *x);

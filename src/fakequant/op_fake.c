@@ -420,8 +420,45 @@ static void weight_backward(const ag_tensor *out)
 
 static const ag_op op_weight = {"fakequant_weight", weight_forward, weight_backward, 0};
 
+/* y = x as it is stored, dx += dy. */
+static void store_forward(ag_tensor *out)
+{
+    const kn_grid *g = &((save_fake *)out->save)->site->spec.grid;
+    const real *x = out->src[0]->x;
+    real *y = out->x;
+    const int64_t n = ag_count(out);
+#pragma omp parallel for if (n > FQ_PARALLEL)
+    for (int64_t i = 0; i < n; i++)
+        y[i] = kn_store(g, x[i]);
+}
+
+static void store_backward(const ag_tensor *out)
+{
+    real beta = 1, *dx = out->src[0]->needs_grad ? ag_grad_write(out->src[0], &beta) : NULL;
+    const int64_t n = ag_count(out);
+#pragma omp parallel for if (n > FQ_PARALLEL)
+    for (int64_t i = 0; i < (dx ? n : 0); i++)
+        dx[i] = beta != 0 ? dx[i] + out->g[i] : out->g[i];
+}
+
+static const ag_op op_store = {"store", store_forward, store_backward, 0};
+
+static ag_tensor *stored_weight(ag_tape *t, fq_site *site, ag_param *w)
+{
+    ag_tensor *src[1] = {ag_use(t, w)};
+    ag_tensor *out = ag_node(t, &op_store, 1, src, w->n_dim, w->dim, sizeof(save_fake));
+    if (!out)
+        return NULL;
+    ((save_fake *)out->save)->site = site;
+    out = ag_run(t, out);
+    watch(t, site, src[0], out);
+    return out;
+}
+
 ag_tensor *fq_weight(ag_tape *t, fq_site *site, ag_param *w)
 {
+    if (site && fq_is_stored_float(&site->spec) && !t->quantize_off)
+        return stored_weight(t, site, w);
     if (!site || !site->spec.grid.bits || (t->quantize_off && w)) {
         ag_tensor *x = ag_use(t, w);
         if (site && x)

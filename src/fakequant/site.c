@@ -181,6 +181,8 @@ fq_site *fq_site_new(fq_sites *sites, const fq_recipe *r, const char *name, cons
     status e = s->name ? NB_OK : NB_NOMEM;
     if (e == NB_OK && fq_site_find(sites, name))
         e = nb_fail(NB_USAGE, "the site exists already");
+    if (e == NB_OK && fq_is_stored_float(&s->spec) && !s->is_weight)
+        e = nb_fail(NB_USAGE, "f16 and bf16 floats are for weights (*.weight)");
     if (e == NB_OK && s->spec.grid.bits)
         e = fit(s, head_size);
     if (e == NB_OK && s->spec.grid.bits)

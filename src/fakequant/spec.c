@@ -1,5 +1,5 @@
 /* spec.c - the text form of a spec: words in any order, one of each kind.
- *   levels   float | int2 .. int8, int16 | seq2 .. seq7 | ternary | sign
+ *   levels   float [f16 | bf16: a weight as stored] | int2 .. int8, int16 | seq2 .. seq7 | ternary | sign
  *   codes    narrow | asym | codes:LO..HI
  *   grain    tensor | row (token) | head | group:N | block:N               default row
  *   scale    f32 | f16 | bf16 | pow2                                       default f32
@@ -253,7 +253,9 @@ static status check(const reading *r)
     if (!(r->said & LEVELS))
         return nb_fail(NB_USAGE, "wanted float, intN, seqN, ternary or sign");
     if (!r->bits)
-        return r->said == LEVELS ? NB_OK : nb_fail(NB_USAGE, "float takes no further words");
+        return (r->said & ~SCALE) == LEVELS && s->grid.scale != KN_SCALE_POW2
+                   ? NB_OK
+                   : nb_fail(NB_USAGE, "float takes f16 or bf16 and no further words");
     bool levels_only = r->half_step || r->ternary || r->bits == 1;
     if (levels_only && r->said & (NARROW | ZERO | CODES))
         return nb_fail(NB_USAGE, "%s: narrow, asym and codes belong to int",
@@ -294,6 +296,8 @@ status fq_spec_parse(fq_spec *s, const char *text)
     TRY(check(&r));
     if (r.bits)
         *s = r.s;
+    else
+        s->grid.scale = r.s.grid.scale;
     return NB_OK;
 }
 
@@ -353,6 +357,8 @@ void fq_spec_print(char *text, size_t bytes, const fq_spec *s)
     text[0] = 0;
     if (!g->bits) {
         put(&o, "float");
+        if (fq_is_stored_float(s))
+            put(&o, " %s", scale_word[g->scale]);
         return;
     }
     put_levels(&o, g);
@@ -381,7 +387,7 @@ void fq_spec_print(char *text, size_t bytes, const fq_spec *s)
 bool fq_spec_equal(const fq_spec *a, const fq_spec *b)
 {
     if (!a->grid.bits || !b->grid.bits)
-        return a->grid.bits == b->grid.bits;
+        return a->grid.bits == b->grid.bits && a->grid.scale == b->grid.scale;
     return kn_grid_equal(&a->grid, &b->grid) && a->range == b->range && a->method == b->method && a->ste == b->ste &&
            a->learning == b->learning && a->before_rotation == b->before_rotation && a->offset == b->offset &&
            a->parameter == b->parameter;

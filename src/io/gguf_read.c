@@ -173,15 +173,16 @@ status fm_gguf_alignment(uint64_t *alignment, const fm_meta *m)
     *alignment = GGUF_ALIGNMENT;
     if (!v)
         return NB_OK;
-    if (v->dtype != FM_U32 || v->is_array || x < 1 || (x & (x - 1)) != 0)
-        return nb_fail(NB_FORMAT, "general.alignment is not a power of two of type u32");
+    if (v->dtype != FM_U32 || v->is_array || x < 1 || x > GGUF_MAX_ALIGNMENT || (x & (x - 1)) != 0)
+        return nb_fail(NB_FORMAT, "general.alignment is not a power of two of type u32, at most %d",
+                       GGUF_MAX_ALIGNMENT);
     *alignment = (uint64_t)x;
     return NB_OK;
 }
 
-static status read_mapped(fm_arrays *a, const nb_mapped *file)
+static status read_bytes(fm_arrays *a, const void *data, size_t bytes)
 {
-    fm_cursor c = {file->data, file->bytes};
+    fm_cursor c = {data, bytes};
     const void *magic;
     uint32_t version;
     uint64_t n_tensors, n_kv, alignment;
@@ -192,10 +193,11 @@ static status read_mapped(fm_arrays *a, const nb_mapped *file)
     if (!fm_take_u64(&c, &n_tensors) || !fm_take_u64(&c, &n_kv))
         return nb_fail(NB_FORMAT, "the file ends in its header");
     TRY(take_metadata(&c, &a->meta, n_kv));
+    a->meta_bytes = bytes - c.left;
     TRY(fm_meta_check(&a->meta, "metadata"));
     TRY(fm_gguf_alignment(&alignment, &a->meta));
     TRY(take_infos(&c, a, n_tensors, alignment));
-    size_t used = file->bytes - c.left;
+    size_t used = bytes - c.left;
     uint64_t padding = (alignment - used % alignment) % alignment;
     const void *skipped;
     if (n_tensors && (padding > c.left || !fm_take(&c, &skipped, (size_t)padding)))
@@ -209,9 +211,34 @@ status fm_gguf_open(fm_arrays *a, const char *path)
     nb_mapped file;
     *a = (fm_arrays){.path = nb_string(path)};
     status s = a->path ? fm_arrays_map(&file, a, path) : NB_NOMEM;
-    if (s == NB_OK && (s = read_mapped(a, &file)) != NB_OK)
+    if (s == NB_OK && (s = read_bytes(a, file.data, file.bytes)) != NB_OK)
         s = nb_fail_in(s, "%s", path);
     if (s != NB_OK)
         fm_arrays_free(a);
     return s;
+}
+
+status fm_gguf_parse(fm_arrays *a, const void *data, size_t bytes, const char *name)
+{
+    *a = (fm_arrays){.path = nb_string(name)};
+    status s = a->path ? NB_OK : NB_NOMEM;
+    if (s == NB_OK && (s = read_bytes(a, data, bytes)) != NB_OK)
+        s = nb_fail_in(s, "%s", name);
+    if (s != NB_OK)
+        fm_arrays_free(a);
+    return s;
+}
+
+status fm_gguf_metadata(uint8_t **data, size_t *bytes, const fm_arrays *a)
+{
+    const uint32_t version = 3;
+    const uint64_t n_arrays = 0;
+    *bytes = a->meta_bytes;
+    *data = nb_alloc(*bytes, 1);
+    if (!*data)
+        return NB_NOMEM;
+    memcpy(*data, a->file->data, *bytes);
+    memcpy(*data + GGUF_AT_VERSION, &version, sizeof version);
+    memcpy(*data + GGUF_AT_ARRAYS, &n_arrays, sizeof n_arrays);
+    return NB_OK;
 }

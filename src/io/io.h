@@ -124,6 +124,7 @@ void fm_meta_put_f32(fm_meta *m, const char *key, float x);
 void fm_meta_put_bool(fm_meta *m, const char *key, bool x);
 void fm_meta_put_string(fm_meta *m, const char *key, const char *text);
 void fm_meta_put_strings(fm_meta *m, const char *key, const fm_text *text, int64_t n);
+void fm_meta_put_value(fm_meta *m, const fm_value *v); /* an entry of another list */
 void fm_meta_free(fm_meta *m);
 
 /* What a reader gives: the arrays of a file (or of the shards in a folder), its metadata, and the mappings they lie in.
@@ -136,6 +137,7 @@ typedef struct {
     const fm_array **by_name; /* private: the same, sorted */
     nb_mapped *file;          /* private */
     int64_t n_files;          /* private */
+    size_t meta_bytes;        /* private: of a GGUF file up to the end of its metadata */
     nb_arena names;           /* private */
 } fm_arrays;
 const fm_array *fm_find(const fm_arrays *a, const char *name); /* NULL if absent */
@@ -192,6 +194,10 @@ status fm_llama2c_write(const char *path, const fm_llama2c *header, fm_source so
 /* Reads versions 2 and 3. Texts of metadata that are single are NUL-terminated copies; texts in arrays and all numbers
  * lie in the mapping. Source: ggml/include/gguf.h, ggml/src/gguf.cpp, docs/gguf.md. */
 status fm_gguf_open(fm_arrays *a, const char *path);
+/* The same of a file in memory, which must outlive a; name is for messages. */
+status fm_gguf_parse(fm_arrays *a, const void *data, size_t bytes, const char *name);
+/* The metadata of an opened file, byte for byte, as a GGUF file without arrays; the caller frees *data. */
+status fm_gguf_metadata(uint8_t **data, size_t *bytes, const fm_arrays *a);
 /* Writes version 3: metadata and arrays in the order given; alignment is that of general.alignment in meta, else 32.
  * Names of at most 63 bytes, unique; types with a ggml number. */
 status fm_gguf_write(const char *path, const fm_array *array, int64_t n, const fm_meta *meta, fm_source source);
@@ -324,6 +330,10 @@ status fm_tokenizer_from_meta(fm_tokenizer *tk, const fm_meta *meta);
 /* Appends these keys, in the types that llama.cpp insists on; ids from tk->vocab_size up to vocab become [PADn].
  * NB_UNSUPPORTED when the pre-tokenizer has no name in GGUF. Source: llama.cpp src/llama-vocab.cpp. */
 status fm_tokenizer_put_meta(fm_meta *meta, const fm_tokenizer *tk, int64_t vocab);
+/* Writes a Hugging Face folder's files of a tokenizer: tokenizer.model (SentencePiece) or tokenizer.json (BPE; the built-in
+ * bytes as BPE without merges), and tokenizer_config.json with special tokens and chat template. fm_tokenizer_open of the
+ * folder gives the same ids. NB_UNSUPPORTED for what tokenizer.json cannot say. */
+status fm_tokenizer_write_folder(const fm_tokenizer *tk, const char *folder);
 
 /* A piece as its vocabulary spells it: SentencePiece's has U+2581 for a space and <0xHH> for a byte, byte-level BPE
  * GPT-2's letters for bytes (U+0120 for a space). text.text is NULL for an id outside the vocabulary. */

@@ -124,6 +124,11 @@ void fm_meta_put_strings(fm_meta *m, const char *key, const fm_text *text, int64
     put(m, key, FM_STRING, true, text, n);
 }
 
+void fm_meta_put_value(fm_meta *m, const fm_value *v)
+{
+    put(m, v->key, v->dtype, v->is_array, v->data, v->n);
+}
+
 static int compare_keys(const void *a, const void *b)
 {
     return strcmp(*(const char *const *)a, *(const char *const *)b);

@@ -38,7 +38,7 @@ status ly_linear_init(ly_linear *l, ly_build *build, const char *name, const cha
 
 static ag_tensor *through_site(ag_tape *t, fq_site *site, ag_param *p)
 {
-    return site->spec.grid.bits ? fq_weight(t, site, p) : ag_use(t, p);
+    return site->spec.grid.bits || fq_is_stored_float(&site->spec) ? fq_weight(t, site, p) : ag_use(t, p);
 }
 
 ag_tensor *ly_weight(ag_tape *t, const ly_linear *l)

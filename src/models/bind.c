@@ -152,6 +152,23 @@ bool md_tensor_name(char text[MD_NAME], const md_tensor *t, md_naming naming)
     return true;
 }
 
+bool md_gguf_name(char *text, size_t bytes, const char *name)
+{
+    const char *prefix = layer_prefix[MD_NIBBLE];
+    const bool in_layer = strncmp(name, prefix, strlen(prefix)) == 0;
+    char *rest = NULL;
+    const long long layer = in_layer ? strtoll(name + strlen(prefix), &rest, 10) : -1;
+    if (in_layer && *rest != '.')
+        return false;
+    for (int i = 0; i < N_PARTS; i++)
+        if (parts[i].in_layer == in_layer && strcmp(parts[i].name[MD_NIBBLE], in_layer ? rest + 1 : name) == 0) {
+            const md_tensor t = {.name = parts[i].name, .layer = layer};
+            char full[MD_NAME];
+            return md_tensor_name(full, &t, MD_GGUF) && snprintf(text, bytes, "%s", full) < (int)bytes;
+        }
+    return false;
+}
+
 int64_t md_tensor_count(const md_tensor *t)
 {
     return t->rows * t->cols;
@@ -189,6 +206,7 @@ status md_values_of(md_values *v, const md_model *m, const md_tensor *t)
         return nb_fail(NB_USAGE, "%s: the model has no such tensor of %lld x %lld", name, (long long)t->rows,
                        (long long)t->cols);
     v->x = p->x;
+    v->stored = site && fq_is_stored_float(&site->spec) ? &site->spec.grid : NULL;
     return NB_OK;
 }
 
@@ -198,6 +216,8 @@ void md_values_row(real *dst, const md_values *v, const md_tensor *t, int64_t ro
         kn_decode(dst, v->codes, row, 1);
     else
         memcpy(dst, v->x + row * t->cols, (size_t)t->cols * sizeof *dst);
+    for (int64_t j = 0; v->stored && j < t->cols; j++)
+        dst[j] = kn_store(v->stored, dst[j]);
 }
 
 /* ---- reading ------------------------------------------------------------------------------ */

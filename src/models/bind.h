@@ -31,6 +31,7 @@ int64_t md_paired_row(int64_t row, int64_t head_size, kn_rope_pairing to, kn_rop
 typedef struct {
     const kn_codes *codes; /* NULL: floats */
     const real *x;         /* [rows, cols], NULL with codes */
+    const kn_grid *stored; /* the type that rounds x ("float f16"), or NULL */
 } md_values;
 status md_values_of(md_values *v, const md_model *m, const md_tensor *t);
 void md_values_row(real *dst, const md_values *v, const md_tensor *t, int64_t row); /* dst [cols] */
@@ -42,6 +43,9 @@ status md_check_arrays(const fm_arrays *a, const md_config *c, md_naming naming,
 status md_check_ctx(const md_config *c, const fm_arrays *a);
 /* dst [n] <- all of an array as finite floats. NB_FORMAT names it and the first element that is not finite. */
 status md_read_floats(real *dst, const fm_array *a);
+
+/* Moves to m what a model has beside its numbers: tokenizer and GGUF metadata. */
+void md_carry(md_model *to, md_model *from);
 
 /* The readers behind md_open. Each leaves m as md_build makes it, or empty after a failure. recipe: what o->recipe
  * names, or NULL. */
@@ -70,6 +74,7 @@ int64_t md_code_bytes(const kn_grid *g, int64_t rows, int64_t cols);
 int64_t md_scale_bytes(const kn_grid *g, int64_t n_scales);
 int64_t md_zero_bytes(const kn_grid *g, int64_t n_scales);
 bool md_is_float(const md_model *m, const ag_param *p);
+fm_dtype md_stored_as(const md_model *m, const char *param); /* what such a one is stored as: F32, or as its spec says */
 
 /* What divides llama3's rotary frequencies: factor [head_size / 2]. */
 void md_rope_factors(real *factor, const md_config *c);

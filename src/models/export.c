@@ -64,34 +64,43 @@ static void float_row(real *dst, real *own, const md_exporting *e, int64_t i, co
         dst[j] = own[t->kind == MD_BIAS ? md_paired_row(j, t->head_size, e->shape.pairing, e->m->config.pairing) : j];
 }
 
-static status put_row(fm_sink *sink, const real *x, uint16_t *half, int64_t n, fm_dtype t, const char *name)
+status md_narrow(uint16_t *dst, const real *x, int64_t n, fm_dtype t, const char *name, int64_t *rounded)
+{
+    for (int64_t j = 0; j < n; j++) {
+        dst[j] = t == FM_F16 ? nb_half_from(x[j]) : nb_bf16_from(x[j]);
+        const real back = t == FM_F16 ? nb_half_to(dst[j]) : nb_bf16_to(dst[j]);
+        if (isfinite(x[j]) && !isfinite(back))
+            return nb_fail(NB_UNSUPPORTED, "%s: %g is beyond the range of %s; F32 holds it", name, (double)x[j],
+                           fm_dtype_name(t));
+        *rounded += back != x[j];
+    }
+    return NB_OK;
+}
+
+static status put_row(fm_sink *sink, const real *x, uint16_t *narrow, int64_t n, fm_dtype t, const char *name,
+                      int64_t *rounded)
 {
     if (t == FM_F32)
         return fm_put(sink, x, (size_t)n * sizeof *x);
-    for (int64_t j = 0; j < n; j++) {
-        half[j] = nb_half_from(x[j]);
-        if (!isfinite(nb_half_to(half[j])))
-            return nb_fail(NB_UNSUPPORTED, "%s: %g is beyond the range of F16; export floats as F32", name,
-                           (double)x[j]);
-    }
-    return fm_put(sink, half, (size_t)n * sizeof *half);
+    TRY(md_narrow(narrow, x, n, t, name, rounded));
+    return fm_put(sink, narrow, (size_t)n * sizeof *narrow);
 }
 
-status md_put_floats(fm_sink *sink, const md_exporting *e, int64_t i, fm_dtype t)
+status md_put_floats(fm_sink *sink, md_exporting *e, int64_t i, fm_dtype t)
 {
     const md_tensor *out = &e->out[i];
     md_values v;
     TRY(md_values_of(&v, e->m, &e->own[i]));
     real *row = nb_alloc((size_t)out->cols, sizeof *row), *own = nb_alloc((size_t)e->own[i].cols, sizeof *own);
-    uint16_t *half = nb_alloc((size_t)out->cols, sizeof *half);
-    status s = row && own && half ? NB_OK : NB_NOMEM;
+    uint16_t *narrow = nb_alloc((size_t)out->cols, sizeof *narrow);
+    status s = row && own && narrow ? NB_OK : NB_NOMEM;
     for (int64_t r = 0; r < out->rows && s == NB_OK; r++) {
         float_row(row, own, e, i, &v, r);
-        s = put_row(sink, row, half, out->cols, t, e->name[i]);
+        s = put_row(sink, row, narrow, out->cols, t, e->name[i], &e->rounded);
     }
     free(row);
     free(own);
-    free(half);
+    free(narrow);
     return s;
 }
 
@@ -147,4 +156,14 @@ void md_say_inputs(char *report, size_t bytes, const md_model *m, const char *cl
     const fq_spec s = fq_recipe_find(&m->recipe, "layers.0.attn.input", NULL);
     fq_spec_print(spec, sizeof spec, &s);
     md_say(report, bytes, "%s; the model's own inputs: %s", client, spec);
+}
+
+void md_say_floats(char *report, size_t bytes, fm_dtype t, int64_t rounded)
+{
+    if (t == FM_F32 || rounded == 0)
+        md_say(report, bytes, "values as %s, exact", fm_dtype_name(t));
+    else if (rounded < 0)
+        md_say(report, bytes, "values as %s, rounded to it", fm_dtype_name(t));
+    else
+        md_say(report, bytes, "values as %s: %lld of them are rounded to it", fm_dtype_name(t), (long long)rounded);
 }

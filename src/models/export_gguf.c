@@ -2,9 +2,9 @@
  *   operands -8..7 without zero point       Q4_0   value = d * (q - 8)
  *   operands -128..127 without zero point   Q8_0   value = d * q
  *   at most 4 bits with zero points         Q4_1   value = d * q + m, m = (lo - zero) * scale, where every m is exact in fp16; else Q8_0
- *   floats                                  F32
+ *   floats                                  F32; F16 or BF16 where the spec says so
  * d is the scale, which must be exact in fp16 and constant over blocks of 32 along the row. K (the row) is whole blocks: hidden is padded with zeros,
- * which changes nothing; dim cannot be. `gguf-f32` and `gguf-f16` write values. Rotated rows are put into interleaved order (qwen2: half).
+ * which changes nothing; dim cannot be. `gguf-f32`, `gguf-f16` and `gguf-bf16` write values; vectors are F32 in all. Rotated rows are put into interleaved order (qwen2: half).
  */
 #include "models/export.h"
 #include <math.h>
@@ -12,7 +12,7 @@
 #include <string.h>
 
 #define FITS "recipes that fit: q4_0, q8_0, w4a16g32"
-enum { BLOCK = 32, FILE_F32 = 0, FILE_F16 = 1, FILE_Q4_0 = 2, FILE_Q4_1 = 3, FILE_Q8_0 = 7 };
+enum { BLOCK = 32, FILE_F32 = 0, FILE_F16 = 1, FILE_Q4_0 = 2, FILE_Q4_1 = 3, FILE_Q8_0 = 7, FILE_BF16 = 32 };
 
 static bool is_half(real x)
 {
@@ -93,6 +93,8 @@ static status choose_types(plan *p, bool is_float, fm_dtype floats)
             TRY(md_values_of(&v, p->e.m, &p->e.own[i]));
         if (v.codes)
             TRY(type_of_codes(&p->type[i], v.codes, name));
+        else if (!is_float)
+            p->type[i] = md_stored_as(p->e.m, name);
         p->matrices[p->type[i]]++;
     }
     return NB_OK;
@@ -228,7 +230,7 @@ static status put_codes(fm_sink *sink, const plan *p, int64_t i)
 
 static status put_array(void *ctx, fm_sink *sink, const fm_array *a)
 {
-    const plan *p = ctx;
+    plan *p = ctx;
     int64_t i = md_exporting_find(&p->e, a->name);
     if (i < 0)
         return fm_put(sink, p->factors, (size_t)(p->e.shape.head_size / 2) * sizeof *p->factors);
@@ -240,7 +242,7 @@ static int file_type(const plan *p)
     static const struct {
         fm_dtype type;
         int number;
-    } list[] = {{FM_Q4_0, FILE_Q4_0}, {FM_Q4_1, FILE_Q4_1}, {FM_Q8_0, FILE_Q8_0}, {FM_F16, FILE_F16}};
+    } list[] = {{FM_Q4_0, FILE_Q4_0}, {FM_Q4_1, FILE_Q4_1}, {FM_Q8_0, FILE_Q8_0}, {FM_F16, FILE_F16}, {FM_BF16, FILE_BF16}};
     int best = FILE_F32;
     int64_t most = p->matrices[FM_F32];
     for (size_t i = 0; i < sizeof list / sizeof *list; i++)
@@ -254,7 +256,10 @@ static int file_type(const plan *p)
 static status write_plan(plan *p, const char *path)
 {
     fm_meta meta = {0};
-    status s = md_gguf_keys(&meta, &p->e, file_type(p));
+    bool coded = false;
+    for (int t = 0; t < FM_DTYPE_COUNT; t++)
+        coded = coded || (p->matrices[t] && fm_dtype_block((fm_dtype)t) > 1);
+    status s = md_gguf_keys(&meta, &p->e, file_type(p), coded);
     if (s == NB_OK)
         s = fm_gguf_write(path, p->array, p->n_arrays, &meta, (fm_source){put_array, p});
     fm_meta_free(&meta);
@@ -285,43 +290,28 @@ static void describe(const plan *p, char *report, size_t bytes)
         md_say(report, bytes, "the tokenizer removes extra spaces from texts, llama.cpp leaves them in");
 }
 
-static status run(const md_model *m, bool is_float, fm_dtype floats, const char *path, char *report, size_t bytes)
+/* path NULL: nothing is written. */
+static status run(const md_model *m, const md_target *t, const char *path, char *report, size_t bytes)
 {
     plan p;
-    TRY(plan_new(&p, m, is_float, floats));
+    TRY(plan_new(&p, m, !t->has_codes, t->floats));
     status s = path ? write_plan(&p, path) : NB_OK;
-    if (s == NB_OK && !is_float)
+    if (s == NB_OK && t->has_codes)
         describe(&p, report, bytes);
     else if (s == NB_OK) {
-        md_say(report, bytes, "weights decoded to %s%s", fm_dtype_name(floats),
-               floats == FM_F32 ? ", exact" : ", rounded to it");
+        md_say_floats(report, bytes, t->floats, path ? p.e.rounded : -1);
         md_say_inputs(report, bytes, m, "llama.cpp computes with float inputs");
     }
     plan_free(&p);
     return s;
 }
 
-status md_check_gguf(const md_model *m, char *report, size_t bytes)
+status md_check_gguf(const md_model *m, const md_target *t, char *report, size_t bytes)
 {
-    return run(m, false, FM_F32, NULL, report, bytes);
+    return run(m, t, NULL, report, bytes);
 }
 
-status md_write_gguf(md_model *m, const char *path, char *report, size_t bytes)
+status md_write_gguf(md_model *m, const md_target *t, const char *path, char *report, size_t bytes)
 {
-    return run(m, false, FM_F32, path, report, bytes);
-}
-
-status md_check_gguf_float(const md_model *m, char *report, size_t bytes)
-{
-    return run(m, true, FM_F32, NULL, report, bytes);
-}
-
-status md_write_gguf_f32(md_model *m, const char *path, char *report, size_t bytes)
-{
-    return run(m, true, FM_F32, path, report, bytes);
-}
-
-status md_write_gguf_f16(md_model *m, const char *path, char *report, size_t bytes)
-{
-    return run(m, true, FM_F16, path, report, bytes);
+    return run(m, t, path, report, bytes);
 }

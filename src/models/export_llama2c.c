@@ -112,7 +112,7 @@ static status put_scales(fm_sink *sink, const md_exporting *e, int64_t i, const 
 
 static status put_array(void *ctx, fm_sink *sink, const fm_array *a)
 {
-    const writing *w = ctx;
+    writing *w = ctx;
     static const char suffix[] = ".scales";
     char name[MD_NAME + sizeof suffix];
     size_t n = strlen(a->name), k = sizeof suffix - 1;
@@ -165,31 +165,34 @@ static status check_and_choose(int64_t *group, const md_model *m, char *report, 
     return NB_OK;
 }
 
-status md_check_llama2c(const md_model *m, char *report, size_t bytes)
+status md_check_llama2c(const md_model *m, const md_target *t, char *report, size_t bytes)
 {
     int64_t group;
+    (void)t;
     return check_and_choose(&group, m, report, bytes);
 }
 
-status md_write_llama2c(md_model *m, const char *path, char *report, size_t bytes)
+status md_write_llama2c(md_model *m, const md_target *t, const char *path, char *report, size_t bytes)
 {
     int64_t group;
+    (void)t;
     TRY(check_and_choose(&group, m, report, bytes));
     return write_file(m, path, group);
 }
 
 /* ---- version 1 ---------------------------------------------------------------------------- */
 
-status md_check_llama2c_f32(const md_model *m, char *report, size_t bytes)
+status md_check_llama2c_floats(const md_model *m, const md_target *t, char *report, size_t bytes)
 {
+    (void)t;
     TRY(check_shape(&m->config));
     md_say(report, bytes, "llama2.c version 1: floats, decoded weights exact");
     md_say_inputs(report, bytes, m, "the client computes with float inputs");
     return NB_OK;
 }
 
-status md_write_llama2c_f32(md_model *m, const char *path, char *report, size_t bytes)
+status md_write_llama2c_floats(md_model *m, const md_target *t, const char *path, char *report, size_t bytes)
 {
-    TRY(md_check_llama2c_f32(m, report, bytes));
+    TRY(md_check_llama2c_floats(m, t, report, bytes));
     return write_file(m, path, 0);
 }

@@ -1,5 +1,5 @@
-/* export_safetensors.c - a Hugging Face folder: model.safetensors with the decoded floats under transformers' names, rotated rows in half pairing, and config.json
- * (llama, or qwen2 where q, k and v alone have biases). rope_theta and scaling stand in their old place and in their new one.
+/* export_safetensors.c - a Hugging Face folder: model.safetensors with the decoded floats under transformers' names, rotated rows in half pairing, config.json
+ * (llama, or qwen2 where q, k and v alone have biases), and the tokenizer's files. rope_theta and scaling stand in their old place and in their new one.
  */
 #include "models/export.h"
 #include <stdlib.h>
@@ -25,8 +25,9 @@ static void put_rotation(nb_writer *w, const md_config *c, const char *key, bool
     nb_json_close(w, '}');
 }
 
-static char *config_text(const md_config *c)
+static char *config_text(const md_config *c, fm_dtype floats)
 {
+    const char *dtype = floats == FM_F16 ? "float16" : floats == FM_BF16 ? "bfloat16" : "float32";
     nb_writer w = {0};
     nb_json_open(&w, NULL, '{');
     nb_json_open(&w, "architectures", '[');
@@ -50,8 +51,8 @@ static char *config_text(const md_config *c)
     nb_json_put_bool(&w, "attention_bias", c->out_bias);
     nb_json_put_bool(&w, "mlp_bias", false);
     nb_json_put_bool(&w, "tie_word_embeddings", c->tied);
-    nb_json_put_string(&w, "torch_dtype", "float32");
-    nb_json_put_string(&w, "dtype", "float32");
+    nb_json_put_string(&w, "torch_dtype", dtype);
+    nb_json_put_string(&w, "dtype", dtype);
     if (c->bos >= 0)
         nb_json_put_int(&w, "bos_token_id", c->bos);
     if (c->eos >= 0)
@@ -60,9 +61,9 @@ static char *config_text(const md_config *c)
     return nb_json_text(&w);
 }
 
-static status write_config(const md_config *c, const char *folder)
+static status write_config(const md_config *c, fm_dtype floats, const char *folder)
 {
-    char *path = nb_path_join(folder, "config.json"), *text = config_text(c);
+    char *path = nb_path_join(folder, "config.json"), *text = config_text(c, floats);
     nb_atomic out = {0};
     status s = path && text ? nb_atomic_begin(&out, path) : nb_fail(NB_NOMEM, "no memory for config.json");
     if (s == NB_OK && fputs(text, out.file) < 0)
@@ -75,47 +76,86 @@ static status write_config(const md_config *c, const char *folder)
     return s;
 }
 
+typedef struct {
+    md_exporting e;
+    fm_dtype floats;
+} writing;
+
 static status put_array(void *ctx, fm_sink *sink, const fm_array *a)
 {
-    const md_exporting *e = ctx;
-    return md_put_floats(sink, e, md_exporting_find(e, a->name), FM_F32);
+    writing *w = ctx;
+    return md_put_floats(sink, &w->e, md_exporting_find(&w->e, a->name), w->floats);
 }
 
-static status write_weights(md_exporting *e, const char *folder)
+static status write_weights(writing *w, const char *folder)
 {
+    md_exporting *e = &w->e;
     fm_array *array = nb_alloc((size_t)e->n, sizeof *array);
     char *path = nb_path_join(folder, "model.safetensors");
     status s = array && path ? NB_OK : NB_NOMEM;
     for (int64_t i = 0; i < e->n && s == NB_OK; i++) {
-        array[i] = (fm_array){.name = e->name[i], .dtype = FM_F32};
+        array[i] = (fm_array){.name = e->name[i], .dtype = w->floats};
         array[i].n_dim = md_tensor_dim(array[i].dim, &e->out[i]);
         s = fm_array_measure(&array[i]);
     }
     if (s == NB_OK)
-        s = fm_safetensors_write(path, array, e->n, NULL, (fm_source){put_array, e});
+        s = fm_safetensors_write(path, array, e->n, NULL, (fm_source){put_array, w});
     free(array);
     free(path);
     return s;
 }
 
-status md_check_safetensors(const md_model *m, char *report, size_t bytes)
+static status check(const md_model *m)
 {
     if (m->config.out_bias && !m->config.qkv_bias)
         return nb_fail(NB_UNSUPPORTED, "no Hugging Face architecture has a bias after attention and none before it");
-    md_say(report, bytes, "a Hugging Face folder: floats, decoded weights exact; no tokenizer is written");
-    md_say_inputs(report, bytes, m, "the client computes with float inputs");
     return NB_OK;
 }
 
-status md_write_safetensors(md_model *m, const char *path, char *report, size_t bytes)
+static const char *tokenizer_of(const md_model *m)
 {
-    md_exporting e;
-    TRY(md_check_safetensors(m, report, bytes));
+    return m->tokenizer.kind == FM_TOKENIZER_NONE ? "out a tokenizer: there is none" : " its tokenizer";
+}
+
+static void describe(const md_model *m, fm_dtype floats, int64_t rounded, const char *tokenizer, char *report, size_t bytes)
+{
+    md_say_floats(report, bytes, floats, rounded);
+    md_say(report, bytes, "a Hugging Face folder with%s", tokenizer);
+    md_say_inputs(report, bytes, m, "the client computes with float inputs");
+}
+
+/* What a folder cannot say of a tokenizer leaves it without; the weights are worth having. */
+static status write_tokenizer(const md_model *m, const char *folder, char *told, size_t bytes)
+{
+    status s = m->tokenizer.kind == FM_TOKENIZER_NONE ? NB_OK : fm_tokenizer_write_folder(&m->tokenizer, folder);
+    if (s == NB_UNSUPPORTED)
+        (void)snprintf(told, bytes, "out its tokenizer: %s", nb_fail_message());
+    else
+        (void)snprintf(told, bytes, "%s", tokenizer_of(m));
+    return s == NB_UNSUPPORTED ? NB_OK : s;
+}
+
+status md_check_safetensors(const md_model *m, const md_target *t, char *report, size_t bytes)
+{
+    TRY(check(m));
+    describe(m, t->floats, -1, tokenizer_of(m), report, bytes);
+    return NB_OK;
+}
+
+status md_write_safetensors(md_model *m, const md_target *t, const char *path, char *report, size_t bytes)
+{
+    writing w = {.floats = t->floats};
+    char tokenizer[512];
+    TRY(check(m));
     TRY(nb_make_folder(path));
-    TRY(md_exporting_new(&e, m, MD_HF, KN_ROPE_HALF, m->config.hidden));
-    status s = write_weights(&e, path);
+    TRY(md_exporting_new(&w.e, m, MD_HF, KN_ROPE_HALF, m->config.hidden));
+    status s = write_weights(&w, path);
     if (s == NB_OK)
-        s = write_config(&m->config, path);
-    md_exporting_free(&e);
+        s = write_config(&m->config, t->floats, path);
+    if (s == NB_OK)
+        s = write_tokenizer(m, path, tokenizer, sizeof tokenizer);
+    if (s == NB_OK)
+        describe(m, t->floats, w.e.rounded, tokenizer, report, bytes);
+    md_exporting_free(&w.e);
     return s;
 }

@@ -1,5 +1,5 @@
 /* folded.c - a folded model in HDF5 (kind "folded"): the header of model_file.c and, for each tensor NAME,
- *   /tensor/NAME/values   F32                 where it is left in floating point
+ *   /tensor/NAME/values   F32, F16 or BF16    where it is left in floating point, as its spec says
  *   /tensor/NAME/codes    U8 [rows, bytes]    q - lo (sign: 0 for -1, 1 for +1) packed to `bits` (fm_pack_bits); 16 bits: I16 [rows, cols]
  *   /tensor/NAME/scales   [n_scales]          F32, F16, BF16 as stored; a power of two as its exponent in I8, -128 for a scale of 0
  *   /tensor/NAME/zeros    I8 (16 bits: I16) [n_scales], where the grid has zero points
@@ -7,7 +7,7 @@
  * Beside them /site/NAME of activations with static or learned ranges (their learned scales are values), and with latent floats
  * /param and all of /site, so that training can go on from it.
  */
-#include "models/bind.h"
+#include "models/export.h"
 #include <limits.h>
 #include <math.h>
 #include <stdlib.h>
@@ -46,6 +46,22 @@ int64_t md_scale_bytes(const kn_grid *g, int64_t n_scales)
 int64_t md_zero_bytes(const kn_grid *g, int64_t n_scales)
 {
     return g->has_zero ? n_scales * (int64_t)fm_dtype_bytes(zero_dtype(g)) : 0;
+}
+
+fm_dtype md_stored_as(const md_model *m, const char *param)
+{
+    const fq_site *site = fq_site_find(&m->sites, param);
+    return site && fq_is_stored_float(&site->spec) ? scale_dtype(&site->spec.grid) : FM_F32;
+}
+
+void md_store_floats(md_model *m)
+{
+    for (int64_t i = 0; i < m->sites.n; i++) {
+        const fq_site *site = m->sites.s[i];
+        for (int64_t k = 0; fq_is_stored_float(&site->spec) && k < site->w->count; k++)
+            site->w->x[k] = kn_store(&site->spec.grid, site->w->x[k]);
+    }
+    m->params.version++;
 }
 
 /* Whether a parameter stands in the file as floats: not the latent of codes, nor the learned scale of a weight. */
@@ -182,14 +198,28 @@ static status save_codes(fm_h5 *f, const fq_site *site, const kn_codes *c)
     return fm_h5_put_ints(f, group, "shape", shape, 2);
 }
 
-static status save_folded(md_model *m, fm_h5 *f, bool latent)
+static status save_values(fm_h5 *f, const ag_param *p, fm_dtype as)
 {
     char name[FULL_NAME];
+    int64_t rounded = 0;
+    (void)dataset(name, p->name, "values");
+    if (as == FM_F32)
+        return fm_h5_write(f, name, FM_F32, p->n_dim, p->dim, p->x);
+    uint16_t *small = nb_alloc((size_t)p->count, sizeof *small);
+    status s = small ? md_narrow(small, p->x, p->count, as, p->name, &rounded) : NB_NOMEM;
+    if (s == NB_OK)
+        s = fm_h5_write(f, name, as, p->n_dim, p->dim, small);
+    free(small);
+    return s;
+}
+
+static status save_folded(md_model *m, fm_h5 *f, bool latent)
+{
     TRY(md_save_header(m, f));
     for (int64_t i = 0; i < m->params.n; i++) {
         const ag_param *p = m->params.p[i];
         if (md_is_float(m, p))
-            TRY(fm_h5_write(f, dataset(name, p->name, "values"), FM_F32, p->n_dim, p->dim, p->x));
+            TRY(save_values(f, p, md_stored_as(m, p->name)));
     }
     for (int64_t i = 0; i < m->sites.n; i++) {
         fq_site *site = m->sites.s[i];
@@ -380,12 +410,10 @@ static status build_folded(md_model *m, const md_config *c, const fq_recipe *rec
 
 status md_open_folded(md_model *m, fm_h5 *f, bool train)
 {
-    md_config c;
-    fq_recipe recipe;
-    fm_tokenizer tk;
-    TRY(md_load_header(&c, &recipe, &tk, f));
-    status s = build_folded(m, &c, &recipe, f, train);
-    m->tokenizer = tk;
-    fq_recipe_free(&recipe);
+    md_model header;
+    TRY(md_load_header(&header, f));
+    status s = build_folded(m, &header.config, &header.recipe, f, train);
+    md_carry(m, &header);
+    md_free(&header);
     return s;
 }

@@ -1,8 +1,12 @@
-/* gguf_keys.c - GGUF's metadata of a model: keys of the architecture in the types that llama.cpp insists on (llama-model.cpp
- * load_hparams); those of the tokenizer are io's.
+/* gguf_keys.c - GGUF's metadata of a model. A model that came from a GGUF file brings that file's keys and values, all of them, as they
+ * were; what the new file says otherwise (type of the weights, a padded size) replaces their value in its place, and a key is added only
+ * where its absence would mean something else. Other models get the keys of the architecture in the types that llama.cpp insists
+ * on (llama-model.cpp load_hparams). The tokenizer's keys are the source's while the model has that tokenizer, else io's.
  */
 #include "models/export.h"
 #include <string.h>
+
+enum { QUANTIZATION_VERSION = 2 }; /* of ggml's blocks: GGML_QNT_VERSION */
 
 const char *md_gguf_architecture(const md_model *m)
 {
@@ -12,40 +16,128 @@ const char *md_gguf_architecture(const md_model *m)
     return is_qwen2 ? "qwen2" : "llama";
 }
 
-static void put_shape(fm_meta *meta, const md_config *c, const char *architecture)
+/* ---- the source's keys -------------------------------------------------------------------- */
+
+static bool begins(const char *key, const char *with)
 {
-    const struct {
-        const char *key;
-        int64_t x;
-    } sizes[] = {{"vocab_size", c->vocab},
-                 {"context_length", c->ctx},
-                 {"embedding_length", c->dim},
-                 {"block_count", c->layers},
-                 {"feed_forward_length", c->hidden},
-                 {"attention.head_count", c->heads},
-                 {"attention.head_count_kv", c->kv_heads},
-                 {"attention.key_length", c->head_size},
-                 {"attention.value_length", c->head_size},
-                 {"rope.dimension_count", c->head_size}};
-    char key[96];
-    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
-        (void)snprintf(key, sizeof key, "%s.%s", architecture, sizes[i].key);
-        fm_meta_put_u32(meta, key, (uint32_t)sizes[i].x);
-    }
-    (void)snprintf(key, sizeof key, "%s.attention.layer_norm_rms_epsilon", architecture);
-    fm_meta_put_f32(meta, key, (float)c->norm_eps);
-    (void)snprintf(key, sizeof key, "%s.rope.freq_base", architecture);
-    fm_meta_put_f32(meta, key, (float)c->rope_theta);
+    return strncmp(key, with, strlen(with)) == 0;
 }
 
-status md_gguf_keys(fm_meta *meta, const md_exporting *e, int file_type)
+/* Whether two values mean the same, whatever their types. */
+static bool says(const fm_value *v, const fm_value *own)
+{
+    const char *a = fm_value_string(v), *b = fm_value_string(own);
+    if (a || b)
+        return a && b && strcmp(a, b) == 0;
+    const double x = fm_value_number(v, 0, -1), y = fm_value_number(own, 0, -2);
+    return !v->is_array && (own->dtype == FM_F32 ? (float)x == (float)y : x == y);
+}
+
+/* Whether the model's tokenizer is the one that the keys of its source describe. */
+static status has_tokenizer_of(bool *same, const md_model *m, const fm_meta *source)
+{
+    fm_tokenizer tk;
+    const fm_tokenizer *own = &m->tokenizer;
+    status s = fm_tokenizer_from_meta(&tk, source);
+    *same = false;
+    if (s != NB_OK)
+        return s == NB_NOMEM ? s : NB_OK;
+    const char *a = fm_chat_template(&tk), *b = fm_chat_template(own);
+    *same = tk.kind == own->kind && tk.hash == own->hash && tk.add_bos == own->add_bos &&
+            tk.add_space_prefix == own->add_space_prefix && (a && b ? strcmp(a, b) == 0 : a == b);
+    fm_tokenizer_free(&tk);
+    return NB_OK;
+}
+
+/* Keys of another architecture, of a recipe that was, of a tokenizer that was. */
+static bool is_stale(const char *key, const char *other_architecture, bool keep_tokenizer)
+{
+    const size_t n = other_architecture ? strlen(other_architecture) : 0;
+    return begins(key, "nibble.") || (!keep_tokenizer && begins(key, "tokenizer.")) ||
+           (n && begins(key, other_architecture) && key[n] == '.');
+}
+
+/* ---- the model's own ---------------------------------------------------------------------- */
+
+static void put_shape(fm_meta *meta, const md_config *c, const char *architecture, const fm_meta *source)
+{
+    const int64_t head = c->heads > 0 ? c->dim / c->heads : 0;
+    const struct {
+        const char *key;
+        bool is_float;
+        double x, absent; /* absent: what a reader takes where there is no key; -1: it wants one */
+    } shape[] = {
+        {"vocab_size", false, (double)c->vocab, (double)c->vocab},
+        {"context_length", false, (double)c->ctx, -1},
+        {"embedding_length", false, (double)c->dim, -1},
+        {"block_count", false, (double)c->layers, -1},
+        {"feed_forward_length", false, (double)c->hidden, -1},
+        {"attention.head_count", false, (double)c->heads, -1},
+        {"attention.head_count_kv", false, (double)c->kv_heads, (double)c->heads},
+        {"attention.key_length", false, (double)c->head_size, (double)head},
+        {"attention.value_length", false, (double)c->head_size, (double)head},
+        {"rope.dimension_count", false, (double)c->head_size, (double)c->head_size},
+        {"attention.layer_norm_rms_epsilon", true, c->norm_eps, -1},
+        {"rope.freq_base", true, c->rope_theta, 10000},
+    };
+    for (size_t i = 0; i < sizeof shape / sizeof *shape; i++) {
+        char key[96];
+        (void)snprintf(key, sizeof key, "%s.%s", architecture, shape[i].key);
+        if (source && !fm_meta_get(source, key) && shape[i].x == shape[i].absent)
+            continue;
+        if (shape[i].is_float)
+            fm_meta_put_f32(meta, key, (float)shape[i].x);
+        else
+            fm_meta_put_u32(meta, key, (uint32_t)shape[i].x);
+    }
+}
+
+static void put_own(fm_meta *meta, const md_exporting *e, int file_type, bool coded, const fm_meta *source)
 {
     const char *architecture = md_gguf_architecture(e->m);
     fm_meta_put_string(meta, "general.architecture", architecture);
     fm_meta_put_u32(meta, "general.file_type", (uint32_t)file_type);
-    fm_meta_put_u32(meta, "general.quantization_version", 2);
+    if (coded || !source)
+        fm_meta_put_u32(meta, "general.quantization_version", QUANTIZATION_VERSION);
     if (*e->m->recipe.name)
         fm_meta_put_string(meta, "nibble.recipe", e->m->recipe.name);
-    put_shape(meta, &e->shape, architecture);
-    return fm_tokenizer_put_meta(meta, &e->m->tokenizer, e->shape.vocab);
+    put_shape(meta, &e->shape, architecture, source);
+}
+
+static void merge(fm_meta *meta, const fm_meta *source, const fm_meta *own, bool keep_tokenizer)
+{
+    const fm_value *was = fm_meta_get(source, "general.architecture"), *is = fm_meta_get(own, "general.architecture");
+    const char *other = was && is && !says(was, is) ? fm_value_string(was) : NULL;
+    for (int64_t i = 0; i < source->n; i++) {
+        const fm_value *v = &source->value[i], *new = fm_meta_get(own, v->key);
+        if (new)
+            fm_meta_put_value(meta, says(v, new) ? v : new);
+        else if (!is_stale(v->key, other, keep_tokenizer))
+            fm_meta_put_value(meta, v);
+    }
+    for (int64_t i = 0; i < own->n; i++)
+        if (!fm_meta_get(source, own->value[i].key))
+            fm_meta_put_value(meta, &own->value[i]);
+    meta->failed = meta->failed || own->failed;
+}
+
+status md_gguf_keys(fm_meta *meta, const md_exporting *e, int file_type, bool coded)
+{
+    const md_model *m = e->m;
+    fm_arrays source = {0};
+    fm_meta own = {0};
+    bool keep_tokenizer = false;
+    if (m->gguf) {
+        TRY(fm_gguf_parse(&source, m->gguf, m->gguf_bytes, "the metadata of the model's GGUF file"));
+        status s = has_tokenizer_of(&keep_tokenizer, m, &source.meta);
+        if (s != NB_OK) {
+            fm_arrays_free(&source);
+            return s;
+        }
+    }
+    put_own(&own, e, file_type, coded, m->gguf ? &source.meta : NULL);
+    merge(meta, &source.meta, &own, keep_tokenizer);
+    fm_meta_free(&own);
+    fm_arrays_free(&source);
+    return keep_tokenizer ? NB_OK : fm_tokenizer_put_meta(meta, &m->tokenizer, e->shape.vocab);
 }

@@ -120,6 +120,7 @@ void md_free(md_model *m)
     ag_params_free(&m->params);
     fq_recipe_free(&m->recipe);
     fm_tokenizer_free(&m->tokenizer);
+    free(m->gguf);
     free(m->block);
     free(m->cos);
     free(m->sin);

@@ -39,6 +39,8 @@ typedef struct {
     ag_params params;
     fq_sites sites;
     fm_tokenizer tokenizer; /* kind NONE if there is none */
+    uint8_t *gguf;          /* [gguf_bytes] metadata of the GGUF file it came from, itself one without arrays; NULL: from elsewhere */
+    size_t gguf_bytes;
     ag_param *embed;        /* [V, C]; NULL: folded */
     fq_site *embed_site;
     md_block *block;        /* [layers] */
@@ -58,6 +60,9 @@ void md_free(md_model *m);
 /* Gives a tied model a head of its own, a copy of the embedding, under the rules of head.weight; what is untied already stays.
  * The two matrices' ranges start anew (fq_start_weights). NB_USAGE where m is folded; m is unchanged on failure. */
 status md_untie(md_model *m);
+/* Rounds weights that a recipe leaves as stored floats ("float f16") in place to what they are stored as: for a model that is not
+ * trained on. The tape, folding and exports do so by themselves; the runtime takes a weight as it finds it. */
+void md_store_floats(md_model *m);
 
 /* Sizes for tables: bytes of codes (packed to their bits), scales, zeros and float tensors as a folded file holds them; bits per parameter = 8 bytes / params. */
 typedef struct {
@@ -98,31 +103,40 @@ typedef struct {
  * decoded to floats. Names the file and the tensor in every refusal. */
 status md_open(md_model *m, const char *path, const md_open_options *o);
 
+/* GGUF's name of a tensor: "layers.3.attn.wq.weight" -> "blk.3.attn_q.weight". False: it has none. */
+bool md_gguf_name(char *text, size_t bytes, const char *name);
+
 /* Parameters (and site states) of m into / out of an open HDF5 file: /param/NAME, /site/NAME, attributes config, recipe; /tokenizer. as: FM_F32, FM_F16 or FM_BF16 storage. */
 status md_save_params(md_model *m, fm_h5 *f, fm_dtype as);
 status md_load_params(md_model *m, fm_h5 *f); /* every parameter must be there, of its shape */
-status md_save_header(const md_model *m, fm_h5 *f);               /* config, recipe, tokenizer */
-status md_load_header(md_config *c, fq_recipe *r, fm_tokenizer *tk, fm_h5 *f);
+status md_save_header(const md_model *m, fm_h5 *f); /* config, recipe, tokenizer, gguf */
+status md_load_header(md_model *m, fm_h5 *f);       /* these alone, of a model that is not built; m is empty after a failure */
 
 /* Folded model, HDF5 kind "folded": /tensor/NAME/{codes,scales,zeros} with the spec as an attribute, other parameters as floats beside them; latent: also
  * /param and site states, so that training can start from it. */
 status md_save_folded(md_model *m, const char *path, bool latent);
-/* Float model (no recipe, or latent values of one), HDF5 kind "model". */
+/* Float model (no recipe, or latent values of one), HDF5 kind "model". md_save_values: of a model with codes, what they decode to;
+ * rounded (or NULL) takes how many values are not exact in `as`. */
 status md_save_model(md_model *m, const char *path, fm_dtype as);
+status md_save_values(md_model *m, const char *path, fm_dtype as, int64_t *rounded);
 
 /* Exports. Which target holds which recipe exactly is the table md_targets; "no" is refused with the reason and a recipe that fits. report (or NULL) takes what the
  * user should know ("codes exact; llama.cpp computes with Q8_0 activations"); */
-typedef struct {
-    const char *name;        /* "llama2c", "llama2c-f32", "gguf", "gguf-f32", "gguf-f16", "safetensors" */
+typedef struct md_target {
+    const char *name;        /* "llama2c", "gguf", "gguf-f16", "safetensors", "h5", ... */
     const char *explanation; /* what is written, when it is exact */
-    status (*check)(const md_model *m, char *report, size_t bytes);
-    status (*write)(md_model *m, const char *path, char *report, size_t bytes);
+    bool has_codes;          /* codes as they are; else values, as `floats`: F32, F16 or BF16 */
+    bool is_folder;
+    fm_dtype floats;
+    status (*check)(const md_model *m, const struct md_target *t, char *report, size_t bytes);
+    status (*write)(md_model *m, const struct md_target *t, const char *path, char *report, size_t bytes);
 } md_target;
 const md_target *md_targets(int64_t *n);
+const md_target *md_target_find(const char *name); /* NULL: there is none; the message lists them */
 /* What holds which shipped recipe: exact | exact, hidden padded with zeros where it is not whole groups | decoded values rounded | refused. Columns as md_targets.
  * Custom recipes: check(). */
 typedef enum { MD_NO, MD_EXACT, MD_PADDED, MD_ROUNDED } md_fit;
-enum { MD_TARGETS = 6 };
+enum { MD_TARGETS = 12 };
 typedef struct {
     const char *recipe;
     md_fit fit[MD_TARGETS];

@@ -27,6 +27,16 @@ status md_attach_tokenizer(md_model *m, const char *path)
     return md_take_tokenizer(m, &tk, path);
 }
 
+void md_carry(md_model *to, md_model *from)
+{
+    to->tokenizer = from->tokenizer;
+    to->gguf = from->gguf;
+    to->gguf_bytes = from->gguf_bytes;
+    from->tokenizer = (fm_tokenizer){0};
+    from->gguf = NULL;
+    from->gguf_bytes = 0;
+}
+
 static status unknown_file(const char *path)
 {
     if (!nb_path_exists(path))

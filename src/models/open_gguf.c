@@ -1,5 +1,5 @@
 /* open_gguf.c - a model from a GGUF file of architecture llama or qwen2 (llama.cpp src/llama-model.cpp, load_hparams and load_tensors). Tensors
- * of any of ggml's types that formats.md has become floats; the tokenizer comes from the metadata. Rows of q and k stay as the file has
+ * of any of ggml's types that formats.md has become floats; the tokenizer comes from the metadata, which the model keeps. Rows of q and k stay as the file has
  * them: interleaved in architecture llama, halves in qwen2. llama3's rotary scaling is told from its factors, rope_freqs.weight. What the
  * model would compute otherwise than we do is refused by name.
  */
@@ -154,6 +154,7 @@ static status read_model(md_model *m, const fm_arrays *a, const fq_recipe *recip
     TRY(check_rest(a, &c));
     TRY(md_build(m, &c, recipe, MD_UNSET, false));
     TRY(md_load_weights(m, a, MD_GGUF, ""));
+    TRY(fm_gguf_metadata(&m->gguf, &m->gguf_bytes, a));
     return take_tokenizer(m, a);
 }
 

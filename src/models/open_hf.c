@@ -145,19 +145,21 @@ static status read_model(md_model *m, const fm_arrays *a, const char *config_pat
     return md_load_weights(m, a, MD_HF, "");
 }
 
-/* The first of these that is there (tokenizer_open.c), where it is one we read; another kind leaves the model without one. */
+/* The folder's tokenizer.model, else tokenizer.json, else vocab.json. One of a kind that is not read leaves the model without. */
 static status take_tokenizer(md_model *m, const char *path)
 {
     static const char *const names[] = {"tokenizer.model", "tokenizer.json", "vocab.json"};
-    status s = NB_OK;
-    bool found = false;
-    for (size_t i = 0; i < sizeof names / sizeof *names && !found && s == NB_OK; i++) {
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         char *file = beside(path, names[i]);
-        found = file && nb_path_exists(file);
-        s = !file ? NB_NOMEM : found ? md_attach_tokenizer(m, file) : NB_OK;
+        if (!file)
+            return NB_NOMEM;
+        const bool there = nb_path_exists(file);
+        status s = there ? md_attach_tokenizer(m, file) : NB_OK;
         free(file);
+        if (there)
+            return s == NB_UNSUPPORTED ? NB_OK : s;
     }
-    return s == NB_UNSUPPORTED ? NB_OK : s;
+    return NB_OK;
 }
 
 status md_open_hf(md_model *m, const char *path, const fq_recipe *recipe)

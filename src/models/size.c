@@ -6,7 +6,7 @@ void md_measure(md_size *size, const md_model *m)
     *size = (md_size){.params = md_config_params(&m->config)};
     for (int64_t i = 0; i < m->params.n; i++)
         if (md_is_float(m, m->params.p[i]))
-            size->float_bytes += m->params.p[i]->count * (int64_t)sizeof(float);
+            size->float_bytes += m->params.p[i]->count * (int64_t)fm_dtype_bytes(md_stored_as(m, m->params.p[i]->name));
     for (int64_t i = 0; i < m->sites.n; i++) {
         const fq_site *site = m->sites.s[i];
         const kn_grid *g = &site->spec.grid;

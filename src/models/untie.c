@@ -56,8 +56,7 @@ status md_untie(md_model *m)
         md_free(&own);
         return s;
     }
-    own.tokenizer = m->tokenizer;
-    m->tokenizer = (fm_tokenizer){0};
+    md_carry(&own, m);
     md_free(m);
     *m = own;
     return NB_OK;

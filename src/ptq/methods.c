@@ -14,7 +14,20 @@ static status run_mse(md_model *m, const pt_options *o)
 
 static status run_importance(md_model *m, const pt_options *o)
 {
-    return kd_find_ranges(m, FQ_START_IMPORTANCE, o->data, &o->calibration);
+    kd_importance h;
+    kd_calibration c = o->calibration;
+    c.importance = &h;
+    TRY(kd_importance_new(&h, &m->sites));
+    status s = o->read_imatrix ? kd_importance_read(&h, o->read_imatrix)
+                               : kd_watch(m, o->data, &c, (ag_tap){kd_gather_importance, &h});
+    if (s == NB_OK && h.failed)
+        s = NB_NOMEM;
+    if (s == NB_OK && o->write_imatrix)
+        s = kd_importance_write(&h, o->write_imatrix, o->data ? o->data->path : o->read_imatrix, kd_calibration_length(&c, m));
+    if (s == NB_OK && m->recipe.n)
+        s = kd_find_ranges(m, FQ_START_IMPORTANCE, o->data, &c);
+    kd_importance_free(&h);
+    return s;
 }
 
 static status run_rotate(md_model *m, const pt_options *o)

@@ -19,6 +19,7 @@ typedef struct {
     fm_tokens *data; /* calibration: samples of the model's own, or any text; NULL: none */
     kd_calibration calibration;
     uint64_t seed;
+    const char *read_imatrix, *write_imatrix; /* llama.cpp's files of importance; NULL: none */
 } pt_options;
 
 /* A pass by name. Several run in order on one model; afterwards md_save_folded (a model with a recipe; its latent floats beside the codes) or

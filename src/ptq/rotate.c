@@ -7,7 +7,6 @@
 #include "ptq/orthogonal.h"
 #include "ptq/ptq.h"
 #include <stdlib.h>
-#include <string.h>
 
 /* What turns one side of a matrix: its vector in blocks of r->n, block i by the signs of i / group. A zeroed struct: nothing. */
 typedef struct {
@@ -102,37 +101,6 @@ static void set_to_one(ag_param *gamma)
 
 /* ---- the model ---------------------------------------------------------------------------- */
 
-/* The same weights under an untied config: a head that was the embedding gets a copy of it. */
-static status untie(md_model *m)
-{
-    if (!m->config.tied)
-        return NB_OK;
-    md_config c = m->config;
-    const ag_params old = m->params;
-    fq_recipe recipe = m->recipe;
-    fm_tokenizer tk = m->tokenizer;
-    m->params = (ag_params){0};
-    m->recipe = (fq_recipe){0};
-    m->tokenizer = (fm_tokenizer){0};
-    md_free(m);
-    c.tied = false;
-    status s = md_build(m, &c, &recipe, 0, false);
-    for (int64_t i = 0; i < m->params.n && s == NB_OK; i++) {
-        ag_param *to = m->params.p[i];
-        const ag_param *from = ag_param_find(&old, strcmp(to->name, "head.weight") ? to->name : "embed.weight");
-        if (to->group != AG_SCALE && from && from->count == to->count)
-            memcpy(to->x, from->x, (size_t)to->count * sizeof *to->x);
-    }
-    ag_params rest = old;
-    ag_params_free(&rest);
-    fq_recipe_free(&recipe);
-    if (s == NB_OK)
-        m->tokenizer = tk;
-    else
-        fm_tokenizer_free(&tk);
-    return s;
-}
-
 static status turn_block(md_block *b, const md_config *c, side r1, side r2)
 {
     const side heads = {r2.r, r2.sign, c->heads / c->kv_heads}, none = {0};
@@ -197,7 +165,7 @@ status pt_rotate(md_model *m, uint64_t seed)
     pt_orthogonal stream = {0}, head = {0};
     if (m->folded)
         return nb_fail(NB_USAGE, "rotation needs the floats of a model, this one is folded");
-    status s = untie(m);
+    status s = md_untie(m);
     const md_config *c = &m->config;
     double *sign1 = NULL, *sign2 = NULL;
     if (s == NB_OK)
