@@ -2,7 +2,8 @@
 # Prefill and decode against llama.cpp's library on an equal file, in turns: bench/run_peer.sh [NIBBLE] [RECIPE] [PREFILL] [DECODE]
 # The model has random weights of SmolLM2's shape, folded and exported to GGUF here; RECIPE: q4_0 (head Q8_0) or q4_0_all. nibble
 # also runs OWN (a recipe's name or file, default w4a8kv8), which no GGUF holds, against the same file. Threads: $THREADS, 2.
-# Prints a line of JSON for each run and the ratios of the best. Without libllama (tools/clients.sh) it says so and prints ours alone.
+# Prints a line of JSON for each run and the ratios of the best, by the clock and by time of the processor: with THREADS=1 the
+# latter holds on a busy machine too, with more it counts threads that wait. Without libllama (tools/clients.sh) it says so and prints ours alone.
 set -eu
 nibble=${1:-build/nibble} recipe=${2:-q4_0} prefill=${3:-512} decode=${4:-128} threads=${THREADS:-2} own=${OWN:-w4a8kv8}
 unset OPENBLAS_CORETYPE OPENBLAS_L2_SIZE
@@ -30,7 +31,7 @@ for round in 1 2 3; do
     fi
 done
 best() { sed "s/.*\"$2\": *\([0-9.]*\).*/\1/" "$work/$1" | sort -n | tail -1; }
-for what in prefill_tok_s decode_tok_s; do
+for what in prefill_tok_s decode_tok_s prefill_cpu_tok_s decode_cpu_tok_s; do
     line="$what: nibble $recipe $(best same $what), nibble $own $(best own $what)"
     if [ -n "$peer" ]; then
         line="$line, llama.cpp $recipe $(best peer $what); ratios $(echo "$(best same $what) $(best own $what) $(best peer $what)" |

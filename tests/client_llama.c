@@ -134,6 +134,16 @@ static double seconds(void)
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
+static double cpu_seconds(void)
+{
+    return (double)clock() / CLOCKS_PER_SEC;
+}
+
+static void keep_best(double *rate, double tokens, double taken)
+{
+    *rate = tokens / taken > *rate ? tokens / taken : *rate;
+}
+
 /* n tokens of each of `sequences`, from position `at`; the logits of the last of each. */
 static void step(struct llama_context *c, struct llama_batch *b, int32_t n, int32_t sequences, int32_t at, int32_t vocab)
 {
@@ -154,6 +164,7 @@ static void step(struct llama_context *c, struct llama_batch *b, int32_t n, int3
 typedef struct {
     int32_t prefill, decode, sequences, threads;
     double prefill_rate, decode_rate; /* tokens/s */
+    double prefill_cpu_rate, decode_cpu_rate; /* by time of the processor */
 } timing;
 
 static void time_context(timing *t, struct llama_model *m, enum llama_flash_attn_type flash)
@@ -171,16 +182,17 @@ static void time_context(timing *t, struct llama_model *m, enum llama_flash_attn
     struct llama_batch b = CALL(llama_batch_init)((int32_t)p.n_batch, 0, 1);
     for (int round = 0; round < 4; round++) {
         CALL(llama_memory_clear)(CALL(llama_get_memory)(c), true);
-        double begin = seconds();
+        double begin = seconds(), cpu = cpu_seconds();
         if (t->sequences == 1)
             step(c, &b, t->prefill, 1, 0, vocab);
-        const double prefill = (double)t->prefill / (seconds() - begin);
+        keep_best(&t->prefill_rate, t->prefill, seconds() - begin);
+        keep_best(&t->prefill_cpu_rate, t->prefill, cpu_seconds() - cpu);
         begin = seconds();
+        cpu = cpu_seconds();
         for (int32_t i = 0; i < t->decode; i++)
             step(c, &b, 1, t->sequences, (t->sequences == 1 ? t->prefill : 0) + i, vocab);
-        const double decode = (double)(t->decode * t->sequences) / (seconds() - begin);
-        t->prefill_rate = prefill > t->prefill_rate ? prefill : t->prefill_rate;
-        t->decode_rate = decode > t->decode_rate ? decode : t->decode_rate;
+        keep_best(&t->decode_rate, (double)t->decode * t->sequences, seconds() - begin);
+        keep_best(&t->decode_cpu_rate, (double)t->decode * t->sequences, cpu_seconds() - cpu);
     }
     CALL(llama_batch_free)(b);
     CALL(llama_free)(c);
@@ -191,7 +203,9 @@ static void time_model(const char *model, timing *t)
     struct llama_model *m = open_model(model, false);
     time_context(t, m, LLAMA_FLASH_ATTN_TYPE_DISABLED);
     time_context(t, m, LLAMA_FLASH_ATTN_TYPE_ENABLED);
-    (void)printf("{\"prefill_tok_s\": %.1f, \"decode_tok_s\": %.1f}\n", t->sequences == 1 ? t->prefill_rate : 0, t->decode_rate);
+    const double one = t->sequences == 1;
+    (void)printf("{\"prefill_tok_s\": %.1f, \"decode_tok_s\": %.1f, \"prefill_cpu_tok_s\": %.1f, \"decode_cpu_tok_s\": %.1f}\n",
+                 one * t->prefill_rate, t->decode_rate, one * t->prefill_cpu_rate, t->decode_cpu_rate);
     CALL(llama_model_free)(m);
 }
 
@@ -241,7 +255,7 @@ int main(int argc, char **argv)
     else if (!strcmp(argv[2], "tokenize") && argc == 6)
         tokenize(argv[3], argv[4], argv[5]);
     else if (!strcmp(argv[2], "time") && argc == 8)
-        time_model(argv[3], &(timing){atoi(argv[4]), atoi(argv[5]), atoi(argv[6]), atoi(argv[7]), 0, 0});
+        time_model(argv[3], &(timing){.prefill = atoi(argv[4]), .decode = atoi(argv[5]), .sequences = atoi(argv[6]), .threads = atoi(argv[7])});
     else
         fail("unknown mode", argv[2]);
     return 0;

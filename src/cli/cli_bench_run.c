@@ -3,12 +3,14 @@
 #include "cli/cli_bench.h"
 #include <math.h>
 #include <stdlib.h>
+#include <time.h>
 
 enum { ROUNDS = 4 }; /* the best one counts; the first packs the weights */
 
 typedef struct {
     double load, first; /* seconds: to open the file, from then to the first token's logits */
     double prefill, decode;
+    double prefill_cpu, decode_cpu; /* of the processor, all threads: with one thread it means something on a busy machine too */
     double bytes; /* read per decoded token: weights, and the cache half way */
     double bandwidth;
 } figures;
@@ -47,20 +49,28 @@ static double weight_bytes(const md_model *m)
     return bytes;
 }
 
+static double cpu_seconds(void)
+{
+    return (double)clock() / CLOCKS_PER_SEC;
+}
+
 static status one_round(figures *f, rt_session *s, const bench_options *o, const int32_t *ids, real *hidden, real *logits,
                         int64_t C)
 {
-    double begin = nb_seconds();
+    double begin = nb_seconds(), cpu = cpu_seconds();
     rt_clear(s, 0);
     TRY(rt_forward(s, o->prefill, NULL, ids, hidden));
     TRY(rt_head(s, logits, hidden + (o->prefill - 1) * C, 1));
     f->prefill = fmin(f->prefill, nb_seconds() - begin);
+    f->prefill_cpu = fmin(f->prefill_cpu, cpu_seconds() - cpu);
     begin = nb_seconds();
+    cpu = cpu_seconds();
     for (int64_t i = 0; i < o->decode; i++) {
         TRY(rt_forward(s, 1, NULL, ids + i, hidden));
         TRY(rt_head(s, logits, hidden, 1));
     }
     f->decode = fmin(f->decode, nb_seconds() - begin);
+    f->decode_cpu = fmin(f->decode_cpu, cpu_seconds() - cpu);
     return NB_OK;
 }
 
@@ -72,7 +82,7 @@ static status measure(figures *f, rt_session *s, const md_model *m, const bench_
     status st = hidden && logits && ids ? NB_OK : NB_NOMEM;
     for (int64_t i = 0; i < n && ids; i++)
         ids[i] = (int32_t)(nb_random(1, 2, (uint64_t)i) % (uint64_t)V);
-    f->prefill = f->decode = INFINITY;
+    f->prefill = f->decode = f->prefill_cpu = f->decode_cpu = INFINITY;
     const double begin = nb_seconds();
     if (st == NB_OK)
         st = rt_forward(s, 1, NULL, ids, hidden);
@@ -110,6 +120,8 @@ static status print(const figures *f, const bench_options *o)
         nb_json_open(&j, NULL, '{');
         nb_json_put_number(&j, "prefill_tok_s", prefill);
         nb_json_put_number(&j, "decode_tok_s", decode);
+        nb_json_put_number(&j, "prefill_cpu_tok_s", (double)o->prefill / f->prefill_cpu);
+        nb_json_put_number(&j, "decode_cpu_tok_s", (double)o->decode / f->decode_cpu);
         nb_json_put_number(&j, "bytes_per_token", f->bytes);
         nb_json_put_number(&j, "bandwidth_gb_s", f->bandwidth * 1e-9);
         nb_json_put_number(&j, "decode_bandwidth_share", share);

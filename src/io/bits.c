@@ -30,6 +30,15 @@ void fm_unpack_bits(uint8_t *codes, const uint8_t *src, int64_t n, int bits)
     assert(bits >= 1 && bits <= 8);
     uint32_t window = 0;
     int held = 0;
+    if (bits == 4) { /* most files: two codes a byte */
+        for (int64_t i = 0; i + 2 <= n; i += 2) {
+            codes[i] = src[i / 2] & 15;
+            codes[i + 1] = src[i / 2] >> 4;
+        }
+        if (n % 2)
+            codes[n - 1] = src[n / 2] & 15;
+        return;
+    }
     for (int64_t i = 0; i < n; i++) {
         if (held < bits) {
             window |= (uint32_t)*src++ << held;

@@ -5,7 +5,11 @@
  * register tile, constants where it is called. The sums of a full tile are left in a small buffer for the epilogue: kept in
  * registers they would be spilled inside the loop. */
 
-enum { LINEAR_ROWS = 48, LINEAR_SPANS = 64 }; /* rows and groups whose sums of a are held at once */
+enum {
+    LINEAR_ROWS = 48, /* rows and groups whose sums of a are held at once */
+    LINEAR_SPANS = 64,
+    LINEAR_AHEAD = 4096 /* bytes that a single row's weights are fetched ahead */
+};
 
 /* acc[i] += sum_k a (w + shift) over k in [0, n), in units of four. half: two units share 64 bytes. */
 INLINE void linear_add(w16 acc[24], const int rows, const int panels, const bool half, const int8_t *a, int64_t lda,
@@ -15,8 +19,11 @@ INLINE void linear_add(w16 acc[24], const int rows, const int panels, const bool
     if (!half) {
         for (int64_t k = 0; k < n; k++) {
             UNROLL
-            for (int p = 0; p < panels; p++)
+            for (int p = 0; p < panels; p++) {
+                if (rows == 1)
+                    __builtin_prefetch(b + p * stride + k * 64 + LINEAR_AHEAD, 0, 2);
                 bv[p] = b_load(b + p * stride + k * 64);
+            }
             UNROLL
             for (int i = 0; i < rows * panels; i++) {
                 if (i % panels == 0)
@@ -29,8 +36,11 @@ INLINE void linear_add(w16 acc[24], const int rows, const int panels, const bool
     int64_t k = 0;
     for (; k + 2 <= n; k += 2) {
         UNROLL
-        for (int p = 0; p < panels; p++)
+        for (int p = 0; p < panels; p++) {
+            if (rows == 1)
+                __builtin_prefetch(b + p * stride + k * 32 + LINEAR_AHEAD, 0, 2);
             bv[p] = b_low4(b_load(b + p * stride + k * 32));
+        }
         UNROLL
         for (int i = 0; i < rows * panels; i++) {
             if (i % panels == 0)
