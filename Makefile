@@ -1,5 +1,6 @@
 # make            build/nibble
 # make demo       installs what is missing, builds, trains and runs a small model; under 6 minutes on 2 cores
+# make demo-smollm2  fetches SmolLM2-135M-Instruct and makes a 4-bit GGUF of it; TIME=60m
 # make test       installs what is missing, builds, runs the quick tests; `make test-all` runs all of them
 # make bench      figures of this machine       make fuzz     10,000 mutated files of each format
 # make install    PREFIX=/usr/local DESTDIR=    make asan     the quick tests under sanitizers
@@ -17,7 +18,7 @@ SOURCES = $(wildcard src/*/*.[ch] tests/*.[ch] examples/*.[ch] bench/*.[ch])
 configure = test -f $(1)/CMakeCache.txt || cmake -S . -B $(1) $(GENERATOR) $(2) $(CMAKE_FLAGS)
 build = cmake --build $(1) -j $(JOBS)
 
-.PHONY: all demo test test-all bench install asan fuzz format tidy clean
+.PHONY: all demo demo-smollm2 test test-all bench install asan fuzz format tidy clean
 all:
 	@$(call configure,$(BUILD)) || { tools/install.sh build; exit 1; }
 	@$(call build,$(BUILD)) $(if $(wildcard src/cli/*.c),--target nibble)
@@ -25,6 +26,10 @@ demo:
 	@tools/install.sh build
 	@$(MAKE) --no-print-directory all
 	@BUILD=$(BUILD) bash demo/demo.sh
+demo-smollm2:
+	@tools/install.sh build smollm2
+	@$(MAKE) --no-print-directory all
+	@BUILD=$(BUILD) bash demo/smollm2.sh
 test:
 	@tools/install.sh build test
 	@$(call configure,$(BUILD))

@@ -172,6 +172,25 @@ class Commands(unittest.TestCase):
         out, _ = run("run", MODEL, *TOKENIZER, "-p", "", "-n", "200", "--temp", "0", "--quiet")
         self.assertEqual(out.encode(), content(f"{DATA}/stories260k/greedy_200.txt"))
 
+    def test_shrink_goes_on_by_its_plan_and_ends_nearer_than_rounding(self):
+        line = ["shrink", MODEL, *TOKENIZER, "--recipe", "q4_0", "--data", STORIES, "--split", "line", "-o", "small.gguf"]
+        run(*line, "--time", "1s", code=2)
+        run(*line[:-1], "small.xyz", code=2)
+        os.mkdir("small.gguf.work")
+        with open("small.gguf.work/plan.json", "w") as file:  # as if the time had been measured: a test must not depend on it
+            json.dump({"recipe": "q4_0", "seconds": 3600, "seed": 1, "steps": 8, "tokens": 8 * 16 * 256}, file)
+        told = parsed(*line)
+        row = {r["name"]: r for r in told["rows"]}
+        self.assertEqual(told["steps"], 8)
+        self.assertEqual(row["trained"]["bytes"], row["rounded to nearest"]["bytes"])
+        for key in ["kl", "text_kl"]:
+            self.assertLess(row["trained"][key], 0.7 * row["rounded to nearest"][key])
+        first = content("small.gguf")
+        self.assertIn("--time", run(*line, "--force", "--time", "2h", code=2)[1])
+        run(*line, code=1)
+        run(*line, "--force")
+        self.assertEqual(content("small.gguf"), first)
+
     def test_run_prints_prompt_text_and_one_newline(self):
         line = ["run", "student.h5", "-p", "Once upon a time", "-n", "20", "--seed", "3"]
         out, err = run(*line, "--quiet")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what is missing, by Debian package name.
-#   tools/install.sh SET...      sets: build test clang tidy client
+#   tools/install.sh SET...      sets: build test clang tidy client smollm2
 #   tools/install.sh --print SET...   only prints the packages
 # Does nothing where everything is there. Without apt or root it prints the line to run by hand and goes on: what is
 # there under another name (another distribution, a compiler of one's own) is found by CMake just as well.
@@ -15,7 +15,8 @@ packages_of() {
         tidy) echo "clang-format-14 clang-tidy-14 valgrind" ;;
         client) echo "python3 python3-venv nodejs git sentencepiece"
                 command -v npm >/dev/null || echo npm ;; # a Node from elsewhere brings its own, and Debian's conflicts
-        *) echo "install.sh: no set '$1'; there are build, test, clang, tidy, client" >&2; exit 2 ;;
+        smollm2) echo "python3 python3-pip unzip" ;;
+        *) echo "install.sh: no set '$1'; there are build, test, clang, tidy, client, smollm2" >&2; exit 2 ;;
     esac
 }
 

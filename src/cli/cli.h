@@ -11,6 +11,7 @@
 
 /* Every command once: name, function. Each is called with argv[0] = its name and returns the exit code. */
 #define CL_COMMAND_LIST(X)                                                                                             \
+    X(shrink, "a small file of integers from a float model, in the time you have")                                     \
     X(info, "what a file or a run folder holds")                                                                       \
     X(eval, "likelihood of a text, and the distance to a teacher")                                                     \
     X(data, "let a model write its own training data")                                                                 \
