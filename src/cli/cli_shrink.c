@@ -34,11 +34,11 @@ typedef struct {
 } result;
 
 enum {
-    HELDOUT_ROWS = 16,       /* of large models; small ones get HELDOUT_TOKENS */
+    HELDOUT_ROWS = 32,       /* of large models; small ones get HELDOUT_TOKENS */
     HELDOUT_TOKENS = 25000,
     EVALUATIONS = 4,         /* while training */
     EVAL_TOKENS = 4096,      /* of one, of a large model */
-    SCORED_TOKENS = 16384,   /* of --data, at most */
+    MEASURED_TOKENS = 8192,  /* of a large model, at the end, of each text */
     LARGE = 256              /* channels from which a model is large */
 };
 static const double RESERVED = 0.12; /* of the time: evaluations, the file */
@@ -218,7 +218,7 @@ static status time_generation(shrinker *s, double *rate)
     char *path = nb_path_join(s->work, "timing.h5");
     if (!path)
         return NB_NOMEM;
-    status st = generate(s, path, is_large(s) ? 8 * s->ctx : 64 * s->ctx, s->o->common.seed + 2, "timing", &r);
+    status st = generate(s, path, (is_large(s) ? HELDOUT_ROWS : 64) * s->ctx, s->o->common.seed + 2, "timing", &r);
     remove(path);
     free(path);
     *rate = st == NB_OK ? (double)r.tokens / r.seconds : 0;
@@ -271,12 +271,11 @@ static status measure(shrinker *s, result *r, md_model *m)
     md_size size;
     cl_progress line;
     const nb_progress progress = cl_progress_start(&line, r->name, "tokens", s->o->common.quiet);
-    kd_eval_options k = {.progress = &progress};
+    kd_eval_options k = {.max_tokens = is_large(s) ? MEASURED_TOKENS : 0, .progress = &progress};
     md_measure(&size, m);
     r->bytes = md_size_bytes(&size);
     status st = kd_evaluate(&r->own, m, &s->teacher, &s->heldout, &k);
     k.ctx = s->ctx;
-    k.max_tokens = SCORED_TOKENS;
     k.cut = s->scored.from_text && s->o->common.split != FM_SPLIT_NONE;
     if (st == NB_OK && s->o->common.data)
         st = kd_evaluate(&r->text, m, &s->teacher, &s->scored, &k);
