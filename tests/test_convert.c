@@ -3,6 +3,7 @@
  */
 #include "models_made.h"
 #include "scratch.h"
+#include "suite.h"
 
 typedef struct {
     const char *target;
@@ -191,9 +192,5 @@ int main(void)
     tcase_add_test(c, codes_are_decoded_into_the_same_floats);
     tcase_add_test(c, tokenizers_go_along);
     suite_add_tcase(s, c);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_ENV);
-    const int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return run_suite(s);
 }

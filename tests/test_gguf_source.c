@@ -3,6 +3,7 @@
  */
 #include "gguf_source.h"
 #include "scratch.h"
+#include "suite.h"
 
 static bool same_value(const fm_value *a, const fm_value *b)
 {
@@ -226,9 +227,5 @@ int main(void)
     tcase_add_test(c, hostile_metadata_in_hdf5_is_refused);
     tcase_add_test(c, missing_memory_is_survived);
     suite_add_tcase(s, c);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_ENV);
-    const int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return run_suite(s);
 }

@@ -3,6 +3,7 @@
 #include "distill/distill.h"
 #include "models_made.h"
 #include "scratch.h"
+#include "suite.h"
 #include <math.h>
 
 /* As if 96 rows had been seen: sums by site and channel. */
@@ -165,9 +166,5 @@ int main(void)
     tcase_add_loop_test(c, files_that_lie_are_refused, 0, sizeof wrong / sizeof *wrong);
     tcase_add_test(c, files_of_other_kinds_are_refused);
     suite_add_tcase(s, c);
-    SRunner *r = srunner_create(s);
-    srunner_run_all(r, CK_ENV);
-    const int failed = srunner_ntests_failed(r);
-    srunner_free(r);
-    return failed != 0;
+    return run_suite(s);
 }
