@@ -21,7 +21,7 @@ else
     "$nibble" export "$work/model.h5" --to gguf -o "$work/model.gguf" --quiet
     peer=$work/client_llama
     cc -std=gnu11 -O1 -o "$peer" tests/client_llama.c -I"$NIBBLE_LLAMA_SOURCES/include" \
-        -I"$NIBBLE_LLAMA_SOURCES/ggml/include" -ldl
+        -I"$NIBBLE_LLAMA_SOURCES/ggml/include" -ldl -lm
 fi
 for round in 1 2 3; do
     bench "$work/model.h5" | tee -a "$work/same"

@@ -2,15 +2,19 @@
  *   client_llama LIBRARIES logits MODEL IDS OUT     IDS: for each sequence int32 n and n ids; OUT: float logits [n, vocab] of each
  *   client_llama LIBRARIES f32 IN OUT               turns a quantized file back into F32 (llama_model_quantize)
  *   client_llama LIBRARIES tokenize MODEL TEXT OUT  ids of a text as int32, special tokens added as the file says
+ *   client_llama LIBRARIES score FLOAT MODEL TEXT WINDOWS LENGTH
+ *                                                   as llama-perplexity: windows side by side, second halves scored; perplexity of
+ *                                                   both, KL(float || model) and share of equal likeliest tokens, as JSON
  *   client_llama LIBRARIES time MODEL PREFILL DECODE SEQUENCES THREADS
  *                                                   tokens/s as JSON, best of four; SEQUENCES > 1: decoded together
- * LIBRARIES is the folder of libllama and libggml. One thread, no flash attention, F32 cache; time: both ways of attention,
- * F16 cache (what llama.cpp takes by itself), the faster counts.
+ * LIBRARIES is the folder of libllama and libggml. One thread, no flash attention, F32 cache; time and score: F16 cache (what
+ * llama.cpp takes by itself), score on two threads, time with both ways of attention, of which the faster counts.
  */
 #include <llama.h>
 
 #include <dirent.h>
 #include <dlfcn.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -125,6 +129,95 @@ static void logits(const char *model, const char *ids_path, const char *out_path
         fail("cannot write", out_path);
     CALL(llama_free)(c);
     CALL(llama_model_free)(m);
+}
+
+/* Logits [length, vocab] of one window; the first half of them is not asked for. */
+static void window(float *out, struct llama_context *c, const int32_t *ids, int32_t length, int32_t vocab)
+{
+    struct llama_batch b = CALL(llama_batch_init)(length, 0, 1);
+    b.n_tokens = length;
+    for (int32_t i = 0; i < length; i++) {
+        b.token[i] = ids[i];
+        b.pos[i] = i;
+        b.n_seq_id[i] = 1;
+        b.seq_id[i][0] = 0;
+        b.logits[i] = i >= length / 2;
+    }
+    CALL(llama_memory_clear)(CALL(llama_get_memory)(c), true);
+    if (CALL(llama_decode)(c, b) != 0)
+        fail("cannot decode", "");
+    for (int32_t i = length / 2; i < length; i++)
+        memcpy(out + (size_t)i * (size_t)vocab, CALL(llama_get_logits_ith)(c, i), (size_t)vocab * sizeof *out);
+    CALL(llama_batch_free)(b);
+}
+
+/* log softmax = x - result; *top: the index of the largest. */
+static double log_sum(const float *x, int32_t n, int32_t *top)
+{
+    double sum = 0;
+    *top = 0;
+    for (int32_t i = 1; i < n; i++)
+        *top = x[i] > x[*top] ? i : *top;
+    for (int32_t i = 0; i < n; i++)
+        sum += exp((double)(x[i] - x[*top]));
+    return (double)x[*top] + log(sum);
+}
+
+static int32_t *read_ids(const struct llama_vocab *v, const char *path, int32_t *n)
+{
+    FILE *in = fopen(path, "rb");
+    char *text = malloc(1 << 24);
+    int32_t *ids = malloc(sizeof *ids << 24);
+    if (!in || !text || !ids)
+        fail("cannot read", path);
+    const size_t bytes = fread(text, 1, 1 << 24, in);
+    (void)fclose(in);
+    *n = CALL(llama_tokenize)(v, text, (int32_t)bytes, ids, 1 << 24, true, false);
+    if (*n < 0)
+        fail("cannot tokenize", path);
+    free(text);
+    return ids;
+}
+
+static void score(const char *reference, const char *model, const char *text, int32_t windows, int32_t length)
+{
+    struct llama_model *m[2] = {open_model(reference, false), open_model(model, false)};
+    struct llama_context *c[2];
+    const struct llama_vocab *v = CALL(llama_model_get_vocab)(m[0]);
+    const int32_t vocab = CALL(llama_vocab_n_tokens)(v);
+    struct llama_context_params p = CALL(llama_context_default_params)();
+    p.n_ctx = p.n_batch = p.n_ubatch = (uint32_t)length;
+    p.n_threads = p.n_threads_batch = 2;
+    float *x[2];
+    for (int k = 0; k < 2; k++) {
+        c[k] = CALL(llama_init_from_model)(m[k], p);
+        x[k] = malloc((size_t)length * (size_t)vocab * sizeof *x[k]);
+        if (!c[k] || !x[k])
+            fail("no context", "");
+    }
+    int32_t n, scored = 0, same = 0;
+    int32_t *ids = read_ids(v, text, &n);
+    double nll[2] = {0, 0}, kl = 0;
+    windows = windows < n / length ? windows : n / length;
+    for (int32_t w = 0; w < windows; w++) {
+        for (int k = 0; k < 2; k++)
+            window(x[k], c[k], ids + w * length, length, vocab);
+        for (int32_t i = length / 2; i + 1 < length; i++, scored++) {
+            const float *t = x[0] + (size_t)i * (size_t)vocab, *s = x[1] + (size_t)i * (size_t)vocab;
+            const int32_t next = ids[w * length + i + 1];
+            int32_t top[2];
+            const double lt = log_sum(t, vocab, &top[0]), ls = log_sum(s, vocab, &top[1]);
+            nll[0] += lt - (double)t[next];
+            nll[1] += ls - (double)s[next];
+            same += top[0] == top[1];
+            for (int32_t j = 0; j < vocab; j++) {
+                const double a = (double)t[j] - lt;
+                kl += exp(a) * (a - (double)s[j] + ls);
+            }
+        }
+    }
+    printf("{\"windows\":%d,\"scored\":%d,\"ppl_float\":%.4f,\"ppl\":%.4f,\"kl\":%.5f,\"same_top\":%.4f}\n", windows, scored,
+           exp(nll[0] / scored), exp(nll[1] / scored), kl / scored, (double)same / scored);
 }
 
 static double seconds(void)
@@ -254,6 +347,8 @@ int main(int argc, char **argv)
         turn_to_f32(argv[3], argv[4]);
     else if (!strcmp(argv[2], "tokenize") && argc == 6)
         tokenize(argv[3], argv[4], argv[5]);
+    else if (!strcmp(argv[2], "score") && argc == 8)
+        score(argv[3], argv[4], argv[5], atoi(argv[6]), atoi(argv[7]));
     else if (!strcmp(argv[2], "time") && argc == 8)
         time_model(argv[3], &(timing){.prefill = atoi(argv[4]), .decode = atoi(argv[5]), .sequences = atoi(argv[6]), .threads = atoi(argv[7])});
     else

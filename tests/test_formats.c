@@ -124,18 +124,18 @@ START_TEST(blocks_have_ggml_s_layout)
     uint8_t block[34], wanted[34] = {0x00, 0x38};
     for (int i = 0; i < 32; i++)
         q[i] = (int8_t)(i - 16);
-    must(fm_blocks_pack(block, FM_Q8_0, q, &d, NULL, 1));
+    must(fm_blocks_pack(block, FM_Q8_0, q, &d, NULL, NULL, 1));
     memcpy(wanted + 2, q, 32);
     ck_assert_mem_eq(block, wanted, 34);
     for (int i = 0; i < 32; i++)
         q[i] = (int8_t)((i * 7 + 3) % 16 - 8);
-    must(fm_blocks_pack(block, FM_Q4_0, q, &d, NULL, 1));
+    must(fm_blocks_pack(block, FM_Q4_0, q, &d, NULL, NULL, 1));
     for (int j = 0; j < 16; j++)
         wanted[2 + j] = (uint8_t)((q[j] + 8) | (q[j + 16] + 8) << 4);
     ck_assert_mem_eq(block, wanted, 18);
     for (int i = 0; i < 32; i++)
         q[i] = (int8_t)(q[i] + 8);
-    must(fm_blocks_pack(block, FM_Q4_1, q, &d, &m, 1));
+    must(fm_blocks_pack(block, FM_Q4_1, q, &d, &m, NULL, 1));
     ck_assert(!memcmp(block, BYTES(0x00, 0x38, 0x00, 0xBC), 4));
     ck_assert_mem_eq(block + 4, wanted + 2, 16);
 }
@@ -143,40 +143,56 @@ END_TEST
 
 static const struct {
     fm_dtype t;
-    int lowest, highest;
-} coded[] = {{FM_Q8_0, -128, 127}, {FM_Q4_0, -8, 7}, {FM_Q4_1, 0, 15}};
+    int lowest, highest, parts; /* scales of a block in units of d */
+} coded[] = {{FM_Q8_0, -128, 127, 0}, {FM_Q4_0, -8, 7, 0},    {FM_Q4_1, 0, 15, 0},
+             {FM_Q4_K, -8, 7, 8},     {FM_Q6_K, -32, 31, 16}, {FM_TQ2_0, -1, 1, 0}};
 
 START_TEST(blocks_give_back_codes_and_their_values)
 {
-    enum { BLOCKS = 5, N = BLOCKS * 32 };
+    enum { BLOCKS = 5, WIDEST = 256, PARTS = 16 };
     fm_dtype t = coded[_i].t;
+    const int block = (int)fm_dtype_block(t), n = BLOCKS * block, parts = coded[_i].parts, group = parts ? block / parts : block;
     int span = coded[_i].highest - coded[_i].lowest + 1;
-    int8_t q[N];
+    int8_t q[BLOCKS * WIDEST], part[BLOCKS * PARTS];
     uint16_t d[BLOCKS], m[BLOCKS] = {0};
-    uint8_t packed[BLOCKS * 34];
-    float x[N];
-    for (uint64_t i = 0; i < N; i++)
+    uint8_t packed[BLOCKS * 210];
+    float x[BLOCKS * WIDEST];
+    for (uint64_t i = 0; i < (uint64_t)n; i++)
         q[i] = (int8_t)(coded[_i].lowest + (int)(nb_random(1, 0, i) % (uint64_t)span));
+    for (uint64_t i = 0; i < BLOCKS * PARTS; i++)
+        part[i] = (int8_t)(t == FM_Q4_K ? nb_random(1, 3, i) % 64 : nb_random(1, 3, i) % 256);
     for (uint64_t b = 0; b < BLOCKS; b++) {
         d[b] = nb_half_from((float)nb_random_normal(1, 1, b));
         m[b] = t == FM_Q4_1 ? nb_half_from((float)nb_random_normal(1, 2, b)) : 0;
     }
-    must(fm_blocks_pack(packed, t, q, d, m, BLOCKS));
-    fm_array a = {.name = "w", .dtype = t, .n_dim = 1, .dim = {N}, .data = packed};
+    must(fm_blocks_pack(packed, t, q, d, m, part, BLOCKS));
+    fm_array a = {.name = "w", .dtype = t, .n_dim = 1, .dim = {n}, .data = packed};
     must(fm_array_measure(&a));
-    must(fm_to_float(x, &a, 0, N));
-    for (int i = 0; i < N; i++) {
-        float value = nb_half_to(d[i / 32]) * (float)q[i];
-        ck_assert(x[i] == (t == FM_Q4_1 ? value + nb_half_to(m[i / 32]) : value));
+    must(fm_to_float(x, &a, 0, n));
+    for (int i = 0; i < n; i++) {
+        float value = nb_half_to(d[i / block]) * (float)(parts ? part[i / group] : 1) * (float)q[i];
+        ck_assert(x[i] == (t == FM_Q4_1 ? value + nb_half_to(m[i / block]) : value));
     }
-    float second[32];
-    must(fm_to_float(second, &a, 32, 32));
-    ck_assert_mem_eq(second, x + 32, sizeof second);
+    float second[WIDEST];
+    must(fm_to_float(second, &a, block, block));
+    ck_assert_mem_eq(second, x + block, (size_t)block * sizeof *second);
     if (coded[_i].highest < 127) {
-        q[N - 1] = (int8_t)(coded[_i].highest + 1);
-        must_fail(fm_blocks_pack(packed, t, q, d, m, BLOCKS), NB_USAGE, "outside");
+        q[n - 1] = (int8_t)(coded[_i].highest + 1);
+        must_fail(fm_blocks_pack(packed, t, q, d, m, part, BLOCKS), NB_USAGE, "outside");
     }
-    must_fail(fm_blocks_pack(packed, FM_Q6_K, q, d, m, 1), NB_UNSUPPORTED, "Q6_K");
+    must_fail(fm_blocks_pack(packed, FM_Q5_K, q, d, m, part, 1), NB_UNSUPPORTED, "Q5_K");
+}
+END_TEST
+
+START_TEST(blocks_of_q4_k_have_bounds)
+{
+    int8_t q[256] = {0}, part[8] = {0};
+    uint8_t packed[144];
+    uint16_t d = 0x7000; /* 8192: eight times that is infinite */
+    must_fail(fm_blocks_pack(packed, FM_Q4_K, q, &d, NULL, part, 1), NB_UNSUPPORTED, "not exact");
+    d = 0x3C00;
+    part[5] = 64;
+    must_fail(fm_blocks_pack(packed, FM_Q4_K, q, &d, NULL, part, 1), NB_USAGE, "0 to 63");
 }
 END_TEST
 
@@ -309,6 +325,7 @@ int main(void)
     tcase_add_loop_test(c, elements_outside_an_array_are_refused, 0, 7);
     tcase_add_test(c, blocks_have_ggml_s_layout);
     tcase_add_loop_test(c, blocks_give_back_codes_and_their_values, 0, COUNT(coded));
+    tcase_add_test(c, blocks_of_q4_k_have_bounds);
     tcase_add_loop_test(c, bits_lie_where_the_definition_says, 1, 9);
     tcase_add_test(c, metadata_keeps_what_was_put);
     tcase_add_test(c, writers_refuse_metadata_that_found_no_memory);

@@ -63,7 +63,7 @@ static void fill(void)
         d[i] = nb_half_from((float)nb_random_normal(1, 2, i));
         m[i] = nb_half_from((float)nb_random_normal(1, 3, i));
     }
-    must(fm_blocks_pack(blocks, FM_Q4_1, q, d, m, 4));
+    must(fm_blocks_pack(blocks, FM_Q4_1, q, d, m, NULL, 4));
 }
 
 static void write_safetensors(void)

@@ -29,7 +29,7 @@ static void let_libllama_compute(const char *path, int64_t vocab)
     if (!sources || !libraries)
         return;
     scratch_write("ids", ids, sizeof ids);
-    ck_assert_int_eq(run("cc -std=gnu11 -O1 -o '%s/client' tests/client_llama.c -I'%s/include' -I'%s/ggml/include' -ldl",
+    ck_assert_int_eq(run("cc -std=gnu11 -O1 -o '%s/client' tests/client_llama.c -I'%s/include' -I'%s/ggml/include' -ldl -lm",
                          scratch_folder, sources, sources), 0);
     ck_assert_int_eq(run("'%s/client' '%s' logits '%s' '%s' '%s'", scratch_folder, libraries, path, scratch_path("ids"),
                          scratch_path("z")), 0);

@@ -15,7 +15,7 @@ static bool build_client(char program[1024])
     if (!sources)
         return false;
     (void)snprintf(program, 1024, "%s/client_llama", scratch_folder);
-    const int failed = run("cc -std=gnu11 -O1 -o '%s' tests/client_llama.c -I'%s/include' -I'%s/ggml/include' -ldl",
+    const int failed = run("cc -std=gnu11 -O1 -o '%s' tests/client_llama.c -I'%s/include' -I'%s/ggml/include' -ldl -lm",
                            program, sources, sources);
     ck_assert_msg(!failed, "client_llama does not build with the headers in %s", sources);
     return true;

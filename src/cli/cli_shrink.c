@@ -23,6 +23,7 @@ typedef struct {
     md_model teacher;
     fm_tokens heldout, data, text, scored;
     int64_t ctx, batch, steps, tokens; /* tokens: to generate */
+    double trained;                    /* tokens/s, measured */
     kn_precision precision;
 } shrinker;
 
@@ -39,9 +40,10 @@ enum {
     EVALUATIONS = 4,         /* while training */
     EVAL_TOKENS = 4096,      /* of one, of a large model */
     MEASURED_TOKENS = 8192,  /* of a large model, at the end, of each text */
+    CALIBRATED = 16,         /* rows that find the start */
     LARGE = 256              /* channels from which a model is large */
 };
-static const double RESERVED = 0.12; /* of the time: evaluations, the file */
+static const double RESERVED = 0.05; /* of the time: what is not counted below */
 
 static bool is_large(const shrinker *s)
 {
@@ -136,6 +138,18 @@ static status write_plan(const shrinker *s, double trained, double generated)
     return st;
 }
 
+/* Embedding and head lose nothing at 8 bits, so training them would be for nothing. */
+static bool has_wide_ends(const md_model *student)
+{
+    static const char *const end[] = {"embed.weight", "head.weight"};
+    bool wide = true;
+    for (int i = 0; i < 2; i++) {
+        const fq_site *site = fq_site_find(&student->sites, end[i]);
+        wide = wide && (!site || site->spec.grid.bits == 0 || site->spec.grid.bits >= 8);
+    }
+    return wide;
+}
+
 static kd_train_options training(const shrinker *s, const md_model *student)
 {
     kd_train_options k = kd_train_defaults(true, &student->recipe, &student->config);
@@ -147,6 +161,7 @@ static kd_train_options training(const shrinker *s, const md_model *student)
     k.steps = s->steps > 0 ? s->steps : 1;
     k.eval_every = (k.steps + EVALUATIONS - 1) / EVALUATIONS;
     k.eval_tokens = is_large(s) ? EVAL_TOKENS : HELDOUT_TOKENS;
+    k.freeze_ends = is_large(s) && has_wide_ends(student);
     return k;
 }
 
@@ -167,7 +182,8 @@ static status time_training(shrinker *s, double *rate)
     const kd_train_data data = {.data = &s->heldout, .heldout = &s->heldout};
     status st = open_student(s, &student, s->o->recipe);
     if (st == NB_OK) {
-        const kd_train_options k = training(s, &student);
+        kd_train_options k = training(s, &student);
+        k.start = FQ_START_ABSMAX; /* any will do */
         st = kd_train(s->work, &student, &s->teacher, &data, &k, &how, &r);
     }
     md_free(&student);
@@ -175,20 +191,35 @@ static status time_training(shrinker *s, double *rate)
     return st;
 }
 
+/* Seconds left for training and what it needs, in units of tokens trained: a token evaluated with both models costs about as much. */
+static double tokens_left(const shrinker *s, double each)
+{
+    const bool large = is_large(s);
+    const double evaluated = large ? EVALUATIONS * EVAL_TOKENS + 2 * MEASURED_TOKENS + CALIBRATED * (double)s->ctx : (EVALUATIONS + 2) * HELDOUT_TOKENS;
+    const double left = s->o->seconds * (1 - RESERVED) - (nb_seconds() - s->begin) - evaluated / s->trained;
+    return left / each;
+}
+
 static status make_plan(shrinker *s, double generated)
 {
-    double trained;
-    TRY(time_training(s, &trained));
+    TRY(time_training(s, &s->trained));
     const double own = s->o->text ? 1 - s->o->text_share : 1; /* share of rows that are generated */
-    const double left = s->o->seconds * (1 - RESERVED) - (nb_seconds() - s->begin);
-    const double tokens = left / (1 / trained + own / generated);
-    const double each = (double)(s->batch * s->ctx);
-    s->steps = (int64_t)(tokens / each);
+    const double tokens = tokens_left(s, 1 / s->trained + own / generated);
+    s->steps = (int64_t)(tokens / (double)(s->batch * s->ctx));
     if (s->steps < 10)
         return nb_fail(NB_USAGE, "--time %s is too short here: %.0f tokens/s trained and %.0f generated make %lld steps, at least 10 are needed",
-                       s->o->time, trained, generated, (long long)(s->steps > 0 ? s->steps : 0));
+                       s->o->time, s->trained, generated, (long long)(s->steps > 0 ? s->steps : 0));
     s->tokens = (int64_t)ceil((double)s->steps * (double)s->batch * own) * s->ctx;
-    return write_plan(s, trained, generated);
+    return write_plan(s, s->trained, generated);
+}
+
+/* Generation done sooner than thought leaves time for more steps, later for fewer; rows may then be seen twice. */
+static status mend_plan(shrinker *s, double generated)
+{
+    const double tokens = tokens_left(s, 1 / s->trained);
+    s->steps = (int64_t)(tokens / (double)(s->batch * s->ctx));
+    s->steps = s->steps > 10 ? s->steps : 10;
+    return write_plan(s, s->trained, generated);
 }
 
 /* ---- data --------------------------------------------------------------------------------- */
@@ -243,8 +274,14 @@ static status prepare(shrinker *s)
     if (!s->o->common.quiet)
         cl_say("%s: %lld steps of %lld tokens, %lld tokens to generate\n", s->plan_path, (long long)s->steps,
                (long long)(s->batch * s->ctx), (long long)s->tokens);
-    if (!nb_path_exists(s->data_path))
+    if (!nb_path_exists(s->data_path)) {
         TRY(generate(s, s->data_path, s->tokens, s->o->common.seed, "generating", &r));
+        if (!planned) {
+            TRY(mend_plan(s, (double)r.tokens / r.seconds));
+            if (!s->o->common.quiet)
+                cl_say("%s: %lld steps in the time that is left\n", s->plan_path, (long long)s->steps);
+        }
+    }
     TRY(cl_open_data(&s->data, s->data_path, &s->o->common, &s->teacher));
     return s->o->text ? cl_open_data(&s->text, s->o->text, &s->o->common, &s->teacher) : NB_OK;
 }

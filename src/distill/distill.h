@@ -105,6 +105,7 @@ typedef struct {
     bool sgd;
     int64_t top_k;                         /* distil from the teacher's top k probabilities, stored once; 0: from the teacher itself, in every step */
     int64_t quant_after, freeze_after;     /* steps; 0: from the start, never */
+    bool freeze_ends;                      /* embedding and head stay as they start: no gradient, no moments */
     double pin;                            /* codes of at most 4 bits that change in more than this share of the steps are pinned to their average (pin.c); 0: none */
     double text_share;                     /* of the rows from the second source, where there is one */
     double average;                        /* decay of the average of latents over the schedule's decay; 0: none. The better one is kept */

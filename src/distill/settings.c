@@ -32,6 +32,7 @@
     X(int, "top_k", top_k)                                                                                             \
     X(int, "quant_after", quant_after)                                                                                 \
     X(int, "freeze_after", freeze_after)                                                                               \
+    X(bool, "freeze_ends", freeze_ends)                                                                                \
     X(number, "average", average)                                                                                      \
     X(number, "pin", pin)                                                                                              \
     X(int, "start", start)                                                                                             \

@@ -5,6 +5,6 @@ enum { CALIBRATION_BATCHES = 8 };
 
 status kd_start_ranges(kd_trainer *t)
 {
-    const kd_calibration o = {.samples = CALIBRATION_BATCHES * t->o.batch, .seed = t->o.seed};
+    const kd_calibration o = {.samples = CALIBRATION_BATCHES * t->o.batch, .seed = t->o.seed, .precision = t->o.precision};
     return kd_find_ranges_in(t->student, t->o.start, t->data, &t->train, t->o.ctx, &o);
 }

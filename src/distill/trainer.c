@@ -161,6 +161,16 @@ static status resolve(kd_trainer *t)
     return t->settings ? NB_OK : NB_NOMEM;
 }
 
+static void freeze_ends(const kd_trainer *t)
+{
+    static const char *const end[] = {"embed.weight", "embed.weight.scale", "embed.weight.zero",
+                                      "head.weight",  "head.weight.scale",  "head.weight.zero"};
+    ag_params *ps = &t->student->params;
+    for (int64_t i = 0; i < ps->n; i++)
+        for (size_t k = 0; k < sizeof end / sizeof *end; k++)
+            ps->p[i]->frozen = ps->p[i]->frozen || (t->o.freeze_ends && !strcmp(ps->p[i]->name, end[k]));
+}
+
 static status buffers(kd_trainer *t)
 {
     size_t B = (size_t)t->o.batch, T = (size_t)t->o.ctx;
@@ -294,6 +304,7 @@ static status run(kd_trainer *t, kd_train_report *r)
 {
     bool found = false;
     TRY(resolve(t));
+    freeze_ends(t);
     TRY(buffers(t));
     TRY(kd_pins_new(t));
     if (t->run->dry_run) {

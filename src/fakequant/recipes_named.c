@@ -26,6 +26,10 @@
 #define LLMQAT_KV(spec)                                                                                                \
     "layers.*.attn.k     " spec " narrow token f32 dynamic before-rotation\n"                                          \
     "layers.*.attn.v     " spec " narrow token f32 dynamic\n"
+#define K_INPUTS    "*.input             int8 narrow group:256 f32 dynamic\n"
+#define K_ENDS                                                                                                         \
+    "embed.weight        int6 group:16 super8 learned\n"                                                              \
+    "head.weight         int6 group:16 super8 learned\n"
 #define GGML_INPUTS "*.input             int8 narrow group:32 f16 q8_0 dynamic\n"
 #define GGML_ENDS8                                                                                                     \
     "embed.weight        int8 narrow group:32 f16 q8_0 learned\n"                                                      \
@@ -61,7 +65,13 @@
       "base q4_0\n"                                                                                                    \
       "embed.weight        int4 group:32 f16 q4_0 learned\n"                                                           \
       "head.weight         int4 group:32 f16 q4_0 learned\n")                                                          \
-    X("llmqat-4-8-4",                                                                                                  \
+    X("q4_k", "llama.cpp's Q4_K layers without minima, embedding and head in Q6_K, 8-bit inputs in groups of 256",        \
+      WEIGHTS("int4 group:32 super6 learned") K_ENDS K_INPUTS)                                                         \
+    X("q6_k", "llama.cpp's Q6_K throughout, 8-bit inputs in groups of 256",                                            \
+      WEIGHTS("int6 group:16 super8 learned") K_ENDS K_INPUTS)                                                         \
+    X("tq2_0", "llama.cpp's TQ2_0 (ternary) layers, embedding and head in Q6_K, 8-bit inputs in groups of 256",        \
+      WEIGHTS("ternary group:256 f16 learned") K_ENDS K_INPUTS)                                                        \
+    X("llmqat-4-8-4",                                                                                                \
       "LLM-QAT's grids (Liu et al. 2023): min-max rows -7..7, inputs and cache per token, K before "                   \
       "the rotation, float embedding and head",                                                                        \
       LLMQAT_W("int4") LLMQAT_A("int8") LLMQAT_KV("int4"))                                                             \

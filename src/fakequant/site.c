@@ -76,6 +76,18 @@ static status count_activation_scales(fq_site *s)
     return NB_OK;
 }
 
+/* Where rows are not whole runs of KN_SUPER, ggml's blocks of 32 take the place of its K types: codes of at most 4 bits with
+ * fp16 scales (Q4_0), or 8 bits (Q8_0), as wide a file as fewer. */
+static void whole_supers(kn_grid *g, int64_t cols)
+{
+    if (!kn_has_super(g) || cols % KN_SUPER == 0)
+        return;
+    if (g->bits <= 4)
+        g->scale = KN_SCALE_F16;
+    else
+        *g = kn_grid_int(8, true, false, KN_GROUP, 32, KN_SCALE_F16);
+}
+
 /* Fits the spec to the shape. */
 static status fit(fq_site *s, int64_t head_size)
 {
@@ -87,6 +99,10 @@ static status fit(fq_site *s, int64_t head_size)
             return nb_fail(NB_USAGE, "%lld channels are not heads of %lld", (long long)s->cols, (long long)head_size);
         g->group = (int32_t)head_size;
     }
+    if (s->is_weight)
+        whole_supers(g, s->cols);
+    else if (kn_has_super(g))
+        return nb_fail(NB_USAGE, "two-level scales belong to weights");
     TRY(kn_grid_check(g));
     if (s->spec.before_rotation && !ends_with(s->name, "attn.k"))
         return nb_fail(NB_USAGE, "before-rotation belongs to keys (attn.k)");
@@ -204,6 +220,8 @@ fq_site *fq_site_new(fq_sites *sites, const fq_recipe *r, const char *name, cons
 static bool fresh(const fq_site *s, const ag_params *ps, uint64_t *now)
 {
     *now = ps ? ps->version : 0;
+    if (s->version != 0 && s->w && s->w->frozen && (!s->u || s->u->frozen) && (!s->v || s->v->frozen))
+        return true;
     return s->version == UINT64_MAX || (s->version != 0 && s->version == *now);
 }
 

@@ -2,7 +2,7 @@
  *   levels   float [f16 | bf16: a weight as stored] | int2 .. int8, int16 | seq2 .. seq7 | ternary | sign
  *   codes    narrow | asym | codes:LO..HI
  *   grain    tensor | row (token) | head | group:N | block:N               default row
- *   scale    f32 | f16 | bf16 | pow2                                       default f32
+ *   scale    f32 | f16 | bf16 | pow2 | super6 | super8                     default f32
  *   rule     q8_0 | q4_0 | llama2c                                         default nibble's own
  *   range    dynamic | static[:METHOD] | learned[:log|lsq|pact]            default dynamic
  *   start    from:METHOD of a learned range; METHOD: minmax | average[:RATE] | percentile[:P] | mse | kl
@@ -17,7 +17,8 @@
 static const char *const grain_word[] = {
     [KN_TENSOR] = "tensor", [KN_ROW] = "row", [KN_HEAD] = "head", [KN_GROUP] = "group", [KN_BLOCK] = "block"};
 static const char *const scale_word[] = {
-    [KN_SCALE_F32] = "f32", [KN_SCALE_F16] = "f16", [KN_SCALE_BF16] = "bf16", [KN_SCALE_POW2] = "pow2"};
+    [KN_SCALE_F32] = "f32", [KN_SCALE_F16] = "f16", [KN_SCALE_BF16] = "bf16", [KN_SCALE_POW2] = "pow2",
+    [KN_SCALE_SUPER6] = "super6", [KN_SCALE_SUPER8] = "super8"};
 static const char *const rule_word[] = {[KN_RULE_NIBBLE] = "nibble",
                                         [KN_RULE_GGML_Q8_0] = "q8_0",
                                         [KN_RULE_GGML_Q4_0] = "q4_0",
@@ -253,7 +254,7 @@ static status check(const reading *r)
     if (!(r->said & LEVELS))
         return nb_fail(NB_USAGE, "wanted float, intN, seqN, ternary or sign");
     if (!r->bits)
-        return (r->said & ~SCALE) == LEVELS && s->grid.scale != KN_SCALE_POW2
+        return (r->said & ~SCALE) == LEVELS && s->grid.scale <= KN_SCALE_BF16
                    ? NB_OK
                    : nb_fail(NB_USAGE, "float takes f16 or bf16 and no further words");
     bool levels_only = r->half_step || r->ternary || r->bits == 1;

@@ -83,11 +83,13 @@ static status refit(kn_codes *c, const real *x, const real *h)
         for (int64_t i = 0; i < c->n_scales; i++)
             if (before[i].ll > 0)
                 c->scale[i] = kn_store(&c->grid, (real)(before[i].wl / before[i].ll));
+        kn_store_scales(&c->grid, c->scale, c->rows, c->spans);
         kn_encode_with(c, x);
         fit_all(after, part, c, x, h);
         for (int64_t i = 0; i < c->n_scales; i++)
             if (!(after[i].error < before[i].error))
                 c->scale[i] = old[i];
+        kn_store_scales(&c->grid, c->scale, c->rows, c->spans);
         kn_encode_with(c, x);
     }
     status s = f && old ? NB_OK : NB_NOMEM;
@@ -136,8 +138,9 @@ static status absmax(kn_codes *c, const real *x)
 static status mse(kn_codes *c, const real *x, const real *h)
 {
     const kn_grid *g = &c->grid;
-    /* a power of two is stored as its exponent: no sign */
-    bool signs = g->levels == KN_LEVELS_INT && !g->has_zero && g->lo != -g->hi && g->scale != KN_SCALE_POW2;
+    /* a power of two is stored as its exponent, SUPER6 as a natural number: no sign */
+    bool signs = g->levels == KN_LEVELS_INT && !g->has_zero && g->lo != -g->hi && g->scale != KN_SCALE_POW2 &&
+                 g->scale != KN_SCALE_SUPER6;
     kn_encode_mse(c, x, h, SEARCH_FROM, SEARCH_TO, SEARCH_STEPS, signs);
     return g->has_zero ? NB_OK : refit(c, x, h);
 }

@@ -77,4 +77,6 @@ void fq_site_ranges(const fq_site *site, real *scale, int32_t *zero)
         if (zero)
             zero[i] = now.zero;
     }
+    if (site->is_weight && site->start)
+        kn_store_scales(&site->spec.grid, scale, site->rows, site->rows ? site->n_scales / site->rows : 0);
 }

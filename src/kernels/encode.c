@@ -202,7 +202,9 @@ void kn_encode(kn_codes *c, const real *x)
     }
     default:
         kn_encode_rows(c, x, 0, c->rows);
-        return;
+        if (!kn_has_super(&c->grid))
+            return;
+        kn_store_scales(&c->grid, c->scale, c->rows, c->spans);
     }
     kn_encode_rows_with(c, x, 0, c->rows);
 }

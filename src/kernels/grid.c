@@ -87,10 +87,12 @@ status kn_grid_check(const kn_grid *g)
         return g->levels == KN_LEVELS_NONE ? NB_OK : nb_fail(NB_USAGE, "a grid of 0 bits has no levels");
     TRY(check_levels(g));
     const bool grouped = g->grain == KN_HEAD || g->grain == KN_GROUP || g->grain == KN_BLOCK;
-    if (g->grain > KN_BLOCK || g->scale > KN_SCALE_POW2)
+    if (g->grain > KN_BLOCK || g->scale > KN_SCALE_SUPER8)
         return nb_fail(NB_USAGE, "unknown grain %d or scale type %d", g->grain, g->scale);
     if (grouped ? g->group < 1 : g->group != 0)
         return nb_fail(NB_USAGE, "a group of %d where the grain %s", (int)g->group, grouped ? "needs one" : "has none");
+    if (kn_has_super(g) && (g->grain != KN_GROUP || KN_SUPER % g->group || g->has_zero))
+        return nb_fail(NB_USAGE, "two-level scales belong to groups that divide %d, without zero points", KN_SUPER);
     return check_rule(g);
 }
 
@@ -137,6 +139,53 @@ real kn_store(const kn_grid *g, real s)
         break;
     }
     return fabs(s) < (real)FLT_MIN ? copysign((real)0, s) : s; /* ggml writes -0 for a Q4_0 block of zeros */
+}
+
+/* d and parts of n scales; d 0: all are 0. */
+static uint16_t split(int8_t *part, const kn_grid *g, const real *s, int64_t n)
+{
+    const real top = g->scale == KN_SCALE_SUPER6 ? 63 : 127, floor = g->scale == KN_SCALE_SUPER6 ? 0 : -top;
+    real largest = 0;
+    for (int64_t i = 0; i < n; i++)
+        largest = fabs(s[i]) > largest ? fabs(s[i]) : largest;
+    const float wanted = (float)(largest / top);
+    const uint16_t d = nb_half_from(wanted < 65504 ? wanted : 65504);
+    const real step = (real)nb_half_to(d);
+    for (int64_t i = 0; i < n; i++) {
+        real t = step > 0 ? rint(s[i] / step) : 0;
+        t = fabs(s[i]) == largest || fabs(t) > top ? top : fabs(t) < 1 && s[i] != 0 ? 1 : fabs(t);
+        t = step > 0 ? copysign(t, s[i]) : 0;
+        part[i] = (int8_t)(t > floor ? t : floor);
+    }
+    return d;
+}
+
+/* Runs of one row: `each` groups share a d. */
+static int64_t groups_of_super(const kn_grid *g)
+{
+    return KN_SUPER / g->group;
+}
+
+void kn_store_scales(const kn_grid *g, real *scale, int64_t rows, int64_t spans)
+{
+    int8_t part[KN_SUPER];
+    for (int64_t r = 0; kn_has_super(g) && r < rows; r++)
+        for (int64_t i = 0, n; i < spans; i += n) {
+            real *s = scale + r * spans + i;
+            n = kn_min(groups_of_super(g), spans - i);
+            const real d = (real)nb_half_to(split(part, g, s, n));
+            for (int64_t k = 0; k < n; k++)
+                s[k] = d * (real)part[k];
+        }
+}
+
+void kn_split_scales(uint16_t *d, int8_t *part, const kn_grid *g, const real *scale, int64_t rows, int64_t spans)
+{
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t i = 0, n; i < spans; i += n) {
+            n = kn_min(groups_of_super(g), spans - i);
+            *d++ = split(part + r * spans + i, g, scale + r * spans + i, n);
+        }
 }
 
 void kn_range_of(const kn_grid *g, real min, real max, real *scale, int32_t *zero)

@@ -30,7 +30,7 @@ status kn_isa_check(void);
 
 typedef enum { KN_LEVELS_NONE, KN_LEVELS_INT, KN_LEVELS_HALF_STEP, KN_LEVELS_SIGN } kn_levels;
 typedef enum { KN_TENSOR, KN_ROW, KN_HEAD, KN_GROUP, KN_BLOCK } kn_grain;
-typedef enum { KN_SCALE_F32, KN_SCALE_F16, KN_SCALE_BF16, KN_SCALE_POW2 } kn_scale_type;
+typedef enum { KN_SCALE_F32, KN_SCALE_F16, KN_SCALE_BF16, KN_SCALE_POW2, KN_SCALE_SUPER6, KN_SCALE_SUPER8 } kn_scale_type;
 typedef enum { KN_RULE_NIBBLE, KN_RULE_GGML_Q8_0, KN_RULE_GGML_Q4_0, KN_RULE_LLAMA2C } kn_rule;
 
 /* How numbers are coded: a value; copy, print, compare, save. bits == 0: left in floating point.
@@ -41,6 +41,7 @@ typedef enum { KN_RULE_NIBBLE, KN_RULE_GGML_Q8_0, KN_RULE_GGML_Q4_0, KN_RULE_LLA
  * grain: what shares a scale: the tensor | a row (output channel of a weight, token of an activation) | a head (the
  *   row in parts of `group` = head size) | a group of `group` along the row, the last may be shorter | a block of
  *   `group` of the flattened tensor, rows ignored.
+ * scale: SUPER6, SUPER8: of groups within KN_SUPER columns, an fp16 number times an integer 1..63, or +-1..127 (ggml's K types).
  * rule: NIBBLE as above. GGML_Q8_0, GGML_Q4_0: ggml's encoder of activations (Q8_0: rne(x * (127/amax)), scale
  *   fp16(amax/127)); as a *file* rule see kn_range_of. LLAMA2C: round half away from zero, fp32 scale. */
 typedef struct {
@@ -68,6 +69,20 @@ int kn_largest(const kn_grid *g);
 /* s as the file will hold it: rounded to storage (nearest even; POW2: to the nearest exponent), above the range the largest finite
  * one, below FLT_MIN in magnitude 0. In the double build fp32 storage leaves s alone. */
 real kn_store(const kn_grid *g, real s);
+/* The second step of storing scales [rows, spans] of groups where they are SUPER6 or SUPER8 (others are left as they are), in every
+ * run of KN_SUPER columns: d = fp16(max |s| / top), part = clamp(rne(s / d), 1, top), the largest is top, s = d part. Said again it changes nothing. */
+enum { KN_SUPER = 256 };
+static inline bool kn_has_super(const kn_grid *g)
+{
+    return g->scale == KN_SCALE_SUPER6 || g->scale == KN_SCALE_SUPER8;
+}
+static inline int64_t kn_supers(const kn_grid *g, int64_t rows, int64_t cols) /* how many d */
+{
+    return kn_has_super(g) ? rows * ((cols + KN_SUPER - 1) / KN_SUPER) : 0;
+}
+void kn_store_scales(const kn_grid *g, real *scale, int64_t rows, int64_t spans);
+/* The same scales in two parts: d [kn_supers] as binary16 bits, part [rows, spans]. */
+void kn_split_scales(uint16_t *d, int8_t *part, const kn_grid *g, const real *scale, int64_t rows, int64_t spans);
 static inline real kn_inverse(real scale)
 {
     return scale >= (real)1.17549435e-38 || scale <= -(real)1.17549435e-38 ? 1 / scale : 0;

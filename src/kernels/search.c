@@ -83,6 +83,7 @@ void kn_encode_mse(kn_codes *c, const real *x, const real *weight, real from, re
         }
         search_span(c, x, weight, first, n, i, from, to, steps, signs);
     }
+    kn_store_scales(&c->grid, c->scale, c->rows, c->spans);
     kn_encode_with(c, x);
 }
 

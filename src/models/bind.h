@@ -71,7 +71,7 @@ status md_load_param(ag_param *p, fm_h5 *f, const char *name);
 /* Bytes in a folded file (folded.c). md_is_float: a parameter that stands there as floats: neither the latent of codes nor the learned
  * scale of a weight. */
 int64_t md_code_bytes(const kn_grid *g, int64_t rows, int64_t cols);
-int64_t md_scale_bytes(const kn_grid *g, int64_t n_scales);
+int64_t md_scale_bytes(const kn_grid *g, int64_t rows, int64_t cols);
 int64_t md_zero_bytes(const kn_grid *g, int64_t n_scales);
 bool md_is_float(const md_model *m, const ag_param *p);
 fm_dtype md_stored_as(const md_model *m, const char *param); /* what such a one is stored as: F32, or as its spec says */

@@ -2,6 +2,8 @@
  *   operands -8..7 without zero point       Q4_0   value = d * (q - 8)
  *   operands -128..127 without zero point   Q8_0   value = d * q
  *   at most 4 bits with zero points         Q4_1   value = d * q + m, m = (lo - zero) * scale, where every m is exact in fp16; else Q8_0
+ *   two-level scales, rows of whole 256     Q4_K   operands -8..7, SUPER6 groups of 32;  Q6_K  -32..31, SUPER8 groups of 16
+ *   -1..1, a scale for each 256             TQ2_0
  *   floats                                  F32; F16 or BF16 where the spec says so
  * d is the scale, which must be exact in fp16 and constant over blocks of 32 along the row. K (the row) is whole blocks: hidden is padded with zeros,
  * which changes nothing; dim cannot be. `gguf-f32`, `gguf-f16` and `gguf-bf16` write values; vectors are F32 in all. Rotated rows are put into interleaved order (qwen2: half).
@@ -11,8 +13,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define FITS "recipes that fit: q4_0, q8_0, w4a16g32"
-enum { BLOCK = 32, FILE_F32 = 0, FILE_F16 = 1, FILE_Q4_0 = 2, FILE_Q4_1 = 3, FILE_Q8_0 = 7, FILE_BF16 = 32 };
+#define FITS "recipes that fit: q4_0, q8_0, q4_k, q6_k, tq2_0, w4a16g32"
+enum { BLOCK = 32 };
 
 static bool is_half(real x)
 {
@@ -26,7 +28,7 @@ static real minimum_of(const kn_codes *c, int64_t i)
 
 static status check_scales(const kn_codes *c, const char *name)
 {
-    static const char *const stored[] = {"fp32", "fp16", "bf16", "power-of-two"};
+    static const char *const stored[] = {"fp32", "fp16", "bf16", "power-of-two", "two-level", "two-level"};
     if (c->grid.bits > 8)
         return nb_fail(NB_UNSUPPORTED, "%s has %d bits, blocks of GGUF hold 8; %s; floats: --to gguf-f16", name,
                        c->grid.bits, FITS);
@@ -40,10 +42,30 @@ static status check_scales(const kn_codes *c, const char *name)
     return NB_OK;
 }
 
+/* The block of 256 that holds these codes exactly; F32: none does. */
+static fm_dtype super_type_of(const kn_codes *c)
+{
+    const kn_grid *g = &c->grid;
+    if (c->cols % KN_SUPER || c->zero || g->bits > 8)
+        return FM_F32;
+    if (g->scale == KN_SCALE_SUPER6 && g->group == 32 && md_operands_fit(g, -8, 7))
+        return FM_Q4_K;
+    if (g->scale == KN_SCALE_SUPER8 && g->group == 16 && md_operands_fit(g, -32, 31))
+        return FM_Q6_K;
+    if (!kn_has_super(g) && md_operands_fit(g, -1, 1) && md_runs_share_scale(g, c->cols, KN_SUPER))
+        return FM_TQ2_0;
+    return FM_F32;
+}
+
 /* The block type that holds these codes exactly. */
 static status type_of_codes(fm_dtype *t, const kn_codes *c, const char *name)
 {
+    *t = super_type_of(c);
+    if (*t == FM_Q4_K || *t == FM_Q6_K)
+        return NB_OK;
     TRY(check_scales(c, name));
+    if (*t == FM_TQ2_0)
+        return NB_OK;
     bool is_q4_1 = c->zero && c->grid.hi - c->grid.lo <= 15;
     for (int64_t i = 0; i < c->n_scales && is_q4_1; i++)
         is_q4_1 = is_half(minimum_of(c, i));
@@ -104,9 +126,9 @@ static status choose_types(plan *p, bool is_float, fm_dtype floats)
 static status check_rows(const plan *p)
 {
     for (int64_t i = 0; i < p->e.n; i++)
-        if (fm_dtype_block(p->type[i]) == BLOCK && p->e.out[i].cols % BLOCK)
-            return nb_fail(NB_UNSUPPORTED, "%s: rows of %lld are not whole blocks of %d; export floats: --to gguf-f16",
-                           p->e.name[i], (long long)p->e.out[i].cols, BLOCK);
+        if (p->e.out[i].cols % fm_dtype_block(p->type[i]))
+            return nb_fail(NB_UNSUPPORTED, "%s: rows of %lld are not whole blocks of %lld; export floats: --to gguf-f16",
+                           p->e.name[i], (long long)p->e.out[i].cols, (long long)fm_dtype_block(p->type[i]));
     return NB_OK;
 }
 
@@ -175,28 +197,38 @@ static status plan_new(plan *p, const md_model *m, bool is_float, fm_dtype float
 
 /* Blocks of one row of the file; from < 0: padding. */
 typedef struct {
-    int8_t *codes;
+    int8_t *codes, *parts;
     uint16_t *scales, *mins;
     uint8_t *packed;
 } row_buffers;
 
+static bool is_k_type(fm_dtype t)
+{
+    return t == FM_Q4_K || t == FM_Q6_K;
+}
+
 static void fill_row(row_buffers *b, const kn_codes *c, fm_dtype t, int64_t cols, int64_t from)
 {
-    const int64_t n_blocks = cols / BLOCK;
+    const int64_t block = fm_dtype_block(t), n_blocks = cols / block;
     memset(b->codes, 0, (size_t)cols);
+    memset(b->parts, 0, (size_t)cols);
     memset(b->scales, 0, (size_t)n_blocks * sizeof *b->scales);
     memset(b->mins, 0, (size_t)n_blocks * sizeof *b->mins);
     if (from < 0)
         return;
     if (t != FM_Q4_1)
         md_operands(b->codes, cols, c, from);
-    for (int64_t k = 0; k < n_blocks && k * BLOCK < c->cols; k++) {
-        const int64_t at = kn_scale_index(c, from, k * BLOCK);
+    if (is_k_type(t)) {
+        kn_split_scales(b->scales, b->parts, &c->grid, c->scale + from * c->spans, 1, c->spans);
+        return;
+    }
+    for (int64_t k = 0; k < n_blocks && k * block < c->cols; k++) {
+        const int64_t at = kn_scale_index(c, from, k * block);
         b->scales[k] = nb_half_from(c->scale[at]);
         if (t != FM_Q4_1)
             continue;
         b->mins[k] = nb_half_from(minimum_of(c, at));
-        for (int64_t j = k * BLOCK; j < (k + 1) * BLOCK; j++) /* the code of 0 is the zero point */
+        for (int64_t j = k * block; j < (k + 1) * block; j++) /* the code of 0 is the zero point */
             b->codes[j] = (int8_t)((j < c->cols ? c->q[from * c->ld + j] : c->zero[at]) - c->grid.lo);
     }
 }
@@ -204,10 +236,10 @@ static void fill_row(row_buffers *b, const kn_codes *c, fm_dtype t, int64_t cols
 static status put_rows(fm_sink *sink, row_buffers *b, const plan *p, int64_t i, const kn_codes *c)
 {
     const fm_dtype t = p->type[i];
-    const int64_t cols = p->e.out[i].cols, n_blocks = cols / BLOCK;
+    const int64_t cols = p->e.out[i].cols, n_blocks = cols / fm_dtype_block(t);
     for (int64_t r = 0; r < p->e.out[i].rows; r++) {
         fill_row(b, c, t, cols, md_source_row(&p->e, i, r));
-        TRY(fm_blocks_pack(b->packed, t, b->codes, b->scales, t == FM_Q4_1 ? b->mins : NULL, n_blocks));
+        TRY(fm_blocks_pack(b->packed, t, b->codes, b->scales, b->mins, b->parts, n_blocks));
         TRY(fm_put(sink, b->packed, (size_t)n_blocks * fm_dtype_bytes(t)));
     }
     return NB_OK;
@@ -215,13 +247,17 @@ static status put_rows(fm_sink *sink, row_buffers *b, const plan *p, int64_t i, 
 
 static status put_codes(fm_sink *sink, const plan *p, int64_t i)
 {
-    const size_t cols = (size_t)p->e.out[i].cols, n_blocks = cols / BLOCK;
+    const size_t cols = (size_t)p->e.out[i].cols, n_blocks = cols / (size_t)fm_dtype_block(p->type[i]);
     md_values v;
     TRY(md_values_of(&v, p->e.m, &p->e.own[i]));
-    row_buffers b = {nb_alloc(cols, 1), nb_alloc(n_blocks, sizeof *b.scales), nb_alloc(n_blocks, sizeof *b.mins),
-                     nb_alloc(n_blocks, fm_dtype_bytes(p->type[i]))};
-    status s = b.codes && b.scales && b.mins && b.packed ? put_rows(sink, &b, p, i, v.codes) : NB_NOMEM;
+    row_buffers b = {.codes = nb_alloc(cols, 1),
+                     .parts = nb_alloc(cols, 1),
+                     .scales = nb_alloc(n_blocks, sizeof *b.scales),
+                     .mins = nb_alloc(n_blocks, sizeof *b.mins),
+                     .packed = nb_alloc(n_blocks, fm_dtype_bytes(p->type[i]))};
+    status s = b.codes && b.parts && b.scales && b.mins && b.packed ? put_rows(sink, &b, p, i, v.codes) : NB_NOMEM;
     free(b.codes);
+    free(b.parts);
     free(b.scales);
     free(b.mins);
     free(b.packed);
@@ -234,23 +270,22 @@ static status put_array(void *ctx, fm_sink *sink, const fm_array *a)
     int64_t i = md_exporting_find(&p->e, a->name);
     if (i < 0)
         return fm_put(sink, p->factors, (size_t)(p->e.shape.head_size / 2) * sizeof *p->factors);
-    return fm_dtype_block(p->type[i]) == BLOCK ? put_codes(sink, p, i) : md_put_floats(sink, &p->e, i, p->type[i]);
+    return fm_dtype_block(p->type[i]) > 1 ? put_codes(sink, p, i) : md_put_floats(sink, &p->e, i, p->type[i]);
 }
 
+/* general.file_type (llama.h): of the matrices' commonest type. */
 static int file_type(const plan *p)
 {
     static const struct {
         fm_dtype type;
         int number;
-    } list[] = {{FM_Q4_0, FILE_Q4_0}, {FM_Q4_1, FILE_Q4_1}, {FM_Q8_0, FILE_Q8_0}, {FM_F16, FILE_F16}, {FM_BF16, FILE_BF16}};
-    int best = FILE_F32;
-    int64_t most = p->matrices[FM_F32];
-    for (size_t i = 0; i < sizeof list / sizeof *list; i++)
-        if (p->matrices[list[i].type] > most) {
-            most = p->matrices[list[i].type];
-            best = list[i].number;
-        }
-    return best;
+    } list[] = {{FM_F32, 0},  {FM_Q4_0, 2},  {FM_Q4_1, 3},   {FM_Q8_0, 7},  {FM_F16, 1},
+                {FM_BF16, 32}, {FM_Q4_K, 14}, {FM_Q6_K, 18}, {FM_TQ2_0, 37}};
+    int best = 0;
+    for (size_t i = 1; i < sizeof list / sizeof *list; i++)
+        if (p->matrices[list[i].type] > p->matrices[list[best].type])
+            best = (int)i;
+    return list[best].number;
 }
 
 static status write_plan(plan *p, const char *path)
@@ -278,7 +313,9 @@ static void describe(const plan *p, char *report, size_t bytes)
     if (p->e.shape.hidden != m->config.hidden)
         md_say(report, bytes, "hidden is padded with zeros from %lld to %lld, which changes nothing",
                (long long)m->config.hidden, (long long)p->e.shape.hidden);
-    if (p->matrices[FM_Q4_0] + p->matrices[FM_Q4_1] + p->matrices[FM_Q8_0])
+    if (p->matrices[FM_Q4_K] + p->matrices[FM_Q6_K] + p->matrices[FM_TQ2_0])
+        md_say_inputs(report, bytes, m, "llama.cpp quantizes inputs of coded matrices to 8 bits in groups of 256 with fp32 scales");
+    else if (p->matrices[FM_Q4_0] + p->matrices[FM_Q4_1] + p->matrices[FM_Q8_0])
         md_say_inputs(
             report, bytes, m,
             "llama.cpp quantizes inputs of coded matrices to 8 bits in groups of 32 with fp16 scales (rule q8_0)");

@@ -2,6 +2,7 @@
  *   /tensor/NAME/values   F32, F16 or BF16    where it is left in floating point, as its spec says
  *   /tensor/NAME/codes    U8 [rows, bytes]    q - lo (sign: 0 for -1, 1 for +1) packed to `bits` (fm_pack_bits); 16 bits: I16 [rows, cols]
  *   /tensor/NAME/scales   [n_scales]          F32, F16, BF16 as stored; a power of two as its exponent in I8, -128 for a scale of 0
+ *   /tensor/NAME/supers    F16 [n_supers]     of two-level scales: scale = super * scales, and these are I8
  *   /tensor/NAME/zeros    I8 (16 bits: I16) [n_scales], where the grid has zero points
  *   attributes of /tensor/NAME: spec, its text; shape, [rows, cols]
  * Beside them /site/NAME of activations with static or learned ranges (their learned scales are values), and with latent floats
@@ -18,7 +19,8 @@ enum { FULL_NAME = MD_NAME + 32, SPEC_TEXT = 256, SCALE_ZERO = -128 };
 static fm_dtype scale_dtype(const kn_grid *g)
 {
     static const fm_dtype of[] = {
-        [KN_SCALE_F32] = FM_F32, [KN_SCALE_F16] = FM_F16, [KN_SCALE_BF16] = FM_BF16, [KN_SCALE_POW2] = FM_I8};
+        [KN_SCALE_F32] = FM_F32, [KN_SCALE_F16] = FM_F16,   [KN_SCALE_BF16] = FM_BF16,
+        [KN_SCALE_POW2] = FM_I8, [KN_SCALE_SUPER6] = FM_I8, [KN_SCALE_SUPER8] = FM_I8};
     return of[g->scale];
 }
 
@@ -38,9 +40,10 @@ int64_t md_code_bytes(const kn_grid *g, int64_t rows, int64_t cols)
     return g->bits > 8 ? rows * cols * 2 : rows * (int64_t)fm_packed_bytes(cols, g->bits);
 }
 
-int64_t md_scale_bytes(const kn_grid *g, int64_t n_scales)
+int64_t md_scale_bytes(const kn_grid *g, int64_t rows, int64_t cols)
 {
-    return n_scales * (int64_t)fm_dtype_bytes(scale_dtype(g));
+    return kn_codes_scales(g, rows, cols) * (int64_t)fm_dtype_bytes(scale_dtype(g)) +
+           kn_supers(g, rows, cols) * (int64_t)fm_dtype_bytes(FM_F16);
 }
 
 int64_t md_zero_bytes(const kn_grid *g, int64_t n_scales)
@@ -150,9 +153,29 @@ static float read_scale(const kn_grid *g, const uint8_t *src)
     }
 }
 
+static status save_supers(fm_h5 *f, const char *tensor, const kn_codes *c)
+{
+    char name[FULL_NAME];
+    const int64_t n = kn_supers(&c->grid, c->rows, c->cols);
+    uint16_t *super = nb_alloc((size_t)n, sizeof *super);
+    int8_t *part = nb_alloc((size_t)c->n_scales, 1);
+    status s = super && part ? NB_OK : NB_NOMEM;
+    if (s == NB_OK) {
+        kn_split_scales(super, part, &c->grid, c->scale, c->rows, c->spans);
+        s = fm_h5_write(f, dataset(name, tensor, "supers"), FM_F16, 1, &n, super);
+    }
+    if (s == NB_OK)
+        s = fm_h5_write(f, dataset(name, tensor, "scales"), FM_I8, 1, &c->n_scales, part);
+    free(super);
+    free(part);
+    return s;
+}
+
 static status save_scales(fm_h5 *f, const char *tensor, const kn_codes *c)
 {
     char name[FULL_NAME];
+    if (kn_has_super(&c->grid))
+        return save_supers(f, tensor, c);
     const size_t bytes = fm_dtype_bytes(scale_dtype(&c->grid));
     uint8_t *stored = nb_alloc((size_t)c->n_scales, bytes);
     status s = stored ? NB_OK : NB_NOMEM;
@@ -315,9 +338,32 @@ static status load_wide(kn_codes *c, fm_h5 *f, const char *name)
     return s;
 }
 
+static status load_supers(kn_codes *c, fm_h5 *f, const char *tensor)
+{
+    char name[FULL_NAME];
+    const int64_t n = kn_supers(&c->grid, c->rows, c->cols), each = KN_SUPER / c->grid.group, runs = n / c->rows;
+    uint16_t *super = nb_alloc((size_t)n, sizeof *super);
+    int8_t *part = nb_alloc((size_t)c->n_scales, 1);
+    status s = super && part ? NB_OK : NB_NOMEM;
+    if (s == NB_OK)
+        s = fm_h5_read_all(f, dataset(name, tensor, "supers"), FM_F16, super, 1, &n);
+    if (s == NB_OK)
+        s = fm_h5_read_all(f, dataset(name, tensor, "scales"), FM_I8, part, 1, &c->n_scales);
+    for (int64_t i = 0; i < c->n_scales && s == NB_OK; i++) {
+        c->scale[i] = (real)part[i] * (real)nb_half_to(super[i / c->spans * runs + i % c->spans / each]);
+        if (!isfinite(c->scale[i]))
+            s = nb_fail(NB_FORMAT, "scale %lld is %g", (long long)i, (double)c->scale[i]);
+    }
+    free(super);
+    free(part);
+    return s;
+}
+
 static status load_scales(kn_codes *c, fm_h5 *f, const char *tensor)
 {
     char name[FULL_NAME];
+    if (kn_has_super(&c->grid))
+        return load_supers(c, f, tensor);
     const fm_dtype t = scale_dtype(&c->grid);
     uint8_t *stored = nb_alloc((size_t)c->n_scales, fm_dtype_bytes(t));
     status s = stored ? fm_h5_read_all(f, dataset(name, tensor, "scales"), t, stored, 1, &c->n_scales) : NB_NOMEM;

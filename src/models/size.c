@@ -14,7 +14,7 @@ void md_measure(md_size *size, const md_model *m)
             continue;
         int64_t n_scales = kn_codes_scales(g, site->rows, site->cols);
         size->code_bytes += md_code_bytes(g, site->rows, site->cols);
-        size->scale_bytes += md_scale_bytes(g, n_scales);
+        size->scale_bytes += md_scale_bytes(g, site->rows, site->cols);
         size->zero_bytes += md_zero_bytes(g, n_scales);
     }
 }
