@@ -22,6 +22,7 @@ static const md_config made_shapes[] = {
     MADE(40, 7, 2, 10, 5, 4, 9, .tied = false),
     MADE(64, 96, 1, 4, 2, 16, 33, .pairing = KN_ROPE_HALF, .qkv_bias = true),
     MADE(32, 64, 1, 4, 4, 8, 35, .tied = true, .qkv_bias = true, .out_bias = true, .norm_eps = 1e-6),
+    MADE(256, 512, 1, 4, 2, 64, 39, .pairing = KN_ROPE_HALF), /* rows of whole blocks of 256 */
 };
 enum { N_MADE_SHAPES = sizeof made_shapes / sizeof *made_shapes };
 
@@ -44,6 +45,9 @@ static const char *const made_recipes[] = {
     "q4_0_all",
     "llmqat-4-8-4",
     "llmqat-8-8-8",
+    "q4_k",
+    "q6_k",
+    "tq2_0",
     "*.weight int4 asym group:32 f16 learned\n*.bias int8 row f32 learned\n",
     "*.weight int3 asym group:8 bf16 dynamic\n*.input int8 narrow token dynamic\n",
     "*.weight int8 asym row f32 learned:lsq\n",

@@ -319,6 +319,49 @@ START_TEST(libllama_computes_every_shape)
 }
 END_TEST
 
+/* Blocks of 256: the same values when libllama decodes them, the same logits but for the order of sums when it computes with them. */
+START_TEST(libllama_computes_k_types)
+{
+    static const char *const recipes[] = {"q4_k", "q6_k", "tq2_0"};
+    static const char *const types[] = {"1 Q6_K", "Q6_K", "TQ2_0"};
+    const md_config shape = MADE(512, 768, 1, 8, 4, 64, 200, .tied = true);
+    char program[1024], report[1024];
+    md_model m, floats;
+    sequences s;
+    if (!client("NIBBLE_LIBLLAMA"))
+        return;
+    scratch_begin();
+    if (build_client(program)) {
+        made_model(&m, &shape, recipes[_i], 70);
+        for (int64_t i = 0; i < m.params.n; i++) /* so that no logit is huge */
+            for (int64_t k = 0; k < m.params.p[i]->count && m.params.p[i]->group == AG_WEIGHT; k++)
+                m.params.p[i]->x[k] *= (real)0.05;
+        m.params.version++;
+        ck_assert_msg(fq_start_weights(&m.sites, FQ_START_MSE, NULL, NULL) == NB_OK, "%s", nb_fail_message());
+        random_sequences(&s, &m.config, 10);
+        save_ids(&s, scratch_path("ids"));
+        ck_assert_msg(md_export(&m, "gguf", scratch_path("m.gguf"), report, sizeof report) == NB_OK, "%s", nb_fail_message());
+        ck_assert_msg(strstr(report, types[_i]) && !strstr(report, "padded"), "%s", report);
+        float *ours = our_logits(&m, &s);
+        comparison c = compare_with_libllama(program, scratch_path("m.gguf"), ours, &s, m.config.vocab);
+        print_comparison(recipes[_i], c);
+        ck_assert_msg(c.kl < 1e-4 && c.relative < 1e-2, "see the line above");
+        free(ours);
+        run_client(program, "f32", scratch_path("m.gguf"), NULL, scratch_path("f32.gguf"));
+        decoded_model(&floats, &m);
+        ours = our_logits(&floats, &s);
+        c = compare_with_libllama(program, scratch_path("f32.gguf"), ours, &s, m.config.vocab);
+        print_comparison("turned to F32", c);
+        ck_assert_msg(c.relative < 1e-5, "see the line above");
+        free(ours);
+        fm_ids_free(&s.ids);
+        md_free(&floats);
+        md_free(&m);
+    }
+    scratch_end();
+}
+END_TEST
+
 START_TEST(transformers_computes_every_shape)
 {
     const char *python = client("NIBBLE_PYTHON");
@@ -414,6 +457,7 @@ int main(void)
     tcase_set_tags(add_case(s, "libllama", libllama_computes_our_logits, sizeof quantized / sizeof *quantized),
                    "client");
     tcase_set_tags(add_case(s, "shapes", libllama_computes_every_shape, shapes), "client");
+    tcase_set_tags(add_case(s, "k types", libllama_computes_k_types, 3), "client");
     tcase_set_tags(add_case(s, "transformers", transformers_computes_every_shape, shapes), "client");
     tcase_set_tags(add_case(s, "ids", libllama_finds_our_ids, 4), "client");
     return run_suite(s);
