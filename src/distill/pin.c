@@ -13,11 +13,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MEMORY  ((real)0.01)
-#define PI      3.14159265358979323846
-#define ONE_F   ((real)16384)
-#define ONE_M   ((real)2048)
-enum { WIDEST = 4, CHUNK = 1 << 14, NAME = 160 };
+#define PI 3.14159265358979323846
+enum {
+    WIDEST = 4,
+    CHUNK = 1 << 14,
+    NAME = 160,
+    ONE_F = 1 << 14,
+    ONE_M = 1 << 11,
+    MEMORY = 328, /* a in units of 2^-15 */
+    HALF = 1 << 14
+};
 
 static bool takes_part(const fq_site *s)
 {
@@ -72,34 +77,67 @@ status kd_pins_start(kd_trainer *t, bool resumed)
         for (int64_t row = 0; row < s->rows; row++)
             memcpy(p->last + row * s->cols, c->q + row * c->ld, (size_t)s->cols);
         for (int64_t k = 0; !resumed && k < s->rows * s->cols; k++)
-            p->mean[k] = (int16_t)(p->last[k] * (int)ONE_M);
+            p->mean[k] = (int16_t)(p->last[k] * ONE_M);
     }
     return NB_OK;
 }
 
-/* Counts one row's flips and holds what is pinned; true if a code was pinned to another value than it has. */
-static bool pin_row(kd_pin *p, real *x, const kn_codes *c, int64_t row, real threshold)
+/* x + a (to - x), rounded */
+static inline int16_t towards(int x, int to)
 {
-    const int8_t *q = c->q + row * c->ld;
-    const int64_t at = row * c->cols;
-    const int mul = kn_mul(&c->grid), add = kn_add(&c->grid);
+    return (int16_t)(x + (((to - x) * MEMORY + HALF) >> 15));
+}
+
+/* Counts the flips of n weights; what is pinned keeps its state. True if one flips too often. */
+static bool count_flips(int16_t *restrict f, int16_t *restrict m, int8_t *restrict last, const int8_t *restrict q, int64_t n, int limit)
+{
+    int over = 0;
+    for (int64_t i = 0; i < n; i++) {
+        const int16_t flips = towards(f[i], q[i] != last[i] ? ONE_F : 0), mean = towards(m[i], q[i] * ONE_M);
+        m[i] = f[i] < 0 ? m[i] : mean;
+        f[i] = f[i] < 0 ? f[i] : flips;
+        last[i] = q[i];
+        over |= f[i] > limit;
+    }
+    return over != 0;
+}
+
+/* True if a code was pinned to another value than it has. */
+static bool pin_span(int16_t *f, int16_t *m, const int8_t *q, int64_t n, int limit)
+{
     bool moved = false;
-    for (int64_t i = 0; i < c->cols; i++) {
-        int16_t *f = &p->flips[at + i], *m = &p->mean[at + i];
-        if (*f >= 0) {
-            const real flip = q[i] != p->last[at + i] ? ONE_F : 0;
-            *f = (int16_t)lrintf((float)((real)*f + MEMORY * (flip - (real)*f)));
-            *m = (int16_t)lrintf((float)((real)*m + MEMORY * ((real)q[i] * ONE_M - (real)*m)));
-            p->last[at + i] = q[i];
-            if ((real)*f <= threshold * ONE_F)
-                continue;
-            const int pinned = (int)lrintf((float)((real)*m / ONE_M));
-            *m = (int16_t)(pinned * (int)ONE_M);
-            *f = -1;
+    for (int64_t i = 0; i < n; i++)
+        if (f[i] > limit) {
+            const int pinned = (m[i] + ONE_M / 2) >> 11;
+            m[i] = (int16_t)(pinned * ONE_M);
+            f[i] = -1;
             moved = moved || pinned != q[i];
         }
-        const int64_t k = kn_scale_index(c, row, i);
-        x[at + i] = (real)(mul * (*m / (int)ONE_M) + add - (c->zero ? c->zero[k] : 0)) * c->scale[k];
+    return moved;
+}
+
+static int64_t smaller(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+/* One row: spans that share a scale. */
+static bool pin_row(kd_pin *p, real *x, const kn_codes *c, int64_t row, int limit)
+{
+    const real mul = (real)kn_mul(&c->grid);
+    bool moved = false;
+    for (int64_t i = 0, n; i < c->cols; i += n) {
+        const int64_t at = row * c->cols + i, k = kn_scale_index(c, row, i), group = c->grid.group;
+        n = c->cols - i;
+        n = c->grid.grain == KN_BLOCK ? smaller(n, group - at % group) : group > 0 ? smaller(n, group) : n;
+        int16_t *f = p->flips + at, *m = p->mean + at;
+        if (count_flips(f, m, p->last + at, c->q + row * c->ld + i, n, limit))
+            moved = pin_span(f, m, c->q + row * c->ld + i, n, limit) || moved;
+        const real scale = c->scale[k], add = (real)(kn_add(&c->grid) - (c->zero ? c->zero[k] : 0));
+        for (int64_t j = 0; j < n; j++) {
+            const real level = mul * (real)(m[j] >> 11) + add;
+            x[at + j] = f[j] < 0 ? level * scale : x[at + j];
+        }
     }
     return moved;
 }
@@ -109,7 +147,8 @@ status kd_pins_step(kd_trainer *t)
     ag_params *ps = &t->student->params;
     const double done = (double)t->step / (double)t->o.steps;
     const bool quantized = t->step > t->o.quant_after; /* before that a pin would quantize early: flips are counted only */
-    const real threshold = quantized ? (real)(t->o.pin * (1 + 1.5 * (1 + cos(PI * done)))) : 2;
+    const double threshold = t->o.pin * (1 + 1.5 * (1 + cos(PI * done)));
+    const int limit = quantized && threshold < 1 ? (int)(threshold * ONE_F) : ONE_F;
     bool moved = false;
     for (int64_t i = 0; t->pin && i < t->student->sites.n; i++) {
         fq_site *s = t->student->sites.s[i];
@@ -121,7 +160,7 @@ status kd_pins_step(kd_trainer *t)
         bool any = false;
 #pragma omp parallel for schedule(static) reduction(|| : any) if (s->rows * s->cols > CHUNK)
         for (int64_t row = 0; row < s->rows; row++)
-            any = pin_row(&t->pin[i], s->w->x, c, row, threshold) || any;
+            any = pin_row(&t->pin[i], s->w->x, c, row, limit) || any;
         moved = moved || any;
     }
     ps->version += moved;
@@ -152,7 +191,7 @@ static status load_array(fm_h5 *f, const char *name, int16_t *array, const fq_si
 {
     TRY(fm_h5_read_all(f, name, FM_I16, array, 2, (int64_t[]){s->rows, s->cols}));
     for (int64_t i = 0; i < s->rows * s->cols; i++)
-        if (array[i] < -(int)(ONE_M * (1 << (WIDEST - 1))) || array[i] > (int)ONE_F)
+        if (array[i] < -(ONE_M << (WIDEST - 1)) || array[i] > ONE_F)
             return nb_fail(NB_FORMAT, "%s: /%s holds %d, which is no state of a pinned weight", f->arrays.path, name, array[i]);
     return NB_OK;
 }

@@ -192,16 +192,20 @@ static void learn(const fq_site *site, real *gu, real *gv, int64_t i, sums s, do
     const kn_grid *g = &site->spec.grid;
     const double limit = (double)FQ_LARGEST_LOG, steps = (double)g->hi - (double)g->lo;
     const double u = site->u ? (double)site->u->x[i] : 0, v = site->v ? (double)site->v->x[i] : 0;
+    const double f = site->spec.learning == FQ_LSQ ? 1 / sqrt(n * (g->has_zero ? steps : (double)g->hi)) : 1;
+    if (!g->has_zero) {
+        push(site->u, gu, i, s.sds * f, u, -limit, limit);
+        return;
+    }
     const fq_range_now now = fq_range_at(site, i);
-    const double scale = (double)now.scale, dz = -scale * s.outside;
-    if (g->has_zero && site->spec.learning == FQ_PACT) {
+    const double dz = -(double)now.scale * s.outside;
+    if (site->spec.learning == FQ_PACT) {
         const double inv = (double)kn_inverse(now.scale), max = (double)now.max, min = (double)now.min;
         const double dmax = (s.sds + dz * min * inv) * inv / steps;
         push(site->u, gu, i, max * dmax, u, -limit, limit);
         push(site->v, gv, i, min * (-dmax - dz * inv), v, -limit, limit);
         return;
     }
-    const double f = site->spec.learning == FQ_LSQ ? 1 / sqrt(n * (g->has_zero ? steps : (double)g->hi)) : 1;
     push(site->u, gu, i, s.sds * f, u, -limit, limit);
     push(site->v, gv, i, steps * dz * f, now.zero_latent, (double)g->lo, (double)g->hi);
 }
@@ -222,6 +226,7 @@ static void learn_all(const ag_tensor *out, const fq_site *site, const kn_codes 
         total[i].outside += part[k].outside;
         count[i] += (double)(end - begin);
     }
+#pragma omp parallel for schedule(static) if (scales > FQ_PARALLEL / 64)
     for (int64_t i = 0; i < scales; i++)
         learn(site, gu, gv, i, total[i], count[i]);
 }

@@ -71,8 +71,9 @@ fq_range_now fq_range_at(const fq_site *site, int64_t i)
 
 void fq_site_ranges(const fq_site *site, real *scale, int32_t *zero)
 {
-    for (int64_t i = 0; i < site->n_scales && site->start; i++) {
-        fq_range_now now = fq_range_at(site, i);
+#pragma omp parallel for schedule(static) if (site->n_scales > FQ_PARALLEL / 64)
+    for (int64_t i = 0; i < (site->start ? site->n_scales : 0); i++) {
+        const fq_range_now now = fq_range_at(site, i);
         scale[i] = now.scale;
         if (zero)
             zero[i] = now.zero;
