@@ -25,7 +25,7 @@ void fm_pack_bits(uint8_t *dst, const uint8_t *codes, int64_t n, int bits)
         *dst = (uint8_t)window;
 }
 
-void fm_unpack_bits(uint8_t *codes, const uint8_t *src, int64_t n, int bits)
+void fm_unpack_bits(uint8_t *restrict codes, const uint8_t *restrict src, int64_t n, int bits)
 {
     assert(bits >= 1 && bits <= 8);
     uint32_t window = 0;

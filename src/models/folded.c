@@ -301,24 +301,42 @@ static status check_tensors(const md_config *c, const fm_h5 *f)
     return s;
 }
 
+/* Row i of packed codes; false if one is above `top`. */
+static bool unpack_row(kn_codes *c, int64_t i, const uint8_t *packed, uint8_t top)
+{
+    const bool sign = c->grid.levels == KN_LEVELS_SIGN;
+    const int mul = sign ? 2 : 1, add = sign ? -1 : c->grid.lo;
+    int8_t *q = c->q + i * c->ld;
+    int over = 0;
+    fm_unpack_bits((uint8_t *)q, packed, c->cols, c->grid.bits);
+    for (int64_t j = 0; j < c->cols; j++) {
+        const uint8_t u = (uint8_t)q[j];
+        over |= u > top;
+        q[j] = (int8_t)(mul * u + add);
+    }
+    return !over;
+}
+
 static status load_packed(kn_codes *c, fm_h5 *f, const char *name)
 {
     const int64_t dim[] = {c->rows, (int64_t)fm_packed_bytes(c->cols, c->grid.bits)};
-    const int32_t lo = c->grid.lo, hi = c->grid.hi;
-    const bool sign = c->grid.levels == KN_LEVELS_SIGN;
-    uint8_t *row = nb_alloc((size_t)c->cols, 1), *packed = nb_alloc((size_t)dim[0], (size_t)dim[1]);
-    status s = row && packed ? fm_h5_read_all(f, name, FM_U8, packed, 2, dim) : NB_NOMEM;
-    for (int64_t i = 0; i < c->rows && s == NB_OK; i++) {
-        fm_unpack_bits(row, packed + i * dim[1], c->cols, c->grid.bits);
-        for (int64_t j = 0; j < c->cols && s == NB_OK; j++) {
-            if (row[j] > (sign ? 1 : hi - lo))
-                s = nb_fail(NB_FORMAT, "code [%lld,%lld] is %d, wanted %d to %d", (long long)i, (long long)j,
-                            row[j] + lo, lo, hi);
-            c->q[i * c->ld + j] = (int8_t)(sign ? 2 * row[j] - 1 : row[j] + lo);
-        }
-    }
-    free(row);
-    free(packed);
+    const int top = c->grid.levels == KN_LEVELS_SIGN ? 1 : c->grid.hi - c->grid.lo;
+    const fm_array *a;
+    TRY(fm_need(&a, &f->arrays, name, 2, dim));
+    const uint8_t *packed = a->dtype == FM_U8 ? a->data : NULL; /* in the file itself */
+    uint8_t *copy = packed ? NULL : nb_alloc((size_t)dim[0], (size_t)dim[1]);
+    if (!packed && !copy)
+        return NB_NOMEM;
+    status s = packed ? NB_OK : fm_h5_read_all(f, name, FM_U8, copy, 2, dim);
+    packed = packed ? packed : copy;
+    int64_t bad = INT64_MAX;
+#pragma omp parallel for schedule(static) reduction(min : bad) if (c->rows * c->cols > 1 << 16)
+    for (int64_t i = 0; i < (s == NB_OK ? c->rows : 0); i++)
+        if (!unpack_row(c, i, packed + i * dim[1], (uint8_t)top))
+            bad = i < bad ? i : bad;
+    if (s == NB_OK && bad < INT64_MAX)
+        s = nb_fail(NB_FORMAT, "row %lld holds a code above %d, wanted %d to %d", (long long)bad, c->grid.hi, c->grid.lo, c->grid.hi);
+    free(copy);
     return s;
 }
 
