@@ -34,7 +34,7 @@ static status watch_all(const reading *r, ag_tape *tape, int64_t *order)
                   most = TOKENS / r->ctx > 1 ? TOKENS / r->ctx : 1;
     int32_t *ids = nb_alloc((size_t)(most * (r->ctx + 1)), sizeof *ids);
     status s = ids ? NB_OK : NB_NOMEM;
-    nb_random_permutation(order, r->w->n, r->o->seed, 17);
+    nb_random_permutation(order, r->w->n, r->o->seed, 0); /* a trainer's first epoch: its own first batches */
     for (int64_t i = 0, n; i < samples && s == NB_OK; i += n) { /* neighbours of one length go together: no padding */
         const int64_t length = r->w->length[order[i]];
         for (n = 1; n < most && i + n < samples && r->w->length[order[i + n]] == length;)
