@@ -89,7 +89,8 @@ static struct llama_context *open_context(struct llama_model *m)
     return c;
 }
 
-static void sequence(struct llama_context *c, const int32_t *ids, int32_t n, int32_t vocab, FILE *out)
+/* One sequence from its start, decoded; logits are asked for from position `first` on. The caller frees the batch. */
+static struct llama_batch decode(struct llama_context *c, const int32_t *ids, int32_t n, int32_t first)
 {
     struct llama_batch b = CALL(llama_batch_init)(n, 0, 1);
     b.n_tokens = n;
@@ -98,11 +99,17 @@ static void sequence(struct llama_context *c, const int32_t *ids, int32_t n, int
         b.pos[i] = i;
         b.n_seq_id[i] = 1;
         b.seq_id[i][0] = 0;
-        b.logits[i] = 1;
+        b.logits[i] = i >= first;
     }
     CALL(llama_memory_clear)(CALL(llama_get_memory)(c), true);
     if (CALL(llama_decode)(c, b) != 0)
         fail("cannot decode", "");
+    return b;
+}
+
+static void sequence(struct llama_context *c, const int32_t *ids, int32_t n, int32_t vocab, FILE *out)
+{
+    struct llama_batch b = decode(c, ids, n, 0);
     for (int32_t i = 0; i < n; i++)
         if (fwrite(CALL(llama_get_logits_ith)(c, i), sizeof(float), (size_t)vocab, out) != (size_t)vocab)
             fail("cannot write", "");
@@ -134,18 +141,7 @@ static void logits(const char *model, const char *ids_path, const char *out_path
 /* Logits [length, vocab] of one window; the first half of them is not asked for. */
 static void window(float *out, struct llama_context *c, const int32_t *ids, int32_t length, int32_t vocab)
 {
-    struct llama_batch b = CALL(llama_batch_init)(length, 0, 1);
-    b.n_tokens = length;
-    for (int32_t i = 0; i < length; i++) {
-        b.token[i] = ids[i];
-        b.pos[i] = i;
-        b.n_seq_id[i] = 1;
-        b.seq_id[i][0] = 0;
-        b.logits[i] = i >= length / 2;
-    }
-    CALL(llama_memory_clear)(CALL(llama_get_memory)(c), true);
-    if (CALL(llama_decode)(c, b) != 0)
-        fail("cannot decode", "");
+    struct llama_batch b = decode(c, ids, length, length / 2);
     for (int32_t i = length / 2; i < length; i++)
         memcpy(out + (size_t)i * (size_t)vocab, CALL(llama_get_logits_ith)(c, i), (size_t)vocab * sizeof *out);
     CALL(llama_batch_free)(b);
