@@ -287,6 +287,9 @@ static void fuzz_remove_files(const fuzz_target *t, const char *folder)
     }
 }
 
+/* A forked child has none of the threads that its parent's OpenMP counts on, and would wait for them for ever. Not in every program here. */
+extern void omp_set_num_threads(int) __attribute__((weak));
+
 /* main's body: 0 when every target stood. Files of a failure stay in the folder that is printed. */
 static int fuzz_main(int argc, char **argv, const fuzz_target *targets, int n_targets)
 {
@@ -295,6 +298,8 @@ static int fuzz_main(int argc, char **argv, const fuzz_target *targets, int n_ta
     const char *temporary = getenv("TMPDIR");
     char folder[256];
     bool stood = true;
+    if (omp_set_num_threads)
+        omp_set_num_threads(1);
     (void)snprintf(folder, sizeof folder, "%s/nibble-fuzz-XXXXXX", temporary ? temporary : "/tmp");
     if (!mkdtemp(folder)) {
         perror(folder);

@@ -226,7 +226,7 @@ static void learn_all(const ag_tensor *out, const fq_site *site, const kn_codes 
         total[i].outside += part[k].outside;
         count[i] += (double)(end - begin);
     }
-#pragma omp parallel for schedule(static) if (scales > FQ_PARALLEL / 64)
+#pragma omp parallel for schedule(static) if (scales > FQ_PARALLEL / 8)
     for (int64_t i = 0; i < scales; i++)
         learn(site, gu, gv, i, total[i], count[i]);
 }

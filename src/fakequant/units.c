@@ -71,7 +71,7 @@ fq_range_now fq_range_at(const fq_site *site, int64_t i)
 
 void fq_site_ranges(const fq_site *site, real *scale, int32_t *zero)
 {
-#pragma omp parallel for schedule(static) if (site->n_scales > FQ_PARALLEL / 64)
+#pragma omp parallel for schedule(static) if (site->n_scales > FQ_PARALLEL / 8)
     for (int64_t i = 0; i < (site->start ? site->n_scales : 0); i++) {
         const fq_range_now now = fq_range_at(site, i);
         scale[i] = now.scale;
