@@ -48,7 +48,7 @@ static int64_t rows(cl_option row[CL_TRAIN_ROWS], cl_train_options *o, bool dist
         {"--quant-after", "N", CL_COUNT, &k->quant_after, NULL, "quantize from this step on (0: from the start)"},
         {"--freeze-after", "N", CL_COUNT, &k->freeze_after, NULL, "static ranges stay from this step on (0: never)"},
         {"--freeze-ends", NULL, CL_FLAG, &k->freeze_ends, NULL,
-         "embedding and head stay as they start: a tenth less time, less memory; for ends of 8 bits"},
+         "embedding and head stay as they start, without gradients and moments; for ends of 8 bits"},
         {"--start", "absmax|mse|importance", CL_CHOICE, &o->start, NULL,
          "ranges of weights before the first step: see `nibble fold --range` (importance)"},
         {"--pin", "X", CL_NUMBER, &k->pin, NULL,

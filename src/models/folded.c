@@ -2,7 +2,7 @@
  *   /tensor/NAME/values   F32, F16 or BF16    where it is left in floating point, as its spec says
  *   /tensor/NAME/codes    U8 [rows, bytes]    q - lo (sign: 0 for -1, 1 for +1) packed to `bits` (fm_pack_bits); 16 bits: I16 [rows, cols]
  *   /tensor/NAME/scales   [n_scales]          F32, F16, BF16 as stored; a power of two as its exponent in I8, -128 for a scale of 0
- *   /tensor/NAME/supers    F16 [n_supers]     of two-level scales: scale = super * scales, and these are I8
+ *   /tensor/NAME/supers   F16 [n_supers]      of two-level scales: scale = super * scales, and these are I8
  *   /tensor/NAME/zeros    I8 (16 bits: I16) [n_scales], where the grid has zero points
  *   attributes of /tensor/NAME: spec, its text; shape, [rows, cols]
  * Beside them /site/NAME of activations with static or learned ranges (their learned scales are values), and with latent floats
