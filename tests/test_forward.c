@@ -129,6 +129,51 @@ START_TEST(recomputed_blocks_change_no_bit)
 }
 END_TEST
 
+/* Each part on a tape of its own, on a copy of what the part before it made. */
+static real *part(ag_tape *t, ag_tensor *y, const char *what)
+{
+    ck_assert_msg(y && ag_status(t) == NB_OK, "%s: %s", what, nb_fail_message());
+    real *x = malloc((size_t)ag_count(y) * sizeof *x);
+    memcpy(x, ag_value(y), (size_t)ag_count(y) * sizeof *x);
+    return x;
+}
+
+static void equal(const real *x, const ag_tensor *y, const char *what)
+{
+    ck_assert_msg(!memcmp(x, ag_value(y), (size_t)ag_count(y) * sizeof *x), "%s differs", what);
+}
+
+START_TEST(parts_one_by_one_are_the_whole)
+{
+    md_model m;
+    int32_t ids[B * T], target[B * T];
+    ag_tensor *hidden[4];
+    ag_tape whole = {.no_grad = true}, t = {.no_grad = true};
+    open_model(&m, _i);
+    draw(ids, target, m.config.vocab, 1);
+    const md_input in = {.B = B, .T = T, .ids = ids, .lengths = lengths, .hidden = hidden};
+    const int64_t dim[3] = {B, T, m.config.dim};
+    const md_output out = md_forward(&whole, &m, &in);
+    real *x = part(&t, md_embed(&t, &m, &in), recipes[_i]), *last = x;
+    for (int64_t i = 0; i < m.config.layers; i++, last = x) {
+        ag_reset(&t);
+        x = part(&t, md_block_forward(&t, &m, i, ag_leaf(&t, last, NULL, 3, dim), lengths), recipes[_i]);
+        equal(x, hidden[i], recipes[_i]);
+        free(last);
+    }
+    ag_reset(&t);
+    const md_output end = md_finish(&t, &m, ag_leaf(&t, x, NULL, 3, dim));
+    real *y = part(&t, end.x, recipes[_i]);
+    equal(y, out.x, recipes[_i]);
+    ck_assert(end.w != NULL && ag_cols(end.w) == m.config.dim && ag_rows(end.w) == m.config.vocab);
+    free(x);
+    free(y);
+    ag_tape_free(&t);
+    ag_tape_free(&whole);
+    md_free(&m);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("forward");
@@ -136,6 +181,7 @@ int main(void)
     tcase_set_timeout(c, 60);
     tcase_add_loop_test(c, padding_changes_no_bit, 0, N_RECIPES);
     tcase_add_loop_test(c, recomputed_blocks_change_no_bit, 0, 2 * N_RECIPES);
+    tcase_add_loop_test(c, parts_one_by_one_are_the_whole, 0, N_RECIPES);
     suite_add_tcase(s, c);
     return run_suite(s);
 }

@@ -153,31 +153,56 @@ static ag_tensor *block_forward(ag_tape *t, ag_tensor *x, void *argument)
     return residual(t, x, ly_mlp_forward(t, &b->mlp, ly_norm_forward(t, &b->mlp_norm, x)), b->mlp_residual);
 }
 
-md_output md_forward(ag_tape *t, md_model *m, const md_input *in)
+ag_tensor *md_block_forward(ag_tape *t, md_model *m, int64_t layer, ag_tensor *x, const int32_t *lengths)
+{
+    return x ? block_forward(t, x, &(block_argument){&m->block[layer], lengths}) : NULL;
+}
+
+/* *w: the embedding through its site, also the head of a tied model. */
+static ag_tensor *embed(ag_tape *t, md_model *m, const md_input *in, ag_tensor **w)
 {
     const md_config *c = &m->config;
     const int64_t dim[2] = {in->B, in->T};
-    if (in->T > c->ctx || in->B < 1 || in->T < 1) {
-        ag_fail(t, NB_USAGE, "%lld sequences of %lld tokens, the model's context is %lld", (long long)in->B, (long long)in->T, (long long)c->ctx);
-        return (md_output){0};
-    }
-    ly_linear embed = {.w = m->embed, .w_site = m->embed_site};
-    ag_tensor *w = ly_weight(t, &embed), *x = ag_embedding(t, w, in->ids, 2, dim);
-    block_argument *argument = ag_take(t, (size_t)c->layers * sizeof *argument);
-    for (int64_t i = 0; x && argument && i < c->layers; i++) {
-        argument[i] = (block_argument){&m->block[i], in->lengths};
-        bool watched = in->hidden != NULL;
-        ag_tensor *y = in->recompute ? ag_recompute(t, block_forward, x, &argument[i]) : block_forward(t, x, &argument[i]);
-        if (watched) {
-            in->hidden[i] = y;
-            if (y)
-                y->kept = true;
-        }
-        x = y;
-    }
+    *w = NULL;
+    if (in->T > c->ctx || in->B < 1 || in->T < 1)
+        return ag_fail(t, NB_USAGE, "%lld sequences of %lld tokens, the model's context is %lld", (long long)in->B, (long long)in->T, (long long)c->ctx);
+    *w = ly_weight(t, &(ly_linear){.w = m->embed, .w_site = m->embed_site});
+    return ag_embedding(t, *w, in->ids, 2, dim);
+}
+
+static md_output finish(ag_tape *t, md_model *m, ag_tensor *x, ag_tensor *w)
+{
     ag_tensor *h = ly_norm_forward(t, &m->norm, x), *q = fq_apply(t, m->head_input, h);
     ag_done(x);
     if (q != h)
         ag_done(h);
-    return (md_output){.x = q, .w = c->tied ? w : ly_weight(t, &m->head)};
+    return (md_output){.x = q, .w = w ? w : ly_weight(t, &m->head)};
+}
+
+ag_tensor *md_embed(ag_tape *t, md_model *m, const md_input *in)
+{
+    ag_tensor *w;
+    return embed(t, m, in, &w);
+}
+
+md_output md_finish(ag_tape *t, md_model *m, ag_tensor *x)
+{
+    return finish(t, m, x, NULL);
+}
+
+md_output md_forward(ag_tape *t, md_model *m, const md_input *in)
+{
+    const int64_t n = m->config.layers;
+    ag_tensor *w, *x = embed(t, m, in, &w);
+    block_argument *argument = x ? ag_take(t, (size_t)n * sizeof *argument) : NULL;
+    for (int64_t i = 0; x && argument && i < n; i++) {
+        argument[i] = (block_argument){&m->block[i], in->lengths};
+        x = in->recompute ? ag_recompute(t, block_forward, x, &argument[i]) : block_forward(t, x, &argument[i]);
+        if (in->hidden) {
+            in->hidden[i] = x;
+            if (x)
+                x->kept = true;
+        }
+    }
+    return finish(t, m, x, m->config.tied ? w : NULL);
 }

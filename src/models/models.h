@@ -90,6 +90,13 @@ typedef struct {
 } md_output;
 /* Fails on the tape (ag_status). ids outside the vocabulary: NB_USAGE. */
 md_output md_forward(ag_tape *t, md_model *m, const md_input *in);
+/* Its parts, for whoever walks a model layer by layer: forward = finish(blocks(embed)), bit for bit. x that goes in has no readers
+ * afterwards (ag_done); NULL in, NULL out, and the tape has failed.
+ * md_embed: ids -> x [B, T, C], what the first block reads. md_block_forward: block `layer` (0 to layers - 1), x [B, T, C] -> [B, T, C];
+ * lengths as in md_input. md_finish: x [B, T, C] of the last block -> norm, head.input, the head's weight. */
+ag_tensor *md_embed(ag_tape *t, md_model *m, const md_input *in);
+ag_tensor *md_block_forward(ag_tape *t, md_model *m, int64_t layer, ag_tensor *x, const int32_t *lengths);
+md_output md_finish(ag_tape *t, md_model *m, ag_tensor *x);
 
 /* ---- files -------------------------------------------------------------------------------- */
 
