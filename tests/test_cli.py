@@ -86,7 +86,7 @@ class Usage(unittest.TestCase):
     def test_help_explains_every_command(self):
         overview = run("help")[0]
         self.assertEqual(run("--help")[0], overview)
-        for name in ["info", "eval", "data", "qat", "train", "fold", "ptq", "run", "export", "recipes", "bench"]:
+        for name in ["info", "eval", "data", "qat", "train", "fold", "ptq", "compare", "run", "export", "recipes", "bench"]:
             with self.subTest(name):
                 text, _ = run(name, "--help")
                 self.assertEqual(text, run("help", name)[0])

@@ -161,7 +161,7 @@ status nb_parse_number(double *x, const char *text); /* finite, the whole string
 /* ---- progress ----------------------------------------------------------------------------- */
 
 double nb_seconds(void);         /* monotonic clock */
-size_t nb_peak_memory(void);     /* peak resident bytes of this process */
+size_t nb_peak_memory(void);     /* peak resident bytes of this program, not of what started it */
 
 /* What long work reports to whoever started it; the library never prints. Return false to stop the work, which then
  * returns NB_INTERRUPTED. done and total are in `unit`s. text: a short line of figures ("kl 0.031 lr 2e-4"). */

@@ -19,6 +19,7 @@
     X(train, "train a model from scratch on text")                                                                     \
     X(fold, "make a file of integers from a trained or a float model")                                                 \
     X(ptq, "quantize a model without training")                                                                        \
+    X(compare, "every way to quantize a model, in one table")                                                         \
     X(run, "continue a text")                                                                                          \
     X(export, "write a model in another program's format")                                                             \
     X(convert, "a float model from one file format into another")                                                      \

@@ -155,6 +155,7 @@ status cl_report_folded(const md_model *m, const char *method, const cl_common *
         nb_json_put_int(&w, "params", size.params);
         nb_json_put_int(&w, "bytes", bytes);
         nb_json_put_number(&w, "bits_per_param", bits);
+        nb_json_put_int(&w, "peak_bytes", (int64_t)nb_peak_memory());
         nb_json_close(&w, '}');
         return cl_print_json(&w);
     }

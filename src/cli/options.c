@@ -274,7 +274,7 @@ bool cl_parse(const cl_command *c, int argc, char **argv, const char *argument[C
         if (o->standard && assign(o, o->standard) != NB_OK)
             return wrong(c, code, o->name, nb_fail_message());
     }
-    int n = 0, most = count_words(c->arguments, false);
+    int n = 0, most = strstr(c->arguments, "...") ? CL_MAX_ARGUMENTS : count_words(c->arguments, false);
     bool ended = false;
     for (int i = 0; i < CL_MAX_ARGUMENTS; i++)
         argument[i] = NULL;

@@ -49,10 +49,10 @@ typedef struct {
     uint64_t seed;
 } cl_common;
 
-enum { CL_MAX_ARGUMENTS = 2 };
+enum { CL_MAX_ARGUMENTS = 32 };
 typedef struct {
     const char *name;        /* "eval" */
-    const char *arguments;   /* "MODEL", "[NAME]", "" : what may be left out stands in brackets */
+    const char *arguments;   /* "MODEL", "[NAME]", "[FILE...]", "" : what may be left out stands in brackets; dots: any number */
     const char *summary;     /* one line */
     const char *explanation; /* paragraphs, wrapped already */
     const char *examples;    /* lines */

@@ -25,7 +25,7 @@ nb_progress cl_progress_start(cl_progress *p, const char *what, const char *unit
 void cl_progress_end(cl_progress *p); /* clears the line */
 
 /* Rows of cells; columns are as wide as their widest cell. A zeroed struct is an empty table. */
-enum { CL_MAX_COLUMNS = 8 };
+enum { CL_MAX_COLUMNS = 12 };
 typedef struct {
     char **cell; /* [rows][CL_MAX_COLUMNS] */
     int64_t rows, capacity;
