@@ -256,7 +256,7 @@ int cl_compare(int argc, char **argv)
             "--eval-data; both are samples of the model's own where nothing is named. Interrupted, the same\n"
             "command goes on with the rows that are missing. --json prints one array of objects.",
         .examples = "  nibble compare stories260K.bin --tokenizer tok512.bin --methods all --recipe q4_0,w4a8kv8\n"
-                    "  nibble compare smollm2.gguf qat.h5 --methods rtn,importance,rotate+importance --data calib.txt --eval-data test.txt --windows 60",
+                    "  nibble compare smollm2.gguf qat.h5 --methods rtn,importance --data calib.txt --eval-data test.txt --windows 60",
         .option = option,
         .n = sizeof option / sizeof *option,
         .common = &o.common,
