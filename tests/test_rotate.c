@@ -92,6 +92,14 @@ static void stir(md_model *m)
     m->params.version++;
 }
 
+/* Root of the mean square of what reads the MLP's norm, times sqrt(C). */
+static double rms_behind(const md_block *b)
+{
+    const ag_param *gate = b->mlp.gate.w, *up = b->mlp.up.w;
+    const double squares = kn_sum_squares(gate->x, gate->count) + kn_sum_squares(up->x, up->count);
+    return sqrt(squares / (double)(gate->count + up->count) * (double)gate->dim[1]);
+}
+
 START_TEST(logits_stay_and_files_open_again)
 {
     md_model m, again;
@@ -106,7 +114,9 @@ START_TEST(logits_stay_and_files_open_again)
     same_logits(before, after, n, "rotated");
     for (int64_t i = 0; i < m.params.n; i++)
         for (int64_t k = 0; m.params.p[i]->group == AG_NORM && k < m.params.p[i]->count; k++)
-            ck_assert(m.params.p[i]->x[k] == 1);
+            ck_assert(m.params.p[i]->x[k] == m.params.p[i]->x[0]);
+    for (int64_t l = 0; l < m.config.layers; l++)
+        ck_assert_double_eq_tol(rms_behind(&m.block[l]), 2, 0.2); /* stir's: 2 / sqrt(C), times sqrt(C) */
     ck_assert_int_eq(md_save_model(&m, scratch_path("m.h5"), FM_F32), NB_OK);
     opened(&again, scratch_path("m.h5"), NULL);
     made_compare_models(&m, &again, "saved");

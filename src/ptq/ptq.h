@@ -6,7 +6,7 @@
 #include "distill/distill.h"
 
 /* Rotates a LLaMA model's weights so that it computes the same function, in double precision (QuaRot, Ashkboos et al. 2024; SpinQuant, Liu et al.
- * 2024: R1 and R2). Norm weights are folded into the linears behind them and become 1, a tied head is untied; then with orthogonal
+ * 2024: R1 and R2). Norm weights are folded into the linears behind them but for one number a norm, which keeps those weights' size; a tied head is untied; then with orthogonal
  * R1 [C,C] and R2 [D,D], another for each layer and kv head:
  *   embed R1;  wq, wk, wv, gate, up, head: w R1;  wo, down: R1' w;  wv: R2' on a head's rows;  wo: R2 on the columns of the heads that read it
  * R = diag(random signs) (H of order 2^m (x) a core of order K), K the least order for which the core is a Hadamard matrix of Paley's; where there

@@ -1,11 +1,12 @@
 /* rotate.c - the same function in other coordinates: R1 turns the residual stream, R2 each kv head's values. With x a row of the
  * residual stream, x' = x R1 everywhere:
- *   norm(x R1) = norm(x) R1 for a norm without weights        y = w n' = (w R1) (n R1)'        y R1 = (R1' w) a
+ *   norm(x R1) = norm(x) R1 for a norm whose weights are one number        y = w n' = (w R1) (n R1)'        y R1 = (R1' w) a
  * and with v' = v R2, attention's output is o R2 for every query head of the group: wo (o)' = (wo R2) (o R2)'.
  * (Ashkboos et al. 2024; Liu et al. 2024. SpinQuant's subtraction of the embedding's mean belongs to LayerNorm and would change the function here.)
  */
 #include "ptq/orthogonal.h"
 #include "ptq/ptq.h"
+#include <math.h>
 #include <stdlib.h>
 
 /* What turns one side of a matrix: its vector in blocks of r->n, block i by the signs of i / group. A zeroed struct: nothing. */
@@ -93,10 +94,29 @@ static status turn_bias(ag_param *b, side out)
     return b ? turn(b, NULL, out, (side){0}) : NB_OK;
 }
 
-static void set_to_one(ag_param *gamma)
+/* Splits a norm's gamma into c, a number, which any turn lets pass, and gamma / c, which goes into the n linears behind it. With
+ * c^2 = sum (w gamma)^2 / sum w^2 their weights keep their size: a learning rate means what it meant before. Leaves gamma / c. */
+static real take_out(ag_param *gamma, ag_param *const w[], int n)
+{
+    const int64_t C = gamma->count;
+    double before = 0, after = 0;
+    for (int k = 0; k < n; k++)
+        for (int64_t m = 0; m < w[k]->count; m += C)
+            for (int64_t i = 0; i < C; i++) {
+                const double x = (double)w[k]->x[m + i], y = x * (double)gamma->x[i];
+                before += x * x;
+                after += y * y;
+            }
+    const real c = before > 0 && after > 0 ? (real)sqrt(after / before) : 1;
+    for (int64_t i = 0; i < C; i++)
+        gamma->x[i] /= c;
+    return c;
+}
+
+static void set_all(ag_param *gamma, real c)
 {
     for (int64_t i = 0; i < gamma->count; i++)
-        gamma->x[i] = 1;
+        gamma->x[i] = c;
 }
 
 /* ---- the model ---------------------------------------------------------------------------- */
@@ -106,6 +126,8 @@ static status turn_block(md_block *b, const md_config *c, side r1, side r2)
     const side heads = {r2.r, r2.sign, c->heads / c->kv_heads}, none = {0};
     const real *attn = b->attn_norm.w->x, *mlp = b->mlp_norm.w->x;
     ly_attention *a = &b->attn;
+    const real c_attn = take_out(b->attn_norm.w, (ag_param *const[]){a->wq.w, a->wk.w, a->wv.w}, 3);
+    const real c_mlp = take_out(b->mlp_norm.w, (ag_param *const[]){b->mlp.gate.w, b->mlp.up.w}, 2);
     TRY(turn(a->wq.w, attn, r1, none));
     TRY(turn(a->wk.w, attn, r1, none));
     TRY(turn(a->wv.w, attn, r1, r2));
@@ -115,8 +137,8 @@ static status turn_block(md_block *b, const md_config *c, side r1, side r2)
     TRY(turn(b->mlp.gate.w, mlp, r1, none));
     TRY(turn(b->mlp.up.w, mlp, r1, none));
     TRY(turn(b->mlp.down.w, NULL, none, r1));
-    set_to_one(b->attn_norm.w);
-    set_to_one(b->mlp_norm.w);
+    set_all(b->attn_norm.w, c_attn);
+    set_all(b->mlp_norm.w, c_mlp);
     return NB_OK;
 }
 
@@ -137,8 +159,9 @@ static status turn_model(md_model *m, const pt_orthogonal *stream, const pt_orth
         random_signs(sign2, c->kv_heads * c->head_size, seed, 1 + (uint64_t)i);
         TRY(turn_block(&m->block[i], c, r1, r2));
     }
+    const real c_head = take_out(m->norm.w, (ag_param *const[]){m->head.w}, 1);
     TRY(turn(m->head.w, m->norm.w->x, r1, none));
-    set_to_one(m->norm.w);
+    set_all(m->norm.w, c_head);
     return NB_OK;
 }
 
