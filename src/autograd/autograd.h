@@ -63,6 +63,7 @@ struct ag_tape {
     /* settings, set by the caller before a run */
     bool no_grad;           /* nothing is kept for a backward pass */
     bool quantize_off;      /* sites leave their input alone (fake-quant starts later: --quant-after) */
+    bool weights_off, activations_off; /* the same of one kind of sites */
     kn_precision precision; /* of float products and of the backward pass */
     ag_tap tap;
 };

@@ -346,6 +346,8 @@ static ag_tape *scratch_of(ag_tape *t)
     }
     ag_reset(t->scratch);
     t->scratch->quantize_off = t->quantize_off;
+    t->scratch->weights_off = t->weights_off;
+    t->scratch->activations_off = t->activations_off;
     t->scratch->precision = t->precision;
     t->scratch->tap = (ag_tap){0};
     t->scratch->no_grad = false;

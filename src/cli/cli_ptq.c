@@ -4,11 +4,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MOST = 8 };
+enum { MOST = 8, MOST_OPTIONS = 64 };
 typedef struct {
     cl_common common;
-    const char *recipe, *read_imatrix, *write_imatrix;
-    int64_t samples, length;
+    pt_options p; /* settings of methods go in here */
+    const char *recipe;
     bool list;
     const pt_method *method[MOST];
     int n;
@@ -28,9 +28,12 @@ static status list_methods(bool json)
     free(nb_json_text(&w));
     for (int64_t i = 0; i < n; i++) {
         const char *line = method[i].explanation, *second = strchr(line, '\n');
-        char text[512];
-        const int bytes = snprintf(text, sizeof text, "%-12s%.*s\n%-12s%s\n", method[i].name, (int)(second - line),
-                                   line, "", second + 1);
+        char text[1024];
+        int bytes = snprintf(text, sizeof text, "%-12s%.*s\n%-12s%s\n", method[i].name, (int)(second - line),
+                             line, "", second + 1);
+        for (const pt_setting *s = method[i].settings; s && s->name; s++)
+            bytes += snprintf(text + bytes, sizeof text - (size_t)bytes, "%*s%s%s", s == method[i].settings ? 12 : 0, "",
+                              s->name, s[1].name ? " " : "\n");
         TRY(cl_print(text, (size_t)bytes));
     }
     return NB_OK;
@@ -65,7 +68,7 @@ static bool any_needs(const ptq_options *o, bool data)
 /* A matrix of importance is all that is asked for: no codes, no -o. */
 static bool only_writes_imatrix(const ptq_options *o)
 {
-    return o->write_imatrix && !o->recipe && !o->common.output;
+    return o->p.write_imatrix && !o->recipe && !o->common.output;
 }
 
 static status check_imatrix(const ptq_options *o)
@@ -75,14 +78,14 @@ static status check_imatrix(const ptq_options *o)
         used = used || o->method[i]->needs_data;
         turned = turned || (!used && strcmp(o->method[i]->name, "rotate") == 0);
     }
-    if ((o->read_imatrix || o->write_imatrix) && !used)
+    if ((o->p.read_imatrix || o->p.write_imatrix) && !used)
         return nb_fail(NB_USAGE, "--imatrix, --write-imatrix: %s looks at no importance", o->method[o->n - 1]->name);
-    if (o->read_imatrix && turned)
+    if (o->p.read_imatrix && turned)
         return nb_fail(NB_USAGE, "--imatrix: is of the weights as they were, rotate changes what goes into them (--data)");
-    if (o->read_imatrix && o->write_imatrix)
+    if (o->p.read_imatrix && o->p.write_imatrix)
         return nb_fail(NB_USAGE, "--write-imatrix: writes what --data shows, --imatrix takes its place");
-    if (o->write_imatrix && nb_path_exists(o->write_imatrix) && !o->common.force)
-        return nb_fail(NB_IO, "%s: is there already (--force replaces it)", o->write_imatrix);
+    if (o->p.write_imatrix && nb_path_exists(o->p.write_imatrix) && !o->common.force)
+        return nb_fail(NB_IO, "%s: is there already (--force replaces it)", o->p.write_imatrix);
     return NB_OK;
 }
 
@@ -94,22 +97,22 @@ static status check(const ptq_options *o)
     if (o->recipe && !any_needs(o, false))
         return nb_fail(NB_USAGE, "--recipe: %s leaves the model in floats; with codes: %s+rtn, %s+importance, ...",
                        o->method[o->n - 1]->name, o->method[o->n - 1]->name, o->method[o->n - 1]->name);
-    if (any_needs(o, true) && !o->common.data && !o->read_imatrix)
+    if (any_needs(o, true) && !o->common.data && !o->p.read_imatrix)
         return nb_fail(NB_USAGE, "calibrated on what? (--data FILE, a text or what `nibble data` wrote)");
     return NB_OK;
 }
 
 static status run_methods(md_model *m, const ptq_options *o, fm_tokens *data)
 {
+    pt_options p = o->p;
+    p.data = data;
+    p.seed = p.calibration.seed = o->common.seed;
+    TRY(cl_precision(&p.calibration.precision, &o->common, &m->config));
     for (int i = 0; i < o->n; i++) {
         cl_progress line;
-        const nb_progress progress = cl_progress_start(&line, o->method[i]->name, "samples", o->common.quiet);
-        const pt_options p = {
-            .data = data,
-            .calibration = {.samples = o->samples, .length = o->length, .seed = o->common.seed, .progress = &progress},
-            .seed = o->common.seed,
-            .read_imatrix = o->read_imatrix,
-            .write_imatrix = o->write_imatrix};
+        const char *unit = o->method[i]->unit ? o->method[i]->unit : "samples";
+        const nb_progress progress = cl_progress_start(&line, o->method[i]->name, unit, o->common.quiet);
+        p.calibration.progress = &progress;
         status s = o->method[i]->run(m, &p);
         cl_progress_end(&line);
         TRY(s);
@@ -122,7 +125,7 @@ static status run_methods(md_model *m, const ptq_options *o, fm_tokens *data)
 static status say_matrix(const ptq_options *o, const char *methods)
 {
     if (!o->common.quiet)
-        cl_say("%s: E[x^2] of what goes into the weights, %s\n", o->write_imatrix, methods);
+        cl_say("%s: E[x^2] of what goes into the weights, %s\n", o->p.write_imatrix, methods);
     return NB_OK;
 }
 
@@ -156,20 +159,42 @@ static status run(const char *methods, const char *path, ptq_options *o)
     return s;
 }
 
+/* The settings of all methods behind the n options that are there, each once. */
+static int64_t add_settings(cl_option *option, int64_t n, pt_options *p)
+{
+    static const cl_type type[] = {
+        [PT_FLAG] = CL_FLAG, [PT_NUMBER] = CL_NUMBER, [PT_COUNT] = CL_COUNT, [PT_TEXT] = CL_TEXT, [PT_CHOICE] = CL_CHOICE};
+    int64_t methods;
+    const pt_method *method = pt_methods(&methods);
+    for (int64_t i = 0; i < methods; i++)
+        for (const pt_setting *s = method[i].settings; s && s->name; s++) {
+            bool is_there = false;
+            for (int64_t k = 0; k < n; k++)
+                is_there = is_there || !strcmp(option[k].name, s->name);
+            if (!is_there && n < MOST_OPTIONS)
+                option[n++] = (cl_option){s->name, s->argument, type[s->type], (char *)p + s->field, s->standard, s->help};
+        }
+    return n;
+}
+
 int cl_ptq(int argc, char **argv)
 {
     ptq_options o = {0};
-    const cl_option option[] = {
+    cl_option option[MOST_OPTIONS] = {
         {"--recipe", "NAME|FILE", CL_TEXT, &o.recipe, NULL, "how the model is quantized (`nibble recipes`)"},
-        {"--calib-samples", "N", CL_COUNT, &o.samples, "128",
+        {"--calib-samples", "N", CL_COUNT, &o.p.calibration.samples, "128",
          "windows of --data that are looked at, in an order by --seed"},
-        {"--calib-length", "N", CL_COUNT, &o.length, NULL, "tokens of one (256, or the model's context)"},
-        {"--imatrix", "FILE", CL_TEXT, &o.read_imatrix, NULL,
+        {"--calib-length", "N", CL_COUNT, &o.p.calibration.length, NULL, "tokens of one (256, or the model's context)"},
+        {"--imatrix", "FILE", CL_TEXT, &o.p.read_imatrix, NULL,
          "importance out of llama.cpp's file (llama-imatrix, GGUF) in place of --data"},
-        {"--write-imatrix", "FILE", CL_TEXT, &o.write_imatrix, NULL,
+        {"--write-imatrix", "FILE", CL_TEXT, &o.p.write_imatrix, NULL,
          "keep importance in a file that llama-quantize --imatrix reads; alone, without --recipe and -o, nothing else is made"},
         {"--list", NULL, CL_FLAG, &o.list, NULL, "say what each method does"},
     };
+    int64_t n = 0;
+    while (option[n].name)
+        n++;
+    n = add_settings(option, n, &o.p);
     const cl_command command = {
         .name = "ptq",
         .arguments = "[METHOD] [MODEL]",
@@ -184,9 +209,9 @@ int cl_ptq(int argc, char **argv)
                     "  nibble ptq rotate stories260K.bin --tokenizer tok512.bin --seed 1 -o rotated.h5\n"
                     "  nibble ptq rotate+importance stories260K.bin --data train.h5 --recipe w4a8kv16 -o w4.h5",
         .option = option,
-        .n = sizeof option / sizeof *option,
+        .n = n,
         .common = &o.common,
-        .common_mask = CL_DATA | CL_SPLIT | CL_TOKENIZER | CL_WHICH | CL_OUTPUT | CL_FORCE | CL_SEEDED | CL_JSON};
+        .common_mask = CL_DATA | CL_SPLIT | CL_TOKENIZER | CL_WHICH | CL_OUTPUT | CL_FORCE | CL_SEEDED | CL_PRECISION | CL_JSON};
     const char *argument[CL_MAX_ARGUMENTS];
     int code;
     return cl_parse(&command, argc, argv, argument, &code) ? cl_exit(run(argument[0], argument[1], &o)) : code;

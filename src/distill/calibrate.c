@@ -86,6 +86,56 @@ status kd_watch(md_model *m, fm_tokens *data, const kd_calibration *o, ag_tap ta
     return s;
 }
 
+/* The length at which at most `samples` windows hold most tokens: few long ones or many short ones. */
+static int64_t even_length(const kd_windows *w, int64_t samples, int64_t longest)
+{
+    int64_t best = 0, length = longest, *count = nb_alloc_zeroed((size_t)longest + 1, sizeof *count);
+    for (int64_t i = 0; count && i < w->n; i++)
+        count[w->length[i]]++;
+    for (int64_t l = longest, n = 0; count && l >= 2; l--) {
+        n += count[l];
+        const int64_t tokens = l * (n < samples ? n : samples);
+        if (tokens > best) {
+            best = tokens;
+            length = l;
+        }
+    }
+    free(count);
+    return count ? length : 0;
+}
+
+static status read_even(int32_t *ids, int64_t *windows, int64_t length, fm_tokens *data, const kd_windows *w, const kd_calibration *o)
+{
+    int64_t *order = nb_alloc((size_t)w->n, sizeof *order), n = 0;
+    status s = order ? NB_OK : NB_NOMEM;
+    if (order)
+        nb_random_permutation(order, w->n, o->seed, 0);
+    for (int64_t i = 0; i < w->n && n < o->samples && s == NB_OK; i++)
+        if (w->length[order[i]] >= length)
+            s = fm_tokens_read(data, ids + n++ * length, w->start[order[i]], length);
+    free(order);
+    *windows = n;
+    return s;
+}
+
+status kd_even_windows(int32_t **ids, int64_t *windows, int64_t *length, const md_model *m, fm_tokens *data, const kd_calibration *o)
+{
+    kd_calibration of;
+    kd_windows w;
+    *ids = NULL;
+    TRY(cut(&of, &w, m, data, o));
+    of.samples = of.samples < w.n ? of.samples : w.n;
+    *length = even_length(&w, of.samples, of.length);
+    *ids = *length ? nb_alloc((size_t)of.samples, (size_t)*length * sizeof **ids) : NULL;
+    status s = *ids ? read_even(*ids, windows, *length, data, &w, &of) : NB_NOMEM;
+    kd_windows_free(&w);
+    if (s != NB_OK) {
+        free(*ids);
+        *ids = NULL;
+    }
+    return s;
+}
+
 /* ---- importance --------------------------------------------------------------------------- */
 
 status kd_importance_new(kd_importance *h, const fq_sites *sites)
@@ -145,8 +195,7 @@ void kd_gather_importance(void *importance, const char *site, const ag_tensor *i
     }
 }
 
-/* The site of a weight's input: "layers.3.attn.wq.weight" reads "layers.3.attn.input", wo "attn.out.input", mlp.down "mlp.down.input". */
-static void input_site(char *name, size_t bytes, const char *weight)
+bool kd_input_site(char *name, size_t bytes, const char *weight)
 {
     static const struct {
         const char *tail, *input;
@@ -158,9 +207,10 @@ static void input_site(char *name, size_t bytes, const char *weight)
         const size_t n = strlen(weight), k = strlen(map[i].tail);
         if (n >= k && !strcmp(weight + n - k, map[i].tail)) {
             snprintf(name + n - k, bytes - (n - k), "%s", map[i].input);
-            return;
+            return true;
         }
     }
+    return false;
 }
 
 static bool is_looked_up_only(const kd_importance *h, const fq_site *weight)
@@ -171,7 +221,7 @@ static bool is_looked_up_only(const kd_importance *h, const fq_site *weight)
 int64_t kd_input_of(const kd_importance *h, const fq_site *weight)
 {
     char name[160];
-    input_site(name, sizeof name, weight->name);
+    (void)kd_input_site(name, sizeof name, weight->name);
     for (int64_t i = 0; i < h->n && !is_looked_up_only(h, weight); i++) {
         const fq_site *s = h->sites->s[i];
         if (!s->is_weight && strcmp(s->name, name) == 0 && s->cols == weight->cols)

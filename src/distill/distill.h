@@ -55,6 +55,11 @@ typedef struct {
 int64_t kd_calibration_length(const kd_calibration *o, const md_model *m); /* tokens in a window, the default filled in */
 /* Float forwards over these windows with a tap: fq_observe, kd_gather_importance, ... */
 status kd_watch(md_model *m, fm_tokens *data, const kd_calibration *o, ag_tap tap);
+/* Windows of one length, for whoever keeps their activations: *ids [windows, length], the caller frees them. The length is o's or, where
+ * documents are shorter, the one at which `samples` windows hold most tokens; longer ones are cut there, shorter ones left out. */
+status kd_even_windows(int32_t **ids, int64_t *windows, int64_t *length, const md_model *m, fm_tokens *data, const kd_calibration *o);
+/* The site of what goes into a weight: "layers.3.attn.wq.weight" reads "layers.3.attn.input". False: none is known. */
+bool kd_input_site(char *name, size_t bytes, const char *weight);
 
 status kd_importance_new(kd_importance *h, const fq_sites *sites);
 void kd_importance_free(kd_importance *h);

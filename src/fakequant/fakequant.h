@@ -99,7 +99,7 @@ fq_site *fq_site_new(fq_sites *sites, const fq_recipe *r, const char *name, cons
 fq_site *fq_site_find(const fq_sites *sites, const char *name);
 void fq_sites_free(fq_sites *sites);
 
-/* The value as the site makes it: y = decode(encode(x)), y->codes set; x itself where the site's bits are 0 (site may be NULL) or the tape has quantize_off.
+/* The value as the site makes it: y = decode(encode(x)), y->codes set; x itself where the site's bits are 0 (site may be NULL) or the tape has quantize_off (weights_off, activations_off: of that kind).
  *   a stored float: y = x rounded to that type, dx += dy
  *   backward: dx += dy, under the spec's ste; learned: du += s * sum dy * (level - r inside, level outside), r = x / s
  * fq_apply: an activation; fq_weight: a weight's latent parameter, encoded once per ps->version; w NULL: a folded site, its codes without a gradient. */

@@ -383,7 +383,7 @@ ag_tensor *fq_apply(ag_tape *t, fq_site *site, ag_tensor *x)
     if (!x || !site)
         return x;
     const fq_spec *spec = &site->spec;
-    if (!spec->grid.bits || t->quantize_off || (spec->range != FQ_DYNAMIC && !site->started)) {
+    if (!spec->grid.bits || t->quantize_off || t->activations_off || (spec->range != FQ_DYNAMIC && !site->started)) {
         watch(t, site, x, x);
         return x;
     }
@@ -462,9 +462,10 @@ static ag_tensor *stored_weight(ag_tape *t, fq_site *site, ag_param *w)
 
 ag_tensor *fq_weight(ag_tape *t, fq_site *site, ag_param *w)
 {
-    if (site && fq_is_stored_float(&site->spec) && !t->quantize_off)
+    const bool off = t->quantize_off || t->weights_off;
+    if (site && fq_is_stored_float(&site->spec) && !off)
         return stored_weight(t, site, w);
-    if (!site || !site->spec.grid.bits || (t->quantize_off && w)) {
+    if (!site || !site->spec.grid.bits || (off && w)) {
         ag_tensor *x = ag_use(t, w);
         if (site && x)
             watch(t, site, x, x);

@@ -36,14 +36,28 @@ static status run_rotate(md_model *m, const pt_options *o)
 }
 
 static const pt_method methods[] = {
-    {"rtn", "round", "round to nearest: scale = largest magnitude / largest code, ggml's own formula in ggml's recipes;\n"
-     "the baseline of every other method", true, false, run_absmax},
-    {"mse", NULL, "scales by search for the least squared error of the weights, then least squares for the codes found;\n"
-     "better than rtn for rows and few bits, hardly for groups of 32", true, false, run_mse},
-    {"importance", "imatrix", "the same search, each square weighted by E[x_j^2] sqrt(mean w^2 + w_j^2), x from calibration data: llama.cpp's\n"
-     "rule with an importance matrix; the best start for QAT on groups", true, true, run_importance},
-    {"rotate", NULL, "the same function in rotated coordinates (R1, R2 of SpinQuant): outliers are spread, rows quantize better;\n"
-     "exact, unties the head; goes before another method: rotate+importance", false, false, run_rotate},
+    {.name = "rtn",
+     .alias = "round",
+     .explanation = "round to nearest: scale = largest magnitude / largest code, ggml's own formula in ggml's recipes;\n"
+                    "the baseline of every other method",
+     .needs_recipe = true,
+     .run = run_absmax},
+    {.name = "mse",
+     .explanation = "scales by search for the least squared error of the weights, then least squares for the codes found;\n"
+                    "better than rtn for rows and few bits, hardly for groups of 32",
+     .needs_recipe = true,
+     .run = run_mse},
+    {.name = "importance",
+     .alias = "imatrix",
+     .explanation = "the same search, each square weighted by E[x_j^2] sqrt(mean w^2 + w_j^2), x from calibration data: llama.cpp's\n"
+                    "rule with an importance matrix; the best start for QAT on groups",
+     .needs_recipe = true,
+     .needs_data = true,
+     .run = run_importance},
+    {.name = "rotate",
+     .explanation = "the same function in rotated coordinates (R1, R2 of SpinQuant): outliers are spread, rows quantize better;\n"
+                    "exact, unties the head; goes before another method: rotate+importance",
+     .run = run_rotate},
 };
 enum { N_METHODS = sizeof methods / sizeof *methods };
 

@@ -14,13 +14,23 @@
  * The model is built anew: pointers into it are void, ranges of weights begin anew. NB_USAGE for a folded model; after any other failure m is empty. */
 status pt_rotate(md_model *m, uint64_t seed);
 
-/* What a pass may need beside the model. */
+/* What a pass may need beside the model: first what all may, then settings of single ones, whose 0 means the default. */
 typedef struct {
     fm_tokens *data; /* calibration: samples of the model's own, or any text; NULL: none */
     kd_calibration calibration;
     uint64_t seed;
     const char *read_imatrix, *write_imatrix; /* llama.cpp's files of importance; NULL: none */
 } pt_options;
+
+/* A setting of a pass: a field of pt_options, by its place in the struct. Types as an option of the command line has them: bool |
+ * double | int64_t >= 0 | const char * | int, the place of a word of `argument` ("absmax|mse"). */
+typedef enum { PT_FLAG, PT_NUMBER, PT_COUNT, PT_TEXT, PT_CHOICE } pt_setting_type;
+typedef struct {
+    const char *name, *argument; /* "--percdamp", "SHARE"; argument NULL for a flag */
+    pt_setting_type type;
+    size_t field; /* offsetof(pt_options, ...) */
+    const char *standard, *help; /* standard: told and taken where nothing is given; NULL: 0 */
+} pt_setting;
 
 /* A pass by name. Several run in order on one model; afterwards md_save_folded (a model with a recipe; its latent floats beside the codes) or
  * md_save_model keeps what they made. */
@@ -29,6 +39,8 @@ typedef struct {
     const char *explanation;  /* two lines */
     bool needs_recipe, needs_data;
     status (*run)(md_model *m, const pt_options *o);
+    const char *unit;           /* of its progress; NULL: samples */
+    const pt_setting *settings; /* its own, up to one without a name; NULL: none. Methods may share them */
 } pt_method;
 const pt_method *pt_methods(int64_t *n);
 const pt_method *pt_method_find(const char *name); /* NULL if there is none */
