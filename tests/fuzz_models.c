@@ -188,7 +188,7 @@ static bool seed_imatrix(int k, const char *path)
     kd_importance h;
     if (k >= 2 || !build(&m, k))
         return false;
-    bool made = kd_importance_new(&h, &m.sites) == NB_OK;
+    bool made = kd_importance_new(&h, &m) == NB_OK;
     for (int64_t i = 0; made && i < h.n; i++) {
         h.rows[i] = 7;
         h.sum[i] = m.sites.s[i]->cols > 0 ? nb_alloc_zeroed((size_t)m.sites.s[i]->cols, sizeof **h.sum) : NULL;
@@ -205,7 +205,7 @@ static status read_imatrix(const char *path)
     kd_importance h;
     if (!build(&m, 0))
         return NB_NOMEM;
-    status s = kd_importance_new(&h, &m.sites);
+    status s = kd_importance_new(&h, &m);
     if (s == NB_OK)
         s = kd_importance_read(&h, path);
     for (int64_t i = 0; s == NB_OK && i < m.sites.n; i++) {

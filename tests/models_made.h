@@ -14,6 +14,12 @@
         .architecture = "llama", .dim = d, .hidden = f, .layers = l, .heads = h, .kv_heads = kv, .head_size = hd,      \
         .vocab = v, .ctx = 32, .bos = 1, .eos = 2, __VA_ARGS__                                                         \
     }
+/* the same of GPT-2: dim, hidden, layers, heads, vocab */
+#define MADE_GPT2(d, f, l, h, v, ...)                                                                                  \
+    {                                                                                                                  \
+        .architecture = "gpt2", .dim = d, .hidden = f, .layers = l, .heads = h, .kv_heads = h, .head_size = (d) / (h), \
+        .vocab = v, .ctx = 32, .bos = 1, .eos = 2, .qkv_bias = true, .out_bias = true, __VA_ARGS__                     \
+    }
 static const md_config made_shapes[] = {
     MADE(24, 52, 2, 3, 1, 8, 37, .tied = true),
     MADE(32, 44, 1, 4, 2, 8, 64, .pairing = KN_ROPE_HALF, .tied = true),
@@ -23,8 +29,10 @@ static const md_config made_shapes[] = {
     MADE(64, 96, 1, 4, 2, 16, 33, .pairing = KN_ROPE_HALF, .qkv_bias = true),
     MADE(32, 64, 1, 4, 4, 8, 35, .tied = true, .qkv_bias = true, .out_bias = true, .norm_eps = 1e-6),
     MADE(256, 512, 1, 4, 2, 64, 39, .pairing = KN_ROPE_HALF), /* rows of whole blocks of 256 */
+    MADE_GPT2(32, 52, 2, 4, 38, .tied = true),
+    MADE_GPT2(64, 96, 1, 2, 35, .tied = false),
 };
-enum { N_MADE_SHAPES = sizeof made_shapes / sizeof *made_shapes };
+enum { N_MADE_SHAPES = sizeof made_shapes / sizeof *made_shapes, N_MADE_LLAMAS = N_MADE_SHAPES - 2 /* first */ };
 
 /* Named recipes, then texts of recipe files: what no name covers. */
 static const char *const made_recipes[] = {
@@ -92,7 +100,7 @@ static inline void made_model(md_model *m, const md_config *c, const char *recip
     fq_recipe r;
     md_config full = *c;
     full.norm_eps = c->norm_eps != 0 ? c->norm_eps : 1e-5;
-    full.rope_theta = c->rope_theta != 0 ? c->rope_theta : 10000;
+    full.rope_theta = md_is_gpt2(c) ? 0 : c->rope_theta != 0 ? c->rope_theta : 10000;
     made_recipe(&r, recipe);
     ck_assert_msg(md_build(m, &full, &r, seed, false) == NB_OK, "%s: %s", recipe, nb_fail_message());
     fq_recipe_free(&r);
@@ -145,6 +153,30 @@ static inline void made_compare(const md_model *m, const md_tensor *t, const rea
                              (long long)c, (double)x[r * cols + c], (double)wanted, m->recipe.name);
         }
     free(own);
+}
+
+/* The same of an array x [rows, cols] that holds t in the file's naming, perhaps beside others, perhaps transposed. */
+static inline void made_compare_array(const md_model *m, const md_tensor *t, md_naming naming, const real *x, int64_t rows,
+                                      int64_t cols, kn_rope_pairing pairing, const char *what)
+{
+    const bool across = md_is_transposed(t, naming), vector = t->kind != MD_MATRIX;
+    const int64_t parts = md_tensor_parts(t, naming), part = parts > 1 ? t->part : 0;
+    const int64_t R = vector ? 1 : (across ? cols : rows) / parts, C = vector ? cols / parts : across ? rows : cols;
+    real *y = malloc((size_t)(R * C) * sizeof *y);
+    ck_assert(y && R * C * parts == rows * cols);
+    for (int64_t r = 0; r < R; r++)
+        for (int64_t c = 0; c < C; c++)
+            y[r * C + c] = x[across ? c * cols + part * R + r : (part * R + r) * C + c];
+    made_compare(m, t, y, R, C, pairing, what);
+    free(y);
+}
+
+static inline int64_t made_arrays(const md_tensor *t, int64_t n, md_naming naming)
+{
+    int64_t arrays = 0;
+    for (int64_t i = 0; i < n; i += md_tensor_parts(&t[i], naming))
+        arrays++;
+    return arrays;
 }
 
 /* All tensors of another model. */

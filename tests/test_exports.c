@@ -17,15 +17,16 @@ static bool rounds(const char *target)
 /* A file of `target` against the model it was made from. What is rounded is compared in test_convert.c. */
 static void compare_gguf(const md_model *m, const char *path, const char *what)
 {
-    const bool is_qwen2 = m->config.qkv_bias && !m->config.out_bias && m->config.pairing == KN_ROPE_HALF &&
+    const bool is_qwen2 = !md_is_gpt2(&m->config) && m->config.qkv_bias && !m->config.out_bias && m->config.pairing == KN_ROPE_HALF &&
                           m->config.heads * m->config.head_size == m->config.dim;
     fm_arrays a;
     md_tensor *t;
     int64_t n;
     ck_assert_msg(fm_gguf_open(&a, path) == NB_OK, "%s", nb_fail_message());
     ck_assert(md_tensors_new(&t, &n, &m->config) == NB_OK);
-    ck_assert_int_eq(a.n, n);
-    ck_assert_str_eq(fm_value_string(fm_meta_get(&a.meta, "general.architecture")), is_qwen2 ? "qwen2" : "llama");
+    ck_assert_int_eq(a.n, made_arrays(t, n, MD_GGUF));
+    ck_assert_str_eq(fm_value_string(fm_meta_get(&a.meta, "general.architecture")),
+                     md_is_gpt2(&m->config) ? "gpt2" : is_qwen2 ? "qwen2" : "llama");
     for (int64_t i = 0; i < n; i++) {
         char name[MD_NAME];
         (void)md_tensor_name(name, &t[i], MD_GGUF);
@@ -34,7 +35,7 @@ static void compare_gguf(const md_model *m, const char *path, const char *what)
         const int64_t cols = x->dim[x->n_dim - 1], rows = fm_count(x) / cols;
         real *value = malloc((size_t)fm_count(x) * sizeof *value);
         ck_assert_msg(fm_to_float(value, x, 0, fm_count(x)) == NB_OK, "%s", nb_fail_message());
-        made_compare(m, &t[i], value, rows, cols, is_qwen2 ? KN_ROPE_HALF : KN_ROPE_INTERLEAVED, what);
+        made_compare_array(m, &t[i], MD_GGUF, value, rows, cols, is_qwen2 ? KN_ROPE_HALF : KN_ROPE_INTERLEAVED, what);
         free(value);
     }
     free(t);

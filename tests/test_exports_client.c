@@ -55,7 +55,7 @@ static int compare_blocks(const md_model *m, const char *path, int coded[N_DECOD
     md_tensor *t;
     int64_t n;
     ck_assert_msg(fm_gguf_open(&a, path) == NB_OK, "%s", nb_fail_message());
-    ck_assert(md_tensors_new(&t, &n, &m->config) == NB_OK && n == a.n);
+    ck_assert(md_tensors_new(&t, &n, &m->config) == NB_OK && made_arrays(t, n, MD_GGUF) == a.n);
     for (int64_t i = 0; i < n; i++) {
         char name[MD_NAME];
         (void)md_tensor_name(name, &t[i], MD_GGUF);
@@ -64,7 +64,7 @@ static int compare_blocks(const md_model *m, const char *path, int coded[N_DECOD
         const int64_t cols = x->dim[x->n_dim - 1];
         real *value = malloc((size_t)fm_count(x) * sizeof *value);
         decode_array(value, x);
-        made_compare(m, &t[i], value, fm_count(x) / cols, cols, gguf_pairing(m), "libggml");
+        made_compare_array(m, &t[i], MD_GGUF, value, fm_count(x) / cols, cols, gguf_pairing(m), "libggml");
         free(value);
         for (int k = 0; k < N_DECODINGS; k++)
             coded[k] += decodings[k].type == x->dtype;
@@ -144,10 +144,11 @@ static void compare_dump(const md_model *m, const char *path, md_naming naming, 
         while (i < n && (!md_tensor_name(name, &t[i], naming) || strcmp(name, d.name) != 0))
             i++;
         ck_assert_msg(i < n, "a tensor %s", d.name);
-        made_compare(m, &t[i], d.x, d.rows, d.cols, pairing, path);
+        for (int64_t end = i + md_tensor_parts(&t[i], naming); i < end; i++)
+            made_compare_array(m, &t[i], naming, d.x, d.rows, d.cols, pairing, path);
         free(d.x);
     }
-    ck_assert_int_eq(seen, n);
+    ck_assert_int_eq(seen, made_arrays(t, n, naming));
     free(t);
     (void)fclose(f);
 }

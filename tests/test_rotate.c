@@ -209,6 +209,17 @@ START_TEST(folded_models_are_refused)
 }
 END_TEST
 
+START_TEST(layernorm_is_refused)
+{
+    const md_config shape = MADE_GPT2(32, 52, 1, 4, 38, .tied = true);
+    md_model m;
+    made_model(&m, &shape, "float", 1);
+    ck_assert_int_eq(pt_rotate(&m, 1), NB_UNSUPPORTED);
+    ck_assert(strstr(nb_fail_message(), "LayerNorm") && m.block && m.config.tied);
+    md_free(&m);
+}
+END_TEST
+
 START_TEST(stories_keep_their_logits)
 {
     static const char path[] = "../shared/data/stories260k/stories260K.bin";
@@ -234,11 +245,12 @@ int main(void)
     TCase *c = tcase_create("rotate");
     tcase_set_timeout(c, 120);
     tcase_add_test(c, matrices_are_orthogonal);
-    tcase_add_loop_test(c, logits_stay_and_files_open_again, 0, N_MADE_SHAPES);
+    tcase_add_loop_test(c, logits_stay_and_files_open_again, 0, N_MADE_LLAMAS);
     tcase_add_test(c, the_seed_decides);
     tcase_add_test(c, a_recipe_stays_and_its_ranges_begin_anew);
     tcase_add_test(c, outliers_are_spread);
     tcase_add_test(c, folded_models_are_refused);
+    tcase_add_test(c, layernorm_is_refused);
     tcase_add_test(c, stories_keep_their_logits);
     suite_add_tcase(s, c);
     return run_suite(s);

@@ -138,10 +138,10 @@ status kd_even_windows(int32_t **ids, int64_t *windows, int64_t *length, const m
 
 /* ---- importance --------------------------------------------------------------------------- */
 
-status kd_importance_new(kd_importance *h, const fq_sites *sites)
+status kd_importance_new(kd_importance *h, const md_model *m)
 {
-    const size_t n = (size_t)sites->n;
-    *h = (kd_importance){.sites = sites, .n = sites->n};
+    const size_t n = (size_t)m->sites.n;
+    *h = (kd_importance){.config = &m->config, .sites = &m->sites, .n = m->sites.n};
     h->sum = nb_alloc_zeroed(n, sizeof *h->sum);
     h->rows = nb_alloc_zeroed(n, sizeof *h->rows);
     h->mean = nb_alloc_zeroed(n, sizeof *h->mean);
@@ -251,7 +251,7 @@ static status start_by_importance(const reading *r)
         status given = fq_start_weights(&r->m->sites, FQ_START_IMPORTANCE, kd_importance_of, r->o->importance);
         return given == NB_OK && r->o->importance->failed ? NB_NOMEM : given;
     }
-    TRY(kd_importance_new(&h, &r->m->sites));
+    TRY(kd_importance_new(&h, r->m));
     status s = watch(r, (ag_tap){kd_gather_importance, &h});
     if (s == NB_OK && !h.failed)
         s = fq_start_weights(&r->m->sites, FQ_START_IMPORTANCE, kd_importance_of, &h);

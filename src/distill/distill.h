@@ -36,6 +36,7 @@ status kd_generate(md_model *teacher, const kd_data_options *o, const char *path
 
 /* E[x_j^2] by channel of what goes into each linear: what makes an error of its weights matter. A zeroed struct is empty. */
 typedef struct {
+    const md_config *config;
     const fq_sites *sites;
     int64_t n;     /* sites when it began */
     double **sum;  /* [n] sums of x_j^2 of activation sites, NULL where nothing was seen */
@@ -61,7 +62,7 @@ status kd_even_windows(int32_t **ids, int64_t *windows, int64_t *length, const m
 /* The site of what goes into a weight: "layers.3.attn.wq.weight" reads "layers.3.attn.input". False: none is known. */
 bool kd_input_site(char *name, size_t bytes, const char *weight);
 
-status kd_importance_new(kd_importance *h, const fq_sites *sites);
+status kd_importance_new(kd_importance *h, const md_model *m); /* m outlives it */
 void kd_importance_free(kd_importance *h);
 void kd_gather_importance(void *importance, const char *site, const ag_tensor *in, const ag_tensor *out); /* a tap's fn */
 /* The callback of fq_start_weights: E[x_j^2] [cols] of the input of a weight, NULL where it was not seen. */

@@ -1,7 +1,8 @@
 /* imatrix.c - importance in llama.cpp's file (tools/imatrix), a GGUF file of
  *   general.type "imatrix"; imatrix.datasets texts; imatrix.chunk_count, imatrix.chunk_size u32
  *   WEIGHT.in_sum2 F32 [cols]   sums of x_j^2 of what goes into the weight        WEIGHT.counts F32 [1]   rows x summed
- * sorted by name; WEIGHT is GGUF's name of it. E[x_j^2] = in_sum2 / counts. Weights with one input (q, k, v) have equal entries.
+ * sorted by name; WEIGHT is GGUF's name of it. E[x_j^2] = in_sum2 / counts. Weights with one input (q, k, v) have equal entries, or, in
+ * GPT-2, one between them.
  * Source: llama.cpp tools/imatrix/imatrix.cpp, common/imatrix-loader.cpp.
  */
 #include "distill/importance.h"
@@ -72,7 +73,7 @@ static status read_all(kd_importance *h, const fm_arrays *a)
         char name[NAME];
         const fq_site *weight = h->sites->s[i];
         const int64_t site = weight->is_weight ? kd_input_of(h, weight) : -1;
-        if (site < 0 || h->sum[site] || !md_gguf_name(name, sizeof name, weight->name))
+        if (site < 0 || h->sum[site] || !md_gguf_name(name, sizeof name, h->config, weight->name))
             continue;
         TRY(read_entry(h, site, a, weight, name));
         found += h->sum[site] != NULL;
@@ -105,6 +106,8 @@ static status add_entry(entries *e, const kd_importance *h, int64_t site, const 
 {
     const int64_t cols = h->sites->s[site]->cols;
     const size_t bytes = strlen(name) + sizeof SUMS;
+    if (e->n && !strncmp(e->array[e->n - 2].name, name, strlen(name))) /* of the same array */
+        return NB_OK;
     char *sums_name = nb_arena_alloc(&e->memory, bytes), *counts_name = nb_arena_alloc(&e->memory, bytes);
     float *x = nb_arena_alloc(&e->memory, (size_t)(cols + 1) * sizeof *x);
     if (!sums_name || !counts_name || !x)
@@ -139,7 +142,7 @@ static status list_entries(entries *e, const kd_importance *h)
         char name[NAME];
         const fq_site *weight = h->sites->s[i];
         const int64_t site = weight->is_weight ? kd_input_of(h, weight) : -1;
-        if (site >= 0 && h->sum[site] && md_gguf_name(name, sizeof name, weight->name))
+        if (site >= 0 && h->sum[site] && md_gguf_name(name, sizeof name, h->config, weight->name))
             TRY(add_entry(e, h, site, name));
     }
     qsort(e->array, (size_t)e->n, sizeof *e->array, compare_entries);

@@ -1,4 +1,4 @@
-/* layer_attention.c - causal attention with rotary positions and grouped heads.
+/* layer_attention.c - causal attention with grouped heads, and rotary positions where there are tables of them.
  *   q = rope(wq x), k = rope(wk x), v = wv x;  y = wo softmax(q k' / sqrt(D)) v      (Vaswani et al. 2017; Ainslie et al. 2023)
  * K is quantized after the rotation, or before it where its spec says so (LLM-QAT's scheme); less its mean b where its spec says offset:
  * q.(k - b) differs from q.k by the same for every key, so the softmax is that of k.

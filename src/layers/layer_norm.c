@@ -24,3 +24,11 @@ ag_tensor *ly_norm_forward(ag_tape *t, const ly_norm *l, ag_tensor *x)
     return l->b ? ag_layernorm(t, x, ag_use(t, l->w), ag_use(t, l->b), l->eps)
                 : ag_rmsnorm(t, x, ag_use(t, l->w), l->eps);
 }
+
+void ly_norm_rows(real *y, const ly_norm *l, const real *x, int64_t M)
+{
+    if (l->b)
+        kn_layernorm(y, NULL, NULL, x, l->w->x, l->b->x, M, l->w->count, l->eps);
+    else
+        kn_rmsnorm(y, NULL, x, l->w->x, M, l->w->count, l->eps);
+}

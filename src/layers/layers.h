@@ -36,8 +36,9 @@ typedef struct {
 } ly_norm;
 status ly_norm_init(ly_norm *l, ly_build *build, const char *name, int64_t channels, bool layernorm, double eps);
 ag_tensor *ly_norm_forward(ag_tape *t, const ly_norm *l, ag_tensor *x);
+void ly_norm_rows(real *y, const ly_norm *l, const real *x, int64_t M); /* the same without a tape, bit for bit: x, y [M, C] */
 
-/* Causal attention with rotary positions and grouped heads: x [B,T,C] (normalized) -> [B,T,C].
+/* Causal attention with grouped heads, rotary positions where there are tables of them: x [B,T,C] (normalized) -> [B,T,C].
  * Sites: NAME.input (one encoding for q, k and v), NAME.{q,k,v}, NAME.probs, NAME.out.input. Where the spec of k says offset,
  * the frozen parameter NAME.k.offset [kv heads * head size] is taken from the keys; calibration sets it, until then it is 0. */
 typedef struct {
@@ -59,12 +60,17 @@ status ly_attention_init(ly_attention *l, ly_build *build, const char *name, con
 /* lengths [B] or NULL: right padding */
 ag_tensor *ly_attention_forward(ag_tape *t, const ly_attention *l, ag_tensor *x, const int32_t *lengths);
 
-/* SwiGLU: down(silu(gate(x)) * up(x)). Sites NAME.input, NAME.act (silu's output), NAME.down.input. */
+/* LY_SWIGLU: down(silu(gate(x)) * up(x)), no biases. Sites NAME.input, NAME.act (silu's output), NAME.down.input.
+ * LY_GELU: down(gelu(up(x))), GELU in its tanh form, with biases; gate, act are empty. What down reads is one-sided: rules for
+ * NAME.gelu apply to NAME.down.input too, so that a recipe can give it a zero point. */
+typedef enum { LY_SWIGLU, LY_GELU } ly_activation;
 typedef struct {
+    ly_activation activation;
     ly_linear gate, up, down;
     fq_site *input, *act, *down_input;
 } ly_mlp;
-status ly_mlp_init(ly_mlp *l, ly_build *build, const char *name, int64_t channels, int64_t hidden, double deviation, double out_deviation);
+status ly_mlp_init(ly_mlp *l, ly_build *build, const char *name, ly_activation activation, int64_t channels, int64_t hidden,
+                   double deviation, double out_deviation);
 ag_tensor *ly_mlp_forward(ag_tape *t, const ly_mlp *l, ag_tensor *x);
 
 #endif

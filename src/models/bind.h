@@ -10,11 +10,14 @@ typedef enum { MD_MATRIX, MD_NORM, MD_BIAS } md_kind;
 
 enum { MD_NAME = 128 };
 typedef struct {
-    const char *const *name; /* [MD_NAMINGS], without the layer's prefix; NULL: that format has none */
+    const char *const *name;   /* [MD_NAMINGS], without the layer's prefix; NULL: that format has none */
+    const char *const *prefix; /* [MD_NAMINGS], of the layers */
     md_kind kind;
     int64_t layer;      /* -1: outside the layers */
     int64_t rows, cols; /* rows 1 for norms and biases */
     int64_t head_size;  /* rows (of a bias: elements) are rotated in pairs inside heads of this size; 0: they are not */
+    int64_t part, parts; /* Hugging Face and GGUF have `parts` of these below each other in one array (q, k, v); this is number `part` */
+    bool is_conv1d;      /* Hugging Face has it transposed, [cols, rows]; parts stand beside each other there */
 } md_tensor;
 /* All tensors of a config in the order of the model's parameters; the caller frees *t. Two configs that differ in sizes only give lists of the same
  * order. */
@@ -22,6 +25,9 @@ status md_tensors_new(md_tensor **t, int64_t *n, const md_config *c);
 bool md_tensor_name(char text[MD_NAME], const md_tensor *t, md_naming naming); /* false: that format has none */
 int64_t md_tensor_count(const md_tensor *t);                                   /* elements */
 int md_tensor_dim(int64_t dim[2], const md_tensor *t);                         /* how many dimensions: 2, or 1 */
+int64_t md_tensor_parts(const md_tensor *t, md_naming naming); /* how many tensors share its array in that format: 1, or t->parts */
+bool md_is_transposed(const md_tensor *t, md_naming naming);
+int md_array_dim(int64_t dim[2], const md_tensor *t, md_naming naming); /* the dimensions of that array */
 
 /* Which row (element of a bias) of a tensor paired as `from` stands at `row` when it is paired as `to`: HALF 0 1 2 | 3 4 5 and INTERLEAVED 0 3 1 4 2 5 are the
  * same rotation. */

@@ -1,8 +1,9 @@
 /* config.c - a model's shape: checks, counting, and its form in JSON.
  *   {"architecture": "llama", "dim": 64, "hidden": 172, "layers": 5, "heads": 8, "kv_heads": 4, "head_size": 8, "vocab": 512,
  *    "ctx": 512, "norm_eps": 1e-05, "rope_theta": 10000, "pairing": "interleaved", "tied": true, ...}
- * Wanted: dim, hidden, layers, heads, vocab. Otherwise kv_heads = heads, head_size = dim / heads, ctx 256, norm_eps 1e-5,
- * rope_theta 10000, pairing interleaved, tied true, no biases, no scaling of the rotation, no special ids.
+ * Wanted: dim, hidden, layers, heads, vocab. Otherwise architecture llama, kv_heads = heads, head_size = dim / heads, ctx 256, norm_eps
+ * 1e-5, rope_theta 10000, pairing interleaved, tied true, no biases, no scaling of the rotation, no special ids. Architecture gpt2
+ * has all biases, and neither rope_* nor pairing.
  */
 #include "models/models.h"
 #include <math.h>
@@ -70,10 +71,25 @@ static status check_rotation(const md_config *c)
     return NB_OK;
 }
 
+bool md_is_gpt2(const md_config *c)
+{
+    return strncmp(c->architecture, "gpt2", sizeof c->architecture) == 0;
+}
+
+static status check_gpt2(const md_config *c)
+{
+    if (c->kv_heads != c->heads || c->heads * c->head_size != c->dim)
+        return nb_fail(NB_FORMAT, "gpt2 has kv_heads = heads and heads * head_size = dim, not %lld, %lld and %lld * %lld, %lld",
+                       (long long)c->kv_heads, (long long)c->heads, (long long)c->heads, (long long)c->head_size, (long long)c->dim);
+    if (!c->qkv_bias || !c->out_bias)
+        return nb_fail(NB_FORMAT, "gpt2 has all its biases: qkv_bias and out_bias are true");
+    return NB_OK;
+}
+
 status md_config_check(const md_config *c)
 {
-    if (strncmp(c->architecture, "llama", sizeof c->architecture) != 0)
-        return nb_fail(NB_UNSUPPORTED, "architecture is \"%.16s\", wanted \"llama\"", c->architecture);
+    if (strncmp(c->architecture, "llama", sizeof c->architecture) != 0 && !md_is_gpt2(c))
+        return nb_fail(NB_UNSUPPORTED, "architecture is \"%.16s\", wanted \"llama\" or \"gpt2\"", c->architecture);
     for (int i = 0; i < N_FIELDS; i++) {
         int64_t x = fields[i].kind == INTEGER ? integer_of(c, i) : 0;
         if (fields[i].kind == INTEGER && (x < fields[i].lo || x > fields[i].hi))
@@ -88,15 +104,17 @@ status md_config_check(const md_config *c)
     if (c->bos >= c->vocab || c->eos >= c->vocab)
         return nb_fail(NB_FORMAT, "bos %lld or eos %lld is outside the vocabulary of %lld", (long long)c->bos,
                        (long long)c->eos, (long long)c->vocab);
-    return check_rotation(c);
+    return md_is_gpt2(c) ? check_gpt2(c) : check_rotation(c);
 }
 
 int64_t md_config_params(const md_config *c)
 {
     const int64_t q = c->heads * c->head_size, kv = c->kv_heads * c->head_size;
-    int64_t layer = 2 * c->dim + 2 * q * c->dim + 2 * kv * c->dim + 3 * c->hidden * c->dim;
+    const int64_t norm = md_is_gpt2(c) ? 2 * c->dim : c->dim, positions = md_is_gpt2(c) ? c->ctx * c->dim : 0;
+    int64_t layer = 2 * norm + 2 * q * c->dim + 2 * kv * c->dim;
     layer += (c->qkv_bias ? q + 2 * kv : 0) + (c->out_bias ? c->dim : 0);
-    return c->layers * layer + c->dim + (c->tied ? 1 : 2) * c->vocab * c->dim;
+    layer += md_is_gpt2(c) ? 2 * c->hidden * c->dim + c->hidden + c->dim : 3 * c->hidden * c->dim;
+    return c->layers * layer + norm + positions + (c->tied ? 1 : 2) * c->vocab * c->dim;
 }
 
 /* ---- JSON --------------------------------------------------------------------------------- */
@@ -143,6 +161,31 @@ static status read_field(md_config *c, int field, const nb_json *j)
     return NB_OK;
 }
 
+static bool is_of_rotation(const char *key)
+{
+    return !strncmp(key, "rope_", 5) || !strcmp(key, "pairing");
+}
+
+/* What was not said follows from the rest. */
+static void fill_in(md_config *c, const bool *seen)
+{
+    if (md_is_gpt2(c))
+        c->rope_theta = 0;
+    for (int i = 0; i < N_FIELDS; i++) {
+        const char *key = fields[i].key;
+        if (seen[i])
+            continue;
+        if (!strcmp(key, "kv_heads"))
+            c->kv_heads = c->heads;
+        if (!strcmp(key, "head_size"))
+            c->head_size = c->heads > 0 ? c->dim / c->heads : 0;
+        if (!strcmp(key, "qkv_bias"))
+            c->qkv_bias = md_is_gpt2(c);
+        if (!strcmp(key, "out_bias"))
+            c->out_bias = md_is_gpt2(c);
+    }
+}
+
 status md_config_from_json(md_config *c, const nb_json *j)
 {
     bool seen[N_FIELDS] = {false};
@@ -150,11 +193,15 @@ status md_config_from_json(md_config *c, const nb_json *j)
         .architecture = "llama", .ctx = 256, .norm_eps = 1e-5, .rope_theta = 10000, .tied = true, .bos = -1, .eos = -1};
     if (!nb_json_first(j))
         return nb_fail(NB_FORMAT, "the config has no fields");
+    if (!nb_json_is_null(nb_json_get(j, "architecture")))
+        TRY(read_text(c, "architecture", nb_json_get(j, "architecture")));
     for (const nb_json *item = nb_json_first(j); item; item = nb_json_next(item)) {
         const char *key = nb_json_key(item);
         int i = 0;
         if (!key)
             return nb_fail(NB_FORMAT, "the config is no JSON object");
+        if (md_is_gpt2(c) && is_of_rotation(key))
+            return nb_fail(NB_FORMAT, "%s: positions of gpt2 are learned, not rotary", key);
         if (!strcmp(key, "architecture") || !strcmp(key, "pairing")) {
             TRY(read_text(c, key, item));
             continue;
@@ -166,14 +213,10 @@ status md_config_from_json(md_config *c, const nb_json *j)
         TRY(read_field(c, i, item));
         seen[i] = true;
     }
-    for (int i = 0; i < N_FIELDS; i++) {
+    for (int i = 0; i < N_FIELDS; i++)
         if (fields[i].is_wanted && !seen[i])
             return nb_fail(NB_FORMAT, "the config lacks \"%s\"", fields[i].key);
-        if (!seen[i] && !strcmp(fields[i].key, "kv_heads"))
-            c->kv_heads = c->heads;
-        if (!seen[i] && !strcmp(fields[i].key, "head_size"))
-            c->head_size = c->heads > 0 ? c->dim / c->heads : 0;
-    }
+    fill_in(c, seen);
     return md_config_check(c);
 }
 
@@ -184,6 +227,8 @@ void md_config_to_json(const md_config *c, nb_writer *w)
         const char *at = (const char *)c + fields[i].offset;
         double x;
         bool yes;
+        if (md_is_gpt2(c) && is_of_rotation(fields[i].key))
+            continue;
         if (fields[i].kind == INTEGER) {
             nb_json_put_int(w, fields[i].key, integer_of(c, i));
         } else if (fields[i].kind == NUMBER) {
@@ -194,7 +239,8 @@ void md_config_to_json(const md_config *c, nb_writer *w)
             nb_json_put_bool(w, fields[i].key, yes);
         }
     }
-    nb_json_put_string(w, "pairing", pairings[c->pairing]);
+    if (!md_is_gpt2(c))
+        nb_json_put_string(w, "pairing", pairings[c->pairing]);
 }
 
 status md_config_from_text(md_config *c, const char *text, size_t bytes, const char *name)

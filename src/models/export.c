@@ -1,5 +1,6 @@
 /* export.c - what the exports share. Rotated rows move whole: codes run along the row with their scales, so a permutation of rows is
- * exact. Padding adds rows and columns of zeros to the MLP: silu(0) * 0 = 0 meets columns of zeros in down.
+ * exact. Padding adds rows and columns of zeros to the MLP: silu(0) * 0 = 0, or gelu(0) = 0, meets columns of zeros in down.
+ * Tensors that the file keeps in one array are put one below the other, or, transposed, beside each other.
  */
 #include "models/export.h"
 #include <math.h>
@@ -10,7 +11,7 @@
 status md_exporting_new(md_exporting *e, const md_model *m, md_naming naming, kn_rope_pairing pairing, int64_t hidden)
 {
     int64_t n;
-    *e = (md_exporting){.m = m, .shape = m->config};
+    *e = (md_exporting){.m = m, .shape = m->config, .naming = naming};
     e->shape.hidden = hidden;
     e->shape.pairing = pairing;
     status s = md_tensors_new(&e->own, &n, &m->config);
@@ -41,6 +42,11 @@ int64_t md_exporting_find(const md_exporting *e, const char *name)
         if (!strcmp(e->name[i], name))
             return i;
     return -1;
+}
+
+int64_t md_exporting_next(const md_exporting *e, int64_t i)
+{
+    return i + md_tensor_parts(&e->out[i], e->naming);
 }
 
 int64_t md_source_row(const md_exporting *e, int64_t i, int64_t row)
@@ -86,21 +92,60 @@ static status put_row(fm_sink *sink, const real *x, uint16_t *narrow, int64_t n,
     return fm_put(sink, narrow, (size_t)n * sizeof *narrow);
 }
 
+/* One row of floats after the other of tensors [i, end). */
+typedef struct {
+    real *row, *own;
+    uint16_t *narrow;
+} row_buffers;
+
+static status put_rows(fm_sink *sink, row_buffers *b, md_exporting *e, int64_t i, int64_t end, fm_dtype t)
+{
+    for (; i < end; i++) {
+        const md_tensor *out = &e->out[i];
+        md_values v;
+        TRY(md_values_of(&v, e->m, &e->own[i]));
+        for (int64_t r = 0; r < out->rows; r++) {
+            float_row(b->row, b->own, e, i, &v, r);
+            TRY(put_row(sink, b->row, b->narrow, out->cols, t, e->name[i], &e->rounded));
+        }
+    }
+    return NB_OK;
+}
+
+/* The same transposed: the array is made as a whole, [cols, rows of all]. */
+static status put_transposed(fm_sink *sink, row_buffers *b, md_exporting *e, int64_t i, int64_t end, fm_dtype t)
+{
+    const int64_t rows = e->out[i].rows, cols = e->out[i].cols, width = (end - i) * rows;
+    real *all = nb_alloc((size_t)(width * cols), sizeof *all);
+    status s = all ? NB_OK : NB_NOMEM;
+    for (int64_t k = i; k < end && s == NB_OK; k++) {
+        md_values v;
+        s = md_values_of(&v, e->m, &e->own[k]);
+        for (int64_t r = 0; r < rows && s == NB_OK; r++) {
+            float_row(b->row, b->own, e, k, &v, r);
+            for (int64_t c = 0; c < cols; c++)
+                all[c * width + (k - i) * rows + r] = b->row[c];
+        }
+    }
+    for (int64_t c = 0; c < cols && s == NB_OK; c++)
+        s = put_row(sink, all + c * width, b->narrow, width, t, e->name[i], &e->rounded);
+    free(all);
+    return s;
+}
+
 status md_put_floats(fm_sink *sink, md_exporting *e, int64_t i, fm_dtype t)
 {
     const md_tensor *out = &e->out[i];
-    md_values v;
-    TRY(md_values_of(&v, e->m, &e->own[i]));
-    real *row = nb_alloc((size_t)out->cols, sizeof *row), *own = nb_alloc((size_t)e->own[i].cols, sizeof *own);
-    uint16_t *narrow = nb_alloc((size_t)out->cols, sizeof *narrow);
-    status s = row && own && narrow ? NB_OK : NB_NOMEM;
-    for (int64_t r = 0; r < out->rows && s == NB_OK; r++) {
-        float_row(row, own, e, i, &v, r);
-        s = put_row(sink, row, narrow, out->cols, t, e->name[i], &e->rounded);
-    }
-    free(row);
-    free(own);
-    free(narrow);
+    const int64_t end = md_exporting_next(e, i), width = (end - i) * out->rows;
+    row_buffers b = {.row = nb_alloc((size_t)out->cols, sizeof *b.row),
+                     .own = nb_alloc((size_t)e->own[i].cols, sizeof *b.own),
+                     .narrow = nb_alloc((size_t)(width > out->cols ? width : out->cols), sizeof *b.narrow)};
+    status s = b.row && b.own && b.narrow ? NB_OK : NB_NOMEM;
+    if (s == NB_OK)
+        s = (md_is_transposed(out, e->naming) ? put_transposed : put_rows)(sink, &b, e, i, end, t);
+    free(b.row);
+    free(b.own);
+    free(b.narrow);
     return s;
 }
 

@@ -8,19 +8,21 @@
 typedef struct {
     const md_model *m;
     md_config shape;      /* as the file has it: hidden may be larger, pairing another */
-    md_tensor *own, *out; /* [n]: the model's tensors, and the same in the file */
+    md_naming naming;
+    md_tensor *own, *out; /* [n]: the model's tensors, and the same in the file; those of one array are neighbours */
     int64_t n;
     char (*name)[MD_NAME]; /* [n]: in the file's naming */
     int64_t rounded;       /* values put so far that their type does not hold exactly */
 } md_exporting;
-/* hidden: the file's; new gate and up rows and down columns are zeros, which changes no output of SwiGLU. */
+/* hidden: the file's; new gate and up rows and down columns are zeros, which changes no output of SwiGLU or GELU. */
 status md_exporting_new(md_exporting *e, const md_model *m, md_naming naming, kn_rope_pairing pairing, int64_t hidden);
 void md_exporting_free(md_exporting *e);
-int64_t md_exporting_find(const md_exporting *e, const char *name); /* index, -1 if there is none */
+int64_t md_exporting_find(const md_exporting *e, const char *name); /* index of the array's first tensor, -1 if there is none */
+int64_t md_exporting_next(const md_exporting *e, int64_t i);        /* behind all tensors of the array that begins with tensor i */
 
 /* The model's row that stands at `row` of tensor i in the file; -1: a row of padding. */
 int64_t md_source_row(const md_exporting *e, int64_t i, int64_t row);
-/* Puts all of tensor i into the sink as F32, F16 or BF16. NB_UNSUPPORTED for a value beyond the range of F16. */
+/* Puts the array that begins with tensor i into the sink as F32, F16 or BF16. NB_UNSUPPORTED for a value beyond the range of F16. */
 status md_put_floats(fm_sink *sink, md_exporting *e, int64_t i, fm_dtype t);
 /* dst [n] <- x as F16 or BF16, *rounded += how many are not exact; name is for messages. */
 status md_narrow(uint16_t *dst, const real *x, int64_t n, fm_dtype t, const char *name, int64_t *rounded);
@@ -44,7 +46,7 @@ MD_TARGET_LIST(X)
 #undef X
 
 /* GGUF's metadata of a model (gguf_keys.c): its source's, with what changed. The architecture is "qwen2" where q, k and v alone have biases, the pairing is half
- * and heads * head_size = dim, else "llama". file_type: llama.cpp's number for the mix of types; coded: some are blocks. */
+ * and heads * head_size = dim, "gpt2" where the model's is, else "llama". file_type: llama.cpp's number for the mix of types; coded: some are blocks. */
 const char *md_gguf_architecture(const md_model *m);
 status md_gguf_keys(fm_meta *meta, const md_exporting *e, int file_type, bool coded);
 

@@ -1,4 +1,4 @@
-/* export_gguf.c - GGUF files for llama.cpp (architectures llama, qwen2). `gguf` writes the codes that the model has, tensor by tensor:
+/* export_gguf.c - GGUF files for llama.cpp (architectures llama, qwen2, gpt2). `gguf` writes the codes that the model has, tensor by tensor:
  *   operands -8..7 without zero point       Q4_0   value = d * (q - 8)
  *   operands -128..127 without zero point   Q8_0   value = d * q
  *   at most 4 bits with zero points         Q4_1   value = d * q + m, m = (lo - zero) * scale, where every m is exact in fp16; else Q8_0
@@ -6,7 +6,7 @@
  *   -1..1, a scale for each 256             TQ2_0
  *   floats                                  F32; F16 or BF16 where the spec says so
  * d is the scale, which must be exact in fp16 and constant over blocks of 32 along the row. K (the row) is whole blocks: hidden is padded with zeros,
- * which changes nothing; dim cannot be. `gguf-f32`, `gguf-f16` and `gguf-bf16` write values; vectors are F32 in all. Rotated rows are put into interleaved order (qwen2: half).
+ * which changes nothing; dim cannot be. GPT-2's q, k and v are one array and have one type: Q8_0 where some are Q4_0 and some Q8_0. `gguf-f32`, `gguf-f16` and `gguf-bf16` write values; vectors are F32 in all. Rotated rows are put into interleaved order (qwen2: half).
  */
 #include "models/export.h"
 #include <math.h>
@@ -117,7 +117,27 @@ static status choose_types(plan *p, bool is_float, fm_dtype floats)
             TRY(type_of_codes(&p->type[i], v.codes, name));
         else if (!is_float)
             p->type[i] = md_stored_as(p->e.m, name);
-        p->matrices[p->type[i]]++;
+    }
+    return NB_OK;
+}
+
+/* Tensors of one array get one type; 4-bit codes are as exact in Q8_0. */
+static status agree(plan *p)
+{
+    for (int64_t i = 0; i < p->e.n; i = md_exporting_next(&p->e, i)) {
+        const int64_t end = md_exporting_next(&p->e, i);
+        for (int64_t k = i; k < end; k++) {
+            const fm_dtype a = p->type[i], b = p->type[k];
+            if (a != b && (a == FM_Q4_0 || a == FM_Q8_0) && (b == FM_Q4_0 || b == FM_Q8_0))
+                p->type[i] = FM_Q8_0;
+            else if (a != b)
+                return nb_fail(NB_UNSUPPORTED, "%s: is one array in GGUF, of one type, but %s is %s and %s is %s; give both the same rule",
+                               p->e.name[i], p->e.own[i].name[MD_NIBBLE], fm_dtype_name(a), p->e.own[k].name[MD_NIBBLE], fm_dtype_name(b));
+        }
+        for (int64_t k = i; k < end; k++)
+            p->type[k] = p->type[i];
+        if (p->e.own[i].kind == MD_MATRIX)
+            p->matrices[p->type[i]]++;
     }
     return NB_OK;
 }
@@ -135,7 +155,7 @@ static status check_rows(const plan *p)
 static status add_rope_factors(plan *p)
 {
     const md_config *c = &p->e.shape;
-    if (c->rope_factor == 0)
+    if (c->rope_factor == 0 || md_is_gpt2(c))
         return NB_OK;
     p->factors = nb_alloc((size_t)(c->head_size / 2), sizeof *p->factors);
     if (!p->factors)
@@ -149,10 +169,10 @@ static status add_rope_factors(plan *p)
 static status list_arrays(plan *p)
 {
     TRY(add_rope_factors(p));
-    for (int64_t i = 0; i < p->e.n; i++) {
+    for (int64_t i = 0; i < p->e.n; i = md_exporting_next(&p->e, i)) {
         fm_array *a = &p->array[p->n_arrays++];
         *a = (fm_array){.name = p->e.name[i], .dtype = p->type[i]};
-        a->n_dim = md_tensor_dim(a->dim, &p->e.out[i]);
+        a->n_dim = md_array_dim(a->dim, &p->e.out[i], MD_GGUF);
         TRY(fm_array_measure(a));
     }
     return NB_OK;
@@ -175,6 +195,7 @@ static status fill_plan(plan *p, bool is_float, fm_dtype floats)
     if (!p->type || !p->array)
         return NB_NOMEM;
     TRY(choose_types(p, is_float, floats));
+    TRY(agree(p));
     TRY(check_rows(p));
     return list_arrays(p);
 }
@@ -245,17 +266,23 @@ static status put_rows(fm_sink *sink, row_buffers *b, const plan *p, int64_t i, 
     return NB_OK;
 }
 
+/* Of the array that begins with tensor i. */
 static status put_codes(fm_sink *sink, const plan *p, int64_t i)
 {
+    const int64_t end = md_exporting_next(&p->e, i);
     const size_t cols = (size_t)p->e.out[i].cols, n_blocks = cols / (size_t)fm_dtype_block(p->type[i]);
-    md_values v;
-    TRY(md_values_of(&v, p->e.m, &p->e.own[i]));
     row_buffers b = {.codes = nb_alloc(cols, 1),
                      .parts = nb_alloc(cols, 1),
                      .scales = nb_alloc(n_blocks, sizeof *b.scales),
                      .mins = nb_alloc(n_blocks, sizeof *b.mins),
                      .packed = nb_alloc(n_blocks, fm_dtype_bytes(p->type[i]))};
-    status s = b.codes && b.parts && b.scales && b.mins && b.packed ? put_rows(sink, &b, p, i, v.codes) : NB_NOMEM;
+    status s = b.codes && b.parts && b.scales && b.mins && b.packed ? NB_OK : NB_NOMEM;
+    for (; i < end && s == NB_OK; i++) {
+        md_values v;
+        s = md_values_of(&v, p->e.m, &p->e.own[i]);
+        if (s == NB_OK)
+            s = put_rows(sink, &b, p, i, v.codes);
+    }
     free(b.codes);
     free(b.parts);
     free(b.scales);

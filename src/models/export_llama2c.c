@@ -13,6 +13,8 @@ enum { LARGEST_GROUP = 64 };
 static status check_shape(const md_config *c)
 {
     const char *other = "export it to gguf or safetensors";
+    if (md_is_gpt2(c))
+        return nb_fail(NB_UNSUPPORTED, "llama2.c computes LLaMA models, this one is a GPT-2; %s", other);
     if (c->qkv_bias || c->out_bias)
         return nb_fail(NB_UNSUPPORTED, "llama2.c's format has no biases; %s", other);
     if ((float)c->norm_eps != 1e-5f || (float)c->rope_theta != 10000.0f || c->rope_factor != 0)

@@ -1,5 +1,5 @@
 /* export_safetensors.c - a Hugging Face folder: model.safetensors with the decoded floats under transformers' names, rotated rows in half pairing, config.json
- * (llama, or qwen2 where q, k and v alone have biases), and the tokenizer's files. rope_theta and scaling stand in their old place and in their new one.
+ * (llama, or qwen2 where q, k and v alone have biases; gpt2, its matrices transposed), and the tokenizer's files. rope_theta and scaling stand in their old place and in their new one.
  */
 #include "models/export.h"
 #include <stdlib.h>
@@ -25,31 +25,50 @@ static void put_rotation(nb_writer *w, const md_config *c, const char *key, bool
     nb_json_close(w, '}');
 }
 
+static void put_llama(nb_writer *w, const md_config *c)
+{
+    nb_json_put_int(w, "hidden_size", c->dim);
+    nb_json_put_int(w, "intermediate_size", c->hidden);
+    nb_json_put_int(w, "num_hidden_layers", c->layers);
+    nb_json_put_int(w, "num_attention_heads", c->heads);
+    nb_json_put_int(w, "num_key_value_heads", c->kv_heads);
+    nb_json_put_int(w, "head_dim", c->head_size);
+    nb_json_put_int(w, "max_position_embeddings", c->ctx);
+    nb_json_put_string(w, "hidden_act", "silu");
+    nb_json_put_number(w, "rms_norm_eps", c->norm_eps);
+    nb_json_put_number(w, "rope_theta", c->rope_theta);
+    if (c->rope_factor != 0)
+        put_rotation(w, c, "rope_scaling", false);
+    put_rotation(w, c, "rope_parameters", true);
+    nb_json_put_bool(w, "attention_bias", c->out_bias);
+    nb_json_put_bool(w, "mlp_bias", false);
+}
+
+static void put_gpt2(nb_writer *w, const md_config *c)
+{
+    nb_json_put_int(w, "n_embd", c->dim);
+    nb_json_put_int(w, "n_inner", c->hidden);
+    nb_json_put_int(w, "n_layer", c->layers);
+    nb_json_put_int(w, "n_head", c->heads);
+    nb_json_put_int(w, "n_positions", c->ctx);
+    nb_json_put_int(w, "n_ctx", c->ctx);
+    nb_json_put_string(w, "activation_function", "gelu_new");
+    nb_json_put_number(w, "layer_norm_epsilon", c->norm_eps);
+}
+
 static char *config_text(const md_config *c, fm_dtype floats)
 {
     const char *dtype = floats == FM_F16 ? "float16" : floats == FM_BF16 ? "bfloat16" : "float32";
+    const char *type = md_is_gpt2(c) ? "gpt2" : is_qwen2(c) ? "qwen2" : "llama";
+    const char *class = md_is_gpt2(c) ? "GPT2LMHeadModel" : is_qwen2(c) ? "Qwen2ForCausalLM" : "LlamaForCausalLM";
     nb_writer w = {0};
     nb_json_open(&w, NULL, '{');
     nb_json_open(&w, "architectures", '[');
-    nb_json_put_string(&w, NULL, is_qwen2(c) ? "Qwen2ForCausalLM" : "LlamaForCausalLM");
+    nb_json_put_string(&w, NULL, class);
     nb_json_close(&w, ']');
-    nb_json_put_string(&w, "model_type", is_qwen2(c) ? "qwen2" : "llama");
+    nb_json_put_string(&w, "model_type", type);
     nb_json_put_int(&w, "vocab_size", c->vocab);
-    nb_json_put_int(&w, "hidden_size", c->dim);
-    nb_json_put_int(&w, "intermediate_size", c->hidden);
-    nb_json_put_int(&w, "num_hidden_layers", c->layers);
-    nb_json_put_int(&w, "num_attention_heads", c->heads);
-    nb_json_put_int(&w, "num_key_value_heads", c->kv_heads);
-    nb_json_put_int(&w, "head_dim", c->head_size);
-    nb_json_put_int(&w, "max_position_embeddings", c->ctx);
-    nb_json_put_string(&w, "hidden_act", "silu");
-    nb_json_put_number(&w, "rms_norm_eps", c->norm_eps);
-    nb_json_put_number(&w, "rope_theta", c->rope_theta);
-    if (c->rope_factor != 0)
-        put_rotation(&w, c, "rope_scaling", false);
-    put_rotation(&w, c, "rope_parameters", true);
-    nb_json_put_bool(&w, "attention_bias", c->out_bias);
-    nb_json_put_bool(&w, "mlp_bias", false);
+    (md_is_gpt2(c) ? put_gpt2 : put_llama)(&w, c);
     nb_json_put_bool(&w, "tie_word_embeddings", c->tied);
     nb_json_put_string(&w, "torch_dtype", dtype);
     nb_json_put_string(&w, "dtype", dtype);
@@ -93,13 +112,14 @@ static status write_weights(writing *w, const char *folder)
     fm_array *array = nb_alloc((size_t)e->n, sizeof *array);
     char *path = nb_path_join(folder, "model.safetensors");
     status s = array && path ? NB_OK : NB_NOMEM;
-    for (int64_t i = 0; i < e->n && s == NB_OK; i++) {
-        array[i] = (fm_array){.name = e->name[i], .dtype = w->floats};
-        array[i].n_dim = md_tensor_dim(array[i].dim, &e->out[i]);
-        s = fm_array_measure(&array[i]);
+    int64_t n = 0;
+    for (int64_t i = 0; i < e->n && s == NB_OK; i = md_exporting_next(e, i), n++) {
+        array[n] = (fm_array){.name = e->name[i], .dtype = w->floats};
+        array[n].n_dim = md_array_dim(array[n].dim, &e->out[i], MD_HF);
+        s = fm_array_measure(&array[n]);
     }
     if (s == NB_OK)
-        s = fm_safetensors_write(path, array, e->n, NULL, (fm_source){put_array, w});
+        s = fm_safetensors_write(path, array, n, NULL, (fm_source){put_array, w});
     free(array);
     free(path);
     return s;

@@ -11,6 +11,8 @@ enum { QUANTIZATION_VERSION = 2 }; /* of ggml's blocks: GGML_QNT_VERSION */
 const char *md_gguf_architecture(const md_model *m)
 {
     const md_config *c = &m->config;
+    if (md_is_gpt2(c))
+        return "gpt2";
     bool is_qwen2 = c->qkv_bias && !c->out_bias && c->pairing == KN_ROPE_HALF && c->rope_factor == 0 &&
                     c->heads * c->head_size == c->dim; /* llama.cpp's qwen2 takes no other head size */
     return is_qwen2 ? "qwen2" : "llama";
@@ -62,26 +64,31 @@ static bool is_stale(const char *key, const char *other_architecture, bool keep_
 static void put_shape(fm_meta *meta, const md_config *c, const char *architecture, const fm_meta *source)
 {
     const int64_t head = c->heads > 0 ? c->dim / c->heads : 0;
+    enum { LLAMA = 1, GPT2 = 2, BOTH = 3 };
     const struct {
         const char *key;
+        int of;
         bool is_float;
         double x, absent; /* absent: what a reader takes where there is no key; -1: it wants one */
     } shape[] = {
-        {"vocab_size", false, (double)c->vocab, (double)c->vocab},
-        {"context_length", false, (double)c->ctx, -1},
-        {"embedding_length", false, (double)c->dim, -1},
-        {"block_count", false, (double)c->layers, -1},
-        {"feed_forward_length", false, (double)c->hidden, -1},
-        {"attention.head_count", false, (double)c->heads, -1},
-        {"attention.head_count_kv", false, (double)c->kv_heads, (double)c->heads},
-        {"attention.key_length", false, (double)c->head_size, (double)head},
-        {"attention.value_length", false, (double)c->head_size, (double)head},
-        {"rope.dimension_count", false, (double)c->head_size, (double)c->head_size},
-        {"attention.layer_norm_rms_epsilon", true, c->norm_eps, -1},
-        {"rope.freq_base", true, c->rope_theta, 10000},
+        {"vocab_size", BOTH, false, (double)c->vocab, (double)c->vocab},
+        {"context_length", BOTH, false, (double)c->ctx, -1},
+        {"embedding_length", BOTH, false, (double)c->dim, -1},
+        {"block_count", BOTH, false, (double)c->layers, -1},
+        {"feed_forward_length", BOTH, false, (double)c->hidden, -1},
+        {"attention.head_count", BOTH, false, (double)c->heads, -1},
+        {"attention.layer_norm_epsilon", GPT2, true, c->norm_eps, -1},
+        {"attention.head_count_kv", LLAMA, false, (double)c->kv_heads, (double)c->heads},
+        {"attention.key_length", LLAMA, false, (double)c->head_size, (double)head},
+        {"attention.value_length", LLAMA, false, (double)c->head_size, (double)head},
+        {"rope.dimension_count", LLAMA, false, (double)c->head_size, (double)c->head_size},
+        {"attention.layer_norm_rms_epsilon", LLAMA, true, c->norm_eps, -1},
+        {"rope.freq_base", LLAMA, true, c->rope_theta, 10000},
     };
     for (size_t i = 0; i < sizeof shape / sizeof *shape; i++) {
         char key[96];
+        if (!(shape[i].of & (md_is_gpt2(c) ? GPT2 : LLAMA)))
+            continue;
         (void)snprintf(key, sizeof key, "%s.%s", architecture, shape[i].key);
         if (source && !fm_meta_get(source, key) && shape[i].x == shape[i].absent)
             continue;

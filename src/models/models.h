@@ -8,18 +8,21 @@
 #include "io/io.h"
 #include "layers/layers.h"
 
-/* LLaMA family: RMSNorm, rotary positions, grouped heads, SwiGLU (Touvron et al. 2023). */
+/* "llama", the LLaMA family: RMSNorm, rotary positions, grouped heads, SwiGLU (Touvron et al. 2023).
+ * "gpt2": LayerNorm, learned positions, GELU (tanh form), biases of every linear (Radford et al. 2019): kv_heads = heads,
+ * heads * head_size = dim, qkv_bias and out_bias true; rope_* and pairing mean nothing. */
 typedef struct {
-    char architecture[16]; /* "llama" */
+    char architecture[16];
     int64_t dim, hidden, layers, heads, kv_heads, head_size, vocab, ctx;
     double norm_eps, rope_theta;
     kn_rope_pairing pairing;
-    bool tied;                 /* the head is the embedding */
+    bool tied; /* the head is the embedding */
     bool qkv_bias, out_bias;
     /* llama3's scaling of rotary frequencies; factor 0: none */
     double rope_factor, rope_low, rope_high, rope_ctx;
     int64_t bos, eos;          /* ids; -1: none */
 } md_config;
+bool md_is_gpt2(const md_config *c);
 status md_config_check(const md_config *c); /* NB_FORMAT and the field that makes no sense */
 status md_config_from_json(md_config *c, const nb_json *j); /* nibble's own form, as md_config_to_json writes it */
 void md_config_to_json(const md_config *c, nb_writer *w);   /* fields of the open object */
@@ -43,11 +46,12 @@ typedef struct {
     size_t gguf_bytes;
     ag_param *embed;        /* [V, C]; NULL: folded */
     fq_site *embed_site;
+    ly_linear position;     /* GPT-2's, w [ctx, C]; empty: positions are rotary */
     md_block *block;        /* [layers] */
     ly_norm norm;
     ly_linear head;         /* of an untied model */
     fq_site *head_input;
-    real *cos, *sin;        /* [ctx, head_size/2] */
+    real *cos, *sin;        /* [ctx, head_size/2]; NULL: positions are learned */
     bool folded;
 } md_model;
 
@@ -110,8 +114,8 @@ typedef struct {
  * decoded to floats. Names the file and the tensor in every refusal. */
 status md_open(md_model *m, const char *path, const md_open_options *o);
 
-/* GGUF's name of a tensor: "layers.3.attn.wq.weight" -> "blk.3.attn_q.weight". False: it has none. */
-bool md_gguf_name(char *text, size_t bytes, const char *name);
+/* GGUF's name of a tensor of a model: "layers.3.attn.wq.weight" -> "blk.3.attn_q.weight" (gpt2: attn_qkv). False: it has none. */
+bool md_gguf_name(char *text, size_t bytes, const md_config *c, const char *name);
 
 /* Parameters (and site states) of m into / out of an open HDF5 file: /param/NAME, /site/NAME, attributes config, recipe; /tokenizer. as: FM_F32, FM_F16 or FM_BF16 storage. */
 status md_save_params(md_model *m, fm_h5 *f, fm_dtype as);

@@ -1,4 +1,4 @@
-/* open_gguf.c - a model from a GGUF file of architecture llama or qwen2 (llama.cpp src/llama-model.cpp, load_hparams and load_tensors). Tensors
+/* open_gguf.c - a model from a GGUF file of architecture llama, qwen2 or gpt2 (llama.cpp src/llama-model.cpp, load_hparams and load_tensors). Tensors
  * of any of ggml's types that formats.md has become floats; the tokenizer comes from the metadata, which the model keeps. Rows of q and k stay as the file has
  * them: interleaved in architecture llama, halves in qwen2. llama3's rotary scaling is told from its factors, rope_freqs.weight. What the
  * model would compute otherwise than we do is refused by name.
@@ -35,12 +35,14 @@ static double number(const gguf *f, const char *name, double otherwise)
 
 static status check_architecture(gguf *f)
 {
+    static const char *const known[] = {"llama", "qwen2", "gpt2"};
     f->architecture = fm_value_string(fm_meta_get(&f->a->meta, "general.architecture"));
     if (!f->architecture)
         return nb_fail(NB_FORMAT, "general.architecture is missing");
-    if (strcmp(f->architecture, "llama") != 0 && strcmp(f->architecture, "qwen2") != 0)
-        return nb_fail(NB_UNSUPPORTED, "general.architecture is \"%.32s\", wanted llama or qwen2", f->architecture);
-    return NB_OK;
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (!strcmp(f->architecture, known[i]))
+            return NB_OK;
+    return nb_fail(NB_UNSUPPORTED, "general.architecture is \"%.32s\", wanted llama, qwen2 or gpt2", f->architecture);
 }
 
 static status check_settings(const gguf *f, const md_config *c)
@@ -89,8 +91,9 @@ static status read_rotation(md_config *c, const gguf *f)
 static status read_config(md_config *c, gguf *f)
 {
     TRY(check_architecture(f));
-    const bool is_qwen2 = !strcmp(f->architecture, "qwen2");
+    const bool is_gpt2 = !strcmp(f->architecture, "gpt2"), is_qwen2 = !strcmp(f->architecture, "qwen2");
     const fm_array *embed = fm_find(f->a, "token_embd.weight");
+    const char *eps = is_gpt2 ? "attention.layer_norm_epsilon" : "attention.layer_norm_rms_epsilon";
     *c = (md_config){.architecture = "llama",
                      .dim = count(f, "embedding_length", -1),
                      .hidden = count(f, "feed_forward_length", -1),
@@ -98,17 +101,21 @@ static status read_config(md_config *c, gguf *f)
                      .heads = count(f, "attention.head_count", -1),
                      .vocab = embed && embed->n_dim == 2 ? embed->dim[0] : -1,
                      .ctx = count(f, "context_length", -1),
-                     .norm_eps = (double)(float)number(f, "attention.layer_norm_rms_epsilon", -1),
-                     .rope_theta = number(f, "rope.freq_base", 10000),
+                     .norm_eps = (double)(float)number(f, eps, -1),
+                     .rope_theta = is_gpt2 ? 0 : number(f, "rope.freq_base", 10000),
                      .pairing = is_qwen2 ? KN_ROPE_HALF : KN_ROPE_INTERLEAVED,
                      .tied = !fm_find(f->a, "output.weight"),
-                     .qkv_bias = fm_find(f->a, "blk.0.attn_q.bias") != NULL,
-                     .out_bias = fm_find(f->a, "blk.0.attn_output.bias") != NULL,
+                     .qkv_bias = is_gpt2 || fm_find(f->a, "blk.0.attn_q.bias"),
+                     .out_bias = is_gpt2 || fm_find(f->a, "blk.0.attn_output.bias"),
                      .bos = -1,
                      .eos = -1};
     c->kv_heads = count(f, "attention.head_count_kv", c->heads);
     c->head_size = count(f, "attention.key_length", c->heads > 0 ? c->dim / c->heads : 0);
+    if (is_gpt2)
+        memcpy(c->architecture, "gpt2", sizeof "gpt2");
     TRY(md_config_check(c));
+    if (is_gpt2)
+        return NB_OK;
     TRY(check_settings(f, c));
     TRY(read_rotation(c, f));
     return md_config_check(c);

@@ -1,8 +1,8 @@
 /* open_hf.c - a model from a Hugging Face folder, or from a .safetensors file with config.json beside it.
- *   llama, mistral (without a sliding window), qwen2; any float type; half pairing; tied where lm_head is absent. The keys of
- *   config.json and their defaults are those of transformers configuration_llama.py, configuration_mistral.py and
- *   configuration_qwen2.py; rope_theta and scaling are read from their old place (rope_scaling) and their new one
- *   (rope_parameters). What the model would compute otherwise than we do is refused by name.
+ *   llama, mistral (without a sliding window), qwen2; any float type; half pairing; tied where lm_head is absent. gpt2, with or
+ *   without its first word "transformer.". The keys of config.json and their defaults are those of transformers
+ *   configuration_llama.py, configuration_mistral.py, configuration_qwen2.py and configuration_gpt2.py; rope_theta and scaling are
+ *   read from their old place (rope_scaling) and their new one (rope_parameters). What the model would compute otherwise than we do is refused by name.
  */
 #include "models/bind.h"
 #include <stdlib.h>
@@ -12,14 +12,14 @@ enum { MAX_CONFIG = 1 << 20 }; /* bytes */
 
 static status check_architecture(const nb_json *j)
 {
-    static const char *const known[] = {"llama", "mistral", "qwen2"};
+    static const char *const known[] = {"llama", "mistral", "qwen2", "gpt2"};
     const char *type = nb_json_string(nb_json_get(j, "model_type"));
     if (!type)
         return nb_fail(NB_FORMAT, "model_type is missing");
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (!strcmp(type, known[i]))
             return NB_OK;
-    return nb_fail(NB_UNSUPPORTED, "model_type is \"%.32s\", wanted llama, mistral or qwen2", type);
+    return nb_fail(NB_UNSUPPORTED, "model_type is \"%.32s\", wanted llama, mistral, qwen2 or gpt2", type);
 }
 
 static status check_window(const nb_json *j, int64_t ctx)
@@ -31,21 +31,25 @@ static status check_window(const nb_json *j, int64_t ctx)
                    (long long)nb_json_int(window, -1), (long long)ctx);
 }
 
+static status check_floats(const nb_json *j)
+{
+    const nb_json *quantization = nb_json_get(j, "quantization_config");
+    const char *method = nb_json_string(nb_json_get(quantization, "quant_method"));
+    if (nb_json_is_null(quantization))
+        return NB_OK;
+    return nb_fail(NB_UNSUPPORTED, "the weights are quantized already (%.32s), wanted floats", method ? method : "?");
+}
+
 static status check_settings(const nb_json *j, int64_t ctx)
 {
     const char *act = nb_json_string(nb_json_get(j, "hidden_act"));
-    const nb_json *quantization = nb_json_get(j, "quantization_config");
     if (act && strcmp(act, "silu") != 0)
         return nb_fail(NB_UNSUPPORTED, "hidden_act is \"%.32s\", wanted silu", act);
     if (nb_json_bool(nb_json_get(j, "mlp_bias"), false))
         return nb_fail(NB_UNSUPPORTED, "mlp_bias is true, the mlp here has none");
     if (nb_json_number(nb_json_get(j, "partial_rotary_factor"), 1) != 1)
         return nb_fail(NB_UNSUPPORTED, "partial_rotary_factor is not 1");
-    if (!nb_json_is_null(quantization)) {
-        const char *method = nb_json_string(nb_json_get(quantization, "quant_method"));
-        return nb_fail(NB_UNSUPPORTED, "the weights are quantized already (%.32s), wanted floats",
-                       method ? method : "?");
-    }
+    TRY(check_floats(j));
     return check_window(j, ctx);
 }
 
@@ -76,10 +80,44 @@ static int64_t special_id(const nb_json *j, const char *key)
     return nb_json_int(nb_json_is_number(x) ? x : nb_json_first(x), -1);
 }
 
-static status read_config(md_config *c, const nb_json *j, bool has_head)
+/* "gelu_new" and "gelu_pytorch_tanh" are one function, "gelu_fast" is another spelling of it. */
+static status check_gpt2(const nb_json *j)
+{
+    const char *act = nb_json_string(nb_json_get(j, "activation_function"));
+    if (act && strcmp(act, "gelu_new") != 0 && strcmp(act, "gelu_pytorch_tanh") != 0 && strcmp(act, "gelu_fast") != 0)
+        return nb_fail(NB_UNSUPPORTED, "activation_function is \"%.32s\", wanted gelu_new", act);
+    if (!nb_json_bool(nb_json_get(j, "scale_attn_weights"), true))
+        return nb_fail(NB_UNSUPPORTED, "scale_attn_weights is false, scores here are divided by the root of the head size");
+    if (nb_json_bool(nb_json_get(j, "scale_attn_by_inverse_layer_idx"), false))
+        return nb_fail(NB_UNSUPPORTED, "scale_attn_by_inverse_layer_idx is true, scores here are scaled alike in all layers");
+    if (nb_json_bool(nb_json_get(j, "add_cross_attention"), false))
+        return nb_fail(NB_UNSUPPORTED, "add_cross_attention is true, there is no encoder here");
+    return check_floats(j);
+}
+
+static status read_gpt2(md_config *c, const nb_json *j, bool has_head)
+{
+    *c = (md_config){.architecture = "gpt2",
+                     .dim = nb_json_int(nb_json_get(j, "n_embd"), 768),
+                     .layers = nb_json_int(nb_json_get(j, "n_layer"), 12),
+                     .heads = nb_json_int(nb_json_get(j, "n_head"), 12),
+                     .vocab = nb_json_int(nb_json_get(j, "vocab_size"), 50257),
+                     .ctx = nb_json_int(nb_json_get(j, "n_positions"), 1024),
+                     .norm_eps = nb_json_number(nb_json_get(j, "layer_norm_epsilon"), 1e-5),
+                     .tied = !has_head || nb_json_bool(nb_json_get(j, "tie_word_embeddings"), true),
+                     .qkv_bias = true,
+                     .out_bias = true,
+                     .bos = special_id(j, "bos_token_id"),
+                     .eos = special_id(j, "eos_token_id")};
+    c->hidden = nb_json_int(nb_json_get(j, "n_inner"), 4 * c->dim);
+    c->kv_heads = c->heads;
+    c->head_size = c->heads > 0 ? c->dim / c->heads : 0;
+    return check_gpt2(j);
+}
+
+static status read_llama(md_config *c, const nb_json *j, bool has_head)
 {
     const bool bias = nb_json_bool(nb_json_get(j, "attention_bias"), false);
-    TRY(check_architecture(j));
     const bool is_qwen2 = !strcmp(nb_json_string(nb_json_get(j, "model_type")), "qwen2");
     *c = (md_config){.architecture = "llama",
                      .dim = nb_json_int(nb_json_get(j, "hidden_size"), 4096),
@@ -97,12 +135,19 @@ static status read_config(md_config *c, const nb_json *j, bool has_head)
                      .eos = special_id(j, "eos_token_id")};
     c->kv_heads = nb_json_int(nb_json_get(j, "num_key_value_heads"), c->heads);
     c->head_size = nb_json_int(nb_json_get(j, "head_dim"), c->heads > 0 ? c->dim / c->heads : 0);
+    TRY(check_settings(j, c->ctx));
+    return read_rotation(c, j);
+}
+
+static status read_config(md_config *c, const nb_json *j, bool has_head)
+{
+    TRY(check_architecture(j));
+    const bool is_gpt2 = !strcmp(nb_json_string(nb_json_get(j, "model_type")), "gpt2");
+    TRY((is_gpt2 ? read_gpt2 : read_llama)(c, j, has_head));
     if (c->bos >= c->vocab)
         c->bos = -1;
     if (c->eos >= c->vocab)
         c->eos = -1;
-    TRY(check_settings(j, c->ctx));
-    TRY(read_rotation(c, j));
     return md_config_check(c);
 }
 

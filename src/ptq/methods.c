@@ -17,7 +17,7 @@ static status run_importance(md_model *m, const pt_options *o)
     kd_importance h;
     kd_calibration c = o->calibration;
     c.importance = &h;
-    TRY(kd_importance_new(&h, &m->sites));
+    TRY(kd_importance_new(&h, m));
     status s = o->read_imatrix ? kd_importance_read(&h, o->read_imatrix)
                                : kd_watch(m, o->data, &c, (ag_tap){kd_gather_importance, &h});
     if (s == NB_OK && h.failed)

@@ -11,7 +11,8 @@
  *   embed R1;  wq, wk, wv, gate, up, head: w R1;  wo, down: R1' w;  wv: R2' on a head's rows;  wo: R2 on the columns of the heads that read it
  * R = diag(random signs) (H of order 2^m (x) a core of order K), K the least order for which the core is a Hadamard matrix of Paley's; where there
  * is none, a random orthogonal one of the odd part's order. What stood out in single channels is spread over all: rows quantize better.
- * The model is built anew: pointers into it are void, ranges of weights begin anew. NB_USAGE for a folded model; after any other failure m is empty. */
+ * The model is built anew: pointers into it are void, ranges of weights begin anew. NB_USAGE for a folded model, NB_UNSUPPORTED for one
+ * with LayerNorm (GPT-2), both left as they are; after any other failure m is empty. */
 status pt_rotate(md_model *m, uint64_t seed);
 
 /* What a pass may need beside the model: first what all may, then settings of single ones, whose 0 means the default. */

@@ -188,6 +188,8 @@ status pt_rotate(md_model *m, uint64_t seed)
     pt_orthogonal stream = {0}, head = {0};
     if (m->folded)
         return nb_fail(NB_USAGE, "rotation needs the floats of a model, this one is folded");
+    if (m->norm.b)
+        return nb_fail(NB_UNSUPPORTED, "rotation needs RMSNorm: this model's LayerNorm takes the mean of channels, which a rotation mixes");
     status s = md_untie(m);
     const md_config *c = &m->config;
     double *sign1 = NULL, *sign2 = NULL;

@@ -286,7 +286,7 @@ static status attention(rt_session *s, int64_t layer, int64_t n, int64_t segment
     const ly_attention *a = &b->attn;
     const int64_t D = a->head_size;
     operand in, q, k, v, o;
-    kn_rmsnorm(s->h, NULL, s->x, b->attn_norm.w->x, n, s->model->config.dim, b->attn_norm.eps);
+    ly_norm_rows(s->h, &b->attn_norm, s->x, n);
     TRY(through(s, &in, a->input, s->h, n, 0));
     TRY(linear(s, &a->wq, s->q, &in, n));
     TRY(linear(s, &a->wk, s->k, &in, n));
@@ -315,44 +315,67 @@ static status attention(rt_session *s, int64_t layer, int64_t n, int64_t segment
     return residual(s, b->attn_residual, s->h, n);
 }
 
+/* s->gate <- silu(gate(in)) * up(in) */
+static status gated(rt_session *s, const ly_mlp *m, operand *in, int64_t n)
+{
+    const int64_t count = n * s->model->config.hidden;
+    operand act;
+    TRY(linear(s, &m->gate, s->gate, in, n));
+    TRY(linear(s, &m->up, s->up, in, n));
+    if (!m->act->spec.grid.bits) {
+        kn_swiglu(s->gate, s->gate, s->up, count);
+        return NB_OK;
+    }
+    kn_silu(s->gate, s->gate, count);
+    TRY(through(s, &act, m->act, s->gate, n, 0));
+    value_of(&act);
+    for (int64_t i = 0; i < count; i++)
+        s->gate[i] *= s->up[i];
+    return NB_OK;
+}
+
 static status mlp(rt_session *s, int64_t layer, int64_t n)
 {
     const md_block *b = &s->model->block[layer];
     const ly_mlp *m = &b->mlp;
-    const int64_t count = n * s->model->config.hidden;
-    operand in, act, down;
-    kn_rmsnorm(s->h, NULL, s->x, b->mlp_norm.w->x, n, s->model->config.dim, b->mlp_norm.eps);
+    operand in, down;
+    ly_norm_rows(s->h, &b->mlp_norm, s->x, n);
     TRY(through(s, &in, m->input, s->h, n, 0));
-    TRY(linear(s, &m->gate, s->gate, &in, n));
-    TRY(linear(s, &m->up, s->up, &in, n));
-    if (m->act->spec.grid.bits) {
-        kn_silu(s->gate, s->gate, count);
-        TRY(through(s, &act, m->act, s->gate, n, 0));
-        value_of(&act);
-        for (int64_t i = 0; i < count; i++)
-            s->gate[i] *= s->up[i];
+    if (m->activation == LY_GELU) {
+        TRY(linear(s, &m->up, s->gate, &in, n));
+        kn_gelu(s->gate, s->gate, n * s->model->config.hidden, true);
     } else {
-        kn_swiglu(s->gate, s->gate, s->up, count);
+        TRY(gated(s, m, &in, n));
     }
     TRY(through(s, &down, m->down_input, s->gate, n, 0));
     TRY(linear(s, &m->down, s->h, &down, n));
     return residual(s, b->mlp_residual, s->h, n);
 }
 
+/* x [n, C] <- rows of a weight [.., C] */
+static status look_up(rt_session *s, real *x, fq_site *site, const ag_param *w, int64_t n, const int32_t *row)
+{
+    const int64_t C = s->model->config.dim;
+    const kn_codes *c = site->spec.grid.bits ? fq_site_codes(site, &s->model->params) : NULL;
+    if (site->spec.grid.bits && !c)
+        return NB_NOMEM;
+    for (int64_t i = 0; i < n; i++) {
+        if (c)
+            kn_decode(x + i * C, c, row[i], 1);
+        else
+            memcpy(x + i * C, w->x + row[i] * C, (size_t)C * sizeof(real));
+    }
+    return NB_OK;
+}
+
 static status embed(rt_session *s, int64_t n, const int32_t *token)
 {
-    md_model *m = s->model;
-    const int64_t C = m->config.dim;
-    if (m->embed_site->spec.grid.bits == 0) {
-        for (int64_t i = 0; i < n; i++)
-            memcpy(s->x + i * C, m->embed->x + token[i] * C, (size_t)C * sizeof(real));
+    const md_model *m = s->model;
+    TRY(look_up(s, s->x, m->embed_site, m->embed, n, token));
+    if (!m->position.w_site)
         return NB_OK;
-    }
-    const kn_codes *w = fq_site_codes(m->embed_site, &m->params);
-    if (!w)
-        return NB_NOMEM;
-    for (int64_t i = 0; i < n; i++)
-        kn_decode(s->x + i * C, w, token[i], 1);
+    TRY(look_up(s, s->h, m->position.w_site, m->position.w, n, s->position));
+    kn_add_to(s->x, s->h, n * m->config.dim);
     return NB_OK;
 }
 
@@ -399,7 +422,7 @@ status rt_forward(rt_session *s, int64_t n, const int32_t *slot, const int32_t *
         TRY(attention(s, l, n, segments));
         TRY(mlp(s, l, n));
     }
-    kn_rmsnorm(hidden, NULL, s->x, m->norm.w->x, n, m->config.dim, m->norm.eps);
+    ly_norm_rows(hidden, &m->norm, s->x, n);
     return NB_OK;
 }
 

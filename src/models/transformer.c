@@ -1,5 +1,6 @@
-/* llama.c - the LLaMA family on the tape.
+/* transformer.c - decoders on the tape.
  *   x = embed[id];  per layer: x += attn(norm(x)); x += mlp(norm(x));  logits = norm(x) head'
+ * LLaMA: RMSNorm, rotary positions, SwiGLU. GPT-2: x = embed[id] + position[t], LayerNorm, GELU, biases everywhere.
  */
 #include "models/bind.h"
 #include <math.h>
@@ -17,21 +18,22 @@ static status build_block(md_model *m, ly_build *build, int64_t layer)
 {
     const md_config *c = &m->config;
     md_block *b = &m->block[layer];
+    const bool gpt2 = md_is_gpt2(c);
     const double out = 0.02 / sqrt(2.0 * (double)c->layers);
     ly_attention_config a = {.channels = c->dim, .heads = c->heads, .kv_heads = c->kv_heads, .head_size = c->head_size,
                              .qkv_bias = c->qkv_bias, .out_bias = c->out_bias, .pairing = c->pairing,
                              .cos = m->cos, .sin = m->sin, .deviation = 0.02, .out_deviation = out};
     char name[64];
     snprintf(name, sizeof name, "layers.%lld.attn.norm", (long long)layer);
-    TRY(ly_norm_init(&b->attn_norm, build, name, c->dim, false, c->norm_eps));
+    TRY(ly_norm_init(&b->attn_norm, build, name, c->dim, gpt2, c->norm_eps));
     snprintf(name, sizeof name, "layers.%lld.attn", (long long)layer);
     TRY(ly_attention_init(&b->attn, build, name, &a));
     snprintf(name, sizeof name, "layers.%lld.attn.residual", (long long)layer);
     TRY(activation_site(m, &b->attn_residual, name, c->dim));
     snprintf(name, sizeof name, "layers.%lld.mlp.norm", (long long)layer);
-    TRY(ly_norm_init(&b->mlp_norm, build, name, c->dim, false, c->norm_eps));
+    TRY(ly_norm_init(&b->mlp_norm, build, name, c->dim, gpt2, c->norm_eps));
     snprintf(name, sizeof name, "layers.%lld.mlp", (long long)layer);
-    TRY(ly_mlp_init(&b->mlp, build, name, c->dim, c->hidden, 0.02, out));
+    TRY(ly_mlp_init(&b->mlp, build, name, gpt2 ? LY_GELU : LY_SWIGLU, c->dim, c->hidden, 0.02, out));
     snprintf(name, sizeof name, "layers.%lld.mlp.residual", (long long)layer);
     return activation_site(m, &b->mlp_residual, name, c->dim);
 }
@@ -84,16 +86,19 @@ static status build(md_model *m, uint64_t seed, bool codes_only)
     ly_linear embed; /* an embedding is a linear's weight that is looked up */
     m->sites.params = &m->params;
     m->folded = codes_only;
-    TRY(rotation(m));
+    if (!md_is_gpt2(c))
+        TRY(rotation(m));
     m->block = nb_alloc_zeroed((size_t)c->layers, sizeof *m->block);
     if (!m->block)
         return NB_NOMEM;
     TRY(ly_linear_init(&embed, &b, "embed", c->tied ? "head.weight" : NULL, c->dim, c->vocab, false, 0.02));
     m->embed = embed.w;
     m->embed_site = embed.w_site;
+    if (md_is_gpt2(c))
+        TRY(ly_linear_init(&m->position, &b, "position", NULL, c->dim, c->ctx, false, 0.02));
     for (int64_t i = 0; i < c->layers; i++)
         TRY(build_block(m, &b, i));
-    TRY(ly_norm_init(&m->norm, &b, "norm", c->dim, false, c->norm_eps));
+    TRY(ly_norm_init(&m->norm, &b, "norm", c->dim, md_is_gpt2(c), c->norm_eps));
     TRY(activation_site(m, &m->head_input, "head.input", c->dim));
     if (c->tied)
         m->head = (ly_linear){.in = c->dim, .out = c->vocab, .w = m->embed, .w_site = m->embed_site};
@@ -158,6 +163,22 @@ ag_tensor *md_block_forward(ag_tape *t, md_model *m, int64_t layer, ag_tensor *x
     return x ? block_forward(t, x, &(block_argument){&m->block[layer], lengths}) : NULL;
 }
 
+/* x [B, T, C] + position[0 .. T) */
+static ag_tensor *add_positions(ag_tape *t, const md_model *m, ag_tensor *x)
+{
+    const int64_t T = x ? x->dim[1] : 0;
+    int32_t *at = x ? ag_take(t, (size_t)T * sizeof *at) : NULL;
+    if (!at)
+        return NULL;
+    for (int64_t i = 0; i < T; i++)
+        at[i] = (int32_t)i;
+    ag_tensor *p = ag_embedding(t, ly_weight(t, &m->position), at, 1, &T), *sum = ag_add(t, x, p);
+    ag_give_back(t, at, (size_t)T * sizeof *at);
+    ag_done(x);
+    ag_done(p);
+    return sum;
+}
+
 /* *w: the embedding through its site, also the head of a tied model. */
 static ag_tensor *embed(ag_tape *t, md_model *m, const md_input *in, ag_tensor **w)
 {
@@ -167,7 +188,8 @@ static ag_tensor *embed(ag_tape *t, md_model *m, const md_input *in, ag_tensor *
     if (in->T > c->ctx || in->B < 1 || in->T < 1)
         return ag_fail(t, NB_USAGE, "%lld sequences of %lld tokens, the model's context is %lld", (long long)in->B, (long long)in->T, (long long)c->ctx);
     *w = ly_weight(t, &(ly_linear){.w = m->embed, .w_site = m->embed_site});
-    return ag_embedding(t, *w, in->ids, 2, dim);
+    ag_tensor *x = ag_embedding(t, *w, in->ids, 2, dim);
+    return m->position.w_site ? add_positions(t, m, x) : x;
 }
 
 static md_output finish(ag_tape *t, md_model *m, ag_tensor *x, ag_tensor *w)
