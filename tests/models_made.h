@@ -66,6 +66,7 @@ static const char *const made_recipes[] = {
     "*.weight seq3 group:32 f16 learned\n",
     "*.weight int16 row f32 learned\n",
     "*.weight int5 block:24 f32 learned\n",
+    "*.weight int5 group:32 f16 learned\n",
     "*.weight int6 narrow group:4 f16 static\n",
     "*.wq.weight int4 group:32 f16 learned\n*.down.weight int7 row f32 dynamic\n",
     "base q4_0\nembed.weight float f16\n*.up.weight float bf16\n*.bias float bf16\n*.wo.weight float\n",

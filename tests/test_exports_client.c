@@ -17,6 +17,7 @@ typedef struct {
 } decoding;
 static decoding decodings[] = {{FM_Q4_0, "dequantize_row_q4_0", NULL},
                                {FM_Q4_1, "dequantize_row_q4_1", NULL},
+                               {FM_Q5_0, "dequantize_row_q5_0", NULL},
                                {FM_Q8_0, "dequantize_row_q8_0", NULL}};
 enum { N_DECODINGS = sizeof decodings / sizeof *decodings };
 
@@ -99,8 +100,8 @@ START_TEST(gguf_blocks_decode_to_our_values)
             files += compare_blocks(&m, path, coded);
         md_free(&m);
     }
-    ck_assert_msg(files > 200 && coded[0] > 500 && coded[1] > 50 && coded[2] > 100,
-                  "%d files; Q4_0 %d, Q4_1 %d, Q8_0 %d", files, coded[0], coded[1], coded[2]);
+    ck_assert_msg(files > 200 && coded[0] > 500 && coded[1] > 50 && coded[2] > 50 && coded[3] > 100,
+                  "%d files; Q4_0 %d, Q4_1 %d, Q5_0 %d, Q8_0 %d", files, coded[0], coded[1], coded[2], coded[3]);
     scratch_end();
     (void)dlclose(library);
 }

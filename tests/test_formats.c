@@ -144,7 +144,7 @@ END_TEST
 static const struct {
     fm_dtype t;
     int lowest, highest, parts; /* scales of a block in units of d */
-} coded[] = {{FM_Q8_0, -128, 127, 0}, {FM_Q4_0, -8, 7, 0},    {FM_Q4_1, 0, 15, 0},
+} coded[] = {{FM_Q8_0, -128, 127, 0}, {FM_Q4_0, -8, 7, 0},    {FM_Q4_1, 0, 15, 0}, {FM_Q5_0, -16, 15, 0},
              {FM_Q4_K, -8, 7, 8},     {FM_Q6_K, -32, 31, 16}, {FM_TQ2_0, -1, 1, 0}};
 
 START_TEST(blocks_give_back_codes_and_their_values)

@@ -203,7 +203,7 @@ status fm_gguf_metadata(uint8_t **data, size_t *bytes, const fm_arrays *a);
 status fm_gguf_write(const char *path, const fm_array *array, int64_t n, const fm_meta *meta, fm_source source);
 
 /* Bit layout of ggml's blocks, n_blocks of them. codes [n_blocks * fm_dtype_block(t)]: Q8_0 -128..127; Q4_0, Q4_K -8..7;
- * Q4_1 0..15; Q6_K -32..31; TQ2_0 -1..1. scales, mins [n_blocks]: binary16 bits, mins only for Q4_1 (else NULL); parts
+ * Q4_1 0..15; Q5_0 -16..15; Q6_K -32..31; TQ2_0 -1..1. scales, mins [n_blocks]: binary16 bits, mins only for Q4_1 (else NULL); parts
  * (Q4_K 8 a block, 0..63; Q6_K 16; else NULL): what d is multiplied with. Values: d*q; Q4_1: d*q + m; Q4_K, Q6_K: d*part*q. Nothing is
  * rounded here. NB_UNSUPPORTED for other types, NB_USAGE for a code outside its range. Source: ggml/src/ggml-common.h, ggml-quants.c. */
 status fm_blocks_pack(void *dst, fm_dtype t, const int8_t *codes, const uint16_t *scales, const uint16_t *mins,

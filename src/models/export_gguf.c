@@ -1,5 +1,6 @@
 /* export_gguf.c - GGUF files for llama.cpp (architectures llama, qwen2, gpt2). `gguf` writes the codes that the model has, tensor by tensor:
  *   operands -8..7 without zero point       Q4_0   value = d * (q - 8)
+ *   operands -16..15 without zero point     Q5_0   value = d * (q - 16)
  *   operands -128..127 without zero point   Q8_0   value = d * q
  *   at most 4 bits with zero points         Q4_1   value = d * q + m, m = (lo - zero) * scale, where every m is exact in fp16; else Q8_0
  *   two-level scales, rows of whole 256     Q4_K   operands -8..7, SUPER6 groups of 32;  Q6_K  -32..31, SUPER8 groups of 16
@@ -73,6 +74,8 @@ static status type_of_codes(fm_dtype *t, const kn_codes *c, const char *name)
         *t = FM_Q4_1;
     else if (!c->zero && md_operands_fit(&c->grid, -8, 7))
         *t = FM_Q4_0;
+    else if (!c->zero && md_operands_fit(&c->grid, -16, 15))
+        *t = FM_Q5_0;
     else if (md_operands_fit(&c->grid, -128, 127))
         *t = FM_Q8_0;
     else
@@ -306,7 +309,7 @@ static int file_type(const plan *p)
     static const struct {
         fm_dtype type;
         int number;
-    } list[] = {{FM_F32, 0},  {FM_Q4_0, 2},  {FM_Q4_1, 3},   {FM_Q8_0, 7},  {FM_F16, 1},
+    } list[] = {{FM_F32, 0},  {FM_Q4_0, 2},  {FM_Q4_1, 3},   {FM_Q5_0, 8},   {FM_Q8_0, 7},  {FM_F16, 1},
                 {FM_BF16, 32}, {FM_Q4_K, 14}, {FM_Q6_K, 18}, {FM_TQ2_0, 37}};
     int best = 0;
     for (size_t i = 1; i < sizeof list / sizeof *list; i++)
@@ -342,7 +345,7 @@ static void describe(const plan *p, char *report, size_t bytes)
                (long long)m->config.hidden, (long long)p->e.shape.hidden);
     if (p->matrices[FM_Q4_K] + p->matrices[FM_Q6_K] + p->matrices[FM_TQ2_0])
         md_say_inputs(report, bytes, m, "llama.cpp quantizes inputs of coded matrices to 8 bits in groups of 256 with fp32 scales");
-    else if (p->matrices[FM_Q4_0] + p->matrices[FM_Q4_1] + p->matrices[FM_Q8_0])
+    else if (p->matrices[FM_Q4_0] + p->matrices[FM_Q4_1] + p->matrices[FM_Q5_0] + p->matrices[FM_Q8_0])
         md_say_inputs(
             report, bytes, m,
             "llama.cpp quantizes inputs of coded matrices to 8 bits in groups of 32 with fp16 scales (rule q8_0)");

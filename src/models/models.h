@@ -64,6 +64,10 @@ void md_free(md_model *m);
 /* Gives a tied model a head of its own, a copy of the embedding, under the rules of head.weight; what is untied already stays.
  * The two matrices' ranges start anew (fq_start_weights). NB_USAGE where m is folded; m is unchanged on failure. */
 status md_untie(md_model *m);
+/* to <- the config and latent floats of `from` under another recipe, ranges not started. md_replace: m becomes what `by` is, with m's tokenizer and metadata;
+ * by is empty afterwards. */
+status md_with_recipe(md_model *to, const md_model *from, const fq_recipe *recipe);
+void md_replace(md_model *m, md_model *by);
 /* Rounds weights that a recipe leaves as stored floats ("float f16") in place to what they are stored as: for a model that is not
  * trained on. The tape, folding and exports do so by themselves; the runtime takes a weight as it finds it. */
 void md_store_floats(md_model *m);
@@ -74,6 +78,8 @@ typedef struct {
     int64_t code_bytes, scale_bytes, zero_bytes, float_bytes;
 } md_size;
 void md_measure(md_size *size, const md_model *m);
+/* Bytes of one weight [rows, cols] by its spec, codes, scales and zeros; as floats where it has no codes. */
+int64_t md_weight_bytes(const fq_spec *spec, int64_t rows, int64_t cols);
 static inline int64_t md_size_bytes(const md_size *s)
 {
     return s->code_bytes + s->scale_bytes + s->zero_bytes + s->float_bytes;

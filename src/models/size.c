@@ -1,6 +1,14 @@
 /* size.c - what a model takes: the bytes that a folded file (folded.c) holds in codes, scales, zeros and float tensors. */
 #include "models/bind.h"
 
+int64_t md_weight_bytes(const fq_spec *spec, int64_t rows, int64_t cols)
+{
+    const kn_grid *g = &spec->grid;
+    if (g->bits == 0)
+        return rows * cols * (fq_is_stored_float(spec) ? 2 : 4);
+    return md_code_bytes(g, rows, cols) + md_scale_bytes(g, rows, cols) + md_zero_bytes(g, kn_codes_scales(g, rows, cols));
+}
+
 void md_measure(md_size *size, const md_model *m)
 {
     *size = (md_size){.params = md_config_params(&m->config)};

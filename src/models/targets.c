@@ -28,7 +28,7 @@ static const md_target targets[] = {
     {"llama2c-f32", "llama2.c version 1: decoded floats, exact", false, false, FM_F32, md_check_llama2c_floats,
      md_write_llama2c_floats},
     {"gguf",
-     "GGUF with Q4_0, Q4_1, Q8_0, F16, BF16 and F32 tensors, each as its spec says; exact where scales are fp16 and groups whole "
+     "GGUF with Q4_0, Q4_1, Q5_0, Q8_0, F16, BF16 and F32 tensors, each as its spec says; exact where scales are fp16 and groups whole "
      "blocks of 32",
      true, false, FM_F32, md_check_gguf, md_write_gguf},
     {"gguf-f32", "GGUF with decoded floats, exact", false, false, FM_F32, md_check_gguf, md_write_gguf},

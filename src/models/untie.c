@@ -1,5 +1,5 @@
-/* untie.c - a tied model gets a head of its own: head.weight <- embed.weight, with its own site and rules. What else the model
- * holds stays; ranges of the two matrices start anew, as their rules may differ now.
+/* untie.c - a model built anew around the floats it holds: with a head of its own (head.weight <- embed.weight, with its own site and rules; what
+ * else the model holds stays, ranges of the two matrices start anew, as their rules may differ now), or under another recipe.
  */
 #include "models/bind.h"
 #include <stdlib.h>
@@ -41,6 +41,29 @@ static status copy(md_model *to, const md_model *from)
     return NB_OK;
 }
 
+status md_with_recipe(md_model *to, const md_model *from, const fq_recipe *recipe)
+{
+    if (from->folded)
+        return nb_fail(NB_USAGE, "another recipe needs the floats of a model, this one is folded");
+    TRY(md_build(to, &from->config, recipe, MD_UNSET, false));
+    for (int64_t i = 0; i < to->params.n; i++) {
+        ag_param *p = to->params.p[i];
+        const ag_param *old = ag_param_find(&from->params, p->name);
+        if (p->group != AG_SCALE && old && old->count == p->count)
+            memcpy(p->x, old->x, (size_t)p->count * sizeof(real));
+    }
+    to->params.version++;
+    return NB_OK;
+}
+
+void md_replace(md_model *m, md_model *by)
+{
+    md_carry(by, m);
+    md_free(m);
+    *m = *by;
+    *by = (md_model){0};
+}
+
 status md_untie(md_model *m)
 {
     md_model own;
@@ -56,8 +79,6 @@ status md_untie(md_model *m)
         md_free(&own);
         return s;
     }
-    md_carry(&own, m);
-    md_free(m);
-    *m = own;
+    md_replace(m, &own);
     return NB_OK;
 }

@@ -35,6 +35,17 @@ static status run_rotate(md_model *m, const pt_options *o)
     return pt_rotate(m, o->seed);
 }
 
+static status run_mixed(md_model *m, const pt_options *o)
+{
+    return pt_mixed(m, o->data, &o->calibration, o->budget, o->write_recipe);
+}
+
+static const pt_setting mixed_settings[] = {
+    {"--budget", "BITS", PT_NUMBER, offsetof(pt_options, budget), NULL, "mixed: bits per weight in all, everything counted (what the recipe takes)"},
+    {"--write-recipe", "FILE", PT_TEXT, offsetof(pt_options, write_recipe), NULL,
+     "mixed: keep the bits it chose as a recipe file, for every command"},
+    {0}};
+
 static const pt_method methods[] = {
     {.name = "rtn",
      .alias = "round",
@@ -58,6 +69,14 @@ static const pt_method methods[] = {
      .explanation = "the same function in rotated coordinates (R1, R2 of SpinQuant): outliers are spread, rows quantize better;\n"
                     "exact, unties the head; goes before another method: rotate+importance",
      .run = run_rotate},
+    {.name = "mixed",
+     .explanation = "bits of its own for every weight under a size (the recipe's, or --budget), by the KL it costs alone, solved exactly;\n"
+                    "then scales as importance finds them, or what follows: mixed+gptq",
+     .needs_recipe = true,
+     .needs_data = true,
+     .run = run_mixed,
+     .unit = "weights",
+     .settings = mixed_settings},
 };
 enum { N_METHODS = sizeof methods / sizeof *methods };
 

@@ -15,12 +15,36 @@
  * with LayerNorm (GPT-2), both left as they are; after any other failure m is empty. */
 status pt_rotate(md_model *m, uint64_t seed);
 
+/* ---- sensitivity -------------------------------------------------------------------------- */
+
+/* What a model in floats predicts for the first tokens of `windows` windows of `length` tokens of data, evenly spread; kept, so that a change of its weights
+ * can be told by what it moves. m outlives it. */
+typedef struct pt_sensitivity pt_sensitivity;
+status pt_sensitivity_new(pt_sensitivity **s, md_model *m, fm_tokens *data, int64_t windows, int64_t length);
+void pt_sensitivity_free(pt_sensitivity *s); /* NULL is fine */
+/* Mean KL(before || now) in nats per token where weights of block `layer` and behind it have changed in place (latent floats, nothing is quantized);
+ * layers: only the head; -1: the embedding too. */
+status pt_sensitivity_kl(double *kl, pt_sensitivity *s, int64_t layer);
+
+/* Mixed bits: every weight gets bits of its own so that the whole takes no more than the budget. Choices per weight: blocks of 32 with fp16 scales (ggml's)
+ * 4, 5, 8 bits (Q4_0, Q5_0, Q8_0); Q4_K, Q6_K, Q8_0 where the recipe has such; else 2, 3, 4, 5, 6, 8 bits in the recipe's own grain.
+ *   cost(weight, 4 bits)  = KL(float || model with that weight alone quantized), measured on calibration data
+ *   cost(weight, choice)  = that times sum h (w - decode(encode(w)))^2 of the choice / that of 4 bits, h as in FQ_START_IMPORTANCE without the root
+ * and the sum of costs is minimized by pt_knapsack (knapsack.h), whose bound is stated. m gets the recipe with a rule for each weight, and ranges by importance.
+ * budget: bits per weight in all, everything counted; 0: what m's recipe takes. write_recipe: a recipe file, or NULL. NB_USAGE: a recipe without weights,
+ * a budget below the smallest choices. */
+status pt_mixed(md_model *m, fm_tokens *data, const kd_calibration *o, double budget, const char *write_recipe);
+
+/* ---- passes by name ----------------------------------------------------------------------- */
+
 /* What a pass may need beside the model: first what all may, then settings of single ones, whose 0 means the default. */
 typedef struct {
     fm_tokens *data; /* calibration: samples of the model's own, or any text; NULL: none */
     kd_calibration calibration;
     uint64_t seed;
     const char *read_imatrix, *write_imatrix; /* llama.cpp's files of importance; NULL: none */
+    double budget;            /* of mixed: bits per weight, 0: what the recipe takes */
+    const char *write_recipe; /* of mixed; NULL: not written */
 } pt_options;
 
 /* A setting of a pass: a field of pt_options, by its place in the struct. Types as an option of the command line has them: bool |
