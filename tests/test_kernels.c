@@ -59,6 +59,11 @@ RUN(swiglu_backward_gate, t->swiglu_backward(o->y, NULL, o->c, o->a, o->b, o->n)
 RUN(add_to, t->add_to(o->y, o->a, o->n))
 RUN(sum2, t->sum2(o->y, o->a, o->b, o->n))
 RUN(axpy, t->axpy(o->y, o->a, 0.37f, o->n))
+static const kn_adamw_factors step_factors = {0.01f, 0.999f, 0.9f, 0.1f, 0, 0.05f, 1.3f, 1e-6f, 0.7f};
+RUN(adamw, t->adamw(o->y, o->y + LONGEST, o->y + 2 * LONGEST, o->a, o->n, &step_factors))
+/* m and v behind x, finite before */
+RUN(adamw_bf16, uint16_t *m = (uint16_t *)(void *)(o->y + LONGEST); t->to_bf16(m, o->a, o->n);
+    t->to_bf16(m + LONGEST, o->b, o->n); t->adamw_bf16(o->y, m, m + LONGEST, o->c, o->n, &step_factors, 12345))
 RUN(sum_squares, o->y[0] = t->sum_squares(o->a, o->n))
 RUN(sum_abs, o->y[0] = t->sum_abs(o->a, o->n))
 RUN(absmax, o->y[0] = t->absmax(o->a, o->n))
@@ -105,6 +110,8 @@ static const struct {
     F(add_to),
     F(sum2),
     F(axpy),
+    F(adamw),
+    F(adamw_bf16),
     F(sum_squares),
     F(sum_abs),
     F(absmax),

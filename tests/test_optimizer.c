@@ -132,6 +132,45 @@ START_TEST(a_step_does_not_depend_on_threads)
 }
 END_TEST
 
+/* Moments in bf16 are right on average, though a single step moves v by less than bf16 can show; scales keep theirs in fp32. */
+START_TEST(moments_in_bf16_follow_those_in_fp32)
+{
+    enum { N = 4096, STEPS = 300 };
+    static double g[N];
+    ag_params ps[2] = {{0}};
+    ag_param *p[2], *s = NULL;
+    for (int k = 0; k < 2; k++) {
+        ag_optimizer o = ag_adamw(1e-3);
+        o.bf16_moments = k == 1;
+        p[k] = ag_param_new(&ps[k], "p", AG_WEIGHT, 1, (int64_t[]){N});
+        s = ag_param_new(&ps[k], "s", AG_SCALE, 1, (int64_t[]){1});
+        for (int t = 1; t <= STEPS; t++) {
+            for (int i = 0; i < N; i++)
+                g[i] = 0.01 * (1 + 0.1 * nb_random_normal(3, (uint64_t)t, (uint64_t)i));
+            give_gradient(p[k], g);
+            give_gradient(s, (double[]){0.1});
+            ck_assert_int_eq(ag_optimizer_step(&o, &ps[k], t, NULL), NB_OK);
+        }
+    }
+    ck_assert(p[0]->m && !p[0]->m16 && !p[1]->m && p[1]->m16 && p[1]->v16 && s->m && !s->m16);
+    double v[2] = {0}, m[2] = {0}, x[2] = {0};
+    for (int i = 0; i < N; i++) {
+        v[0] += (double)p[0]->v[i];
+        m[0] += (double)p[0]->m[i];
+        v[1] += (double)nb_bf16_to(p[1]->v16[i]);
+        m[1] += (double)nb_bf16_to(p[1]->m16[i]);
+        x[0] += (double)p[0]->x[i];
+        x[1] += (double)p[1]->x[i];
+    }
+    /* sums of 4096 roundings of at most 1/128 each, in a walk of a few independent steps */
+    ck_assert_double_eq_tol(v[1] / v[0], 1, 2e-3);
+    ck_assert_double_eq_tol(m[1] / m[0], 1, 2e-3);
+    ck_assert_double_eq_tol(x[1] / x[0], 1, 2e-3);
+    ag_params_free(&ps[0]);
+    ag_params_free(&ps[1]);
+}
+END_TEST
+
 static const struct {
     ag_schedule s;
     int64_t step;
@@ -174,6 +213,7 @@ int main(void)
     tcase_add_test(tc, groups_are_clipped_apart_and_the_frozen_stay);
     tcase_add_loop_test(tc, a_gradient_that_is_not_finite_changes_nothing, 0, 2);
     tcase_add_test(tc, a_step_does_not_depend_on_threads);
+    tcase_add_test(tc, moments_in_bf16_follow_those_in_fp32);
     tcase_add_loop_test(tc, schedules_follow_their_formulas, 0, COUNT(schedule_cases));
     suite_add_tcase(s, tc);
     return run_suite(s);

@@ -111,7 +111,8 @@ struct ag_param {
     int64_t dim[AG_MAX_DIM];
     int64_t count;
     real *x, *g; /* g: NULL until it is first wanted */
-    real *m, *v; /* the optimizer's moments: NULL until its first step */
+    real *m, *v;           /* the optimizer's moments: NULL until its first step, */
+    uint16_t *m16, *v16;   /* or these, in bf16 */
     bool has_grad; /* g holds this step's gradient */
     bool frozen;   /* no gradient, no moments */
 };
@@ -189,6 +190,7 @@ typedef struct {
     double lr, beta1, beta2, eps;
     double decay;                   /* decoupled, on AG_WEIGHT only */
     double rate[AG_GROUP_COUNT];    /* factor on lr per group; 0 means 1 */
+    bool bf16_moments;              /* AdamW's moments of AG_WEIGHT in bf16 (kn_adamw_bf16): half the memory */
     double clip;                    /* largest norm of the gradient, learned scales excluded (they are clipped apart, to the same norm); 0: none */
 } ag_optimizer;
 ag_optimizer ag_adamw(double lr); /* beta .9, .999, eps 1e-8, no decay, clip 1.0 */

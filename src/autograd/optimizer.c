@@ -15,16 +15,9 @@ enum { BLOCK = 16384 };
 
 typedef struct {
     const ag_param *p;
-    int64_t from, n;
+    int64_t index, from, n; /* index: of p in the list */
     double squares;
 } work;
-
-/* Factors of one group of parameters. */
-typedef struct {
-    real lr, keep;        /* lr: with 1 / (1 - b1^t) for Adam; keep: 1 - lr decay */
-    real b1, a1, b2, a2;  /* a: 1 - b */
-    real root, eps, clip; /* root: 1 / sqrt(1 - b2^t) */
-} factors;
 
 ag_optimizer ag_adamw(double lr)
 {
@@ -36,18 +29,40 @@ static bool takes_part(const ag_param *p)
     return p->has_grad && p->g && !p->frozen;
 }
 
+static void *zeroed(int64_t n, size_t size)
+{
+    void *p = nb_alloc_aligned((size_t)n, size);
+    return p ? memset(p, 0, (size_t)n * size) : NULL;
+}
+
+/* One moment of p, in bf16 where `half`. */
+static status moment_new(real **m, uint16_t **m16, const ag_param *p, bool half)
+{
+    if (half ? *m16 != NULL : *m != NULL)
+        return NB_OK;
+    if (half)
+        *m16 = zeroed(p->count, sizeof(uint16_t));
+    else
+        *m = zeroed(p->count, sizeof(real));
+    return (half ? *m16 != NULL : *m != NULL) ? NB_OK : NB_NOMEM;
+}
+
+/* Moments that AdamW has already stay as they are kept. */
+static bool in_bf16(const ag_optimizer *o, const ag_param *p)
+{
+    return !o->sgd && (p->m16 || (!p->m && o->bf16_moments && p->group == AG_WEIGHT));
+}
+
 static status moments_new(const ag_optimizer *o, ag_params *ps)
 {
     for (int64_t i = 0; i < ps->n; i++) {
         ag_param *p = ps->p[i];
-        real **moment[2] = {&p->m, o->sgd ? NULL : &p->v};
-        for (int k = 0; k < 2 && takes_part(p); k++) {
-            if (!moment[k] || *moment[k])
-                continue;
-            if (!(*moment[k] = nb_alloc_aligned((size_t)p->count, sizeof(real))))
-                return NB_NOMEM;
-            memset(*moment[k], 0, (size_t)p->count * sizeof(real));
-        }
+        const bool half = in_bf16(o, p);
+        if (!takes_part(p))
+            continue;
+        TRY(moment_new(&p->m, &p->m16, p, half));
+        if (!o->sgd)
+            TRY(moment_new(&p->v, &p->v16, p, half));
     }
     return NB_OK;
 }
@@ -63,7 +78,7 @@ static work *work_new(const ag_params *ps, int64_t *count)
     for (int64_t i = 0; w && i < ps->n; i++)
         for (int64_t from = 0; takes_part(ps->p[i]) && from < ps->p[i]->count; from += BLOCK) {
             int64_t rest = ps->p[i]->count - from;
-            w[n++] = (work){ps->p[i], from, rest < BLOCK ? rest : BLOCK, 0};
+            w[n++] = (work){ps->p[i], i, from, rest < BLOCK ? rest : BLOCK, 0};
         }
     return w;
 }
@@ -81,12 +96,13 @@ static void norms(double norm[2], work *w, int64_t n)
     norm[1] = sqrt(norm[1]);
 }
 
-static void factors_of(factors f[AG_GROUP_COUNT], const ag_optimizer *o, int64_t step, const double norm[2])
+/* Of each group of parameters: lr with 1 / (1 - b1^t) for Adam, keep = 1 - lr decay, a = 1 - b, root = 1 / sqrt(1 - b2^t). */
+static void factors_of(kn_adamw_factors f[AG_GROUP_COUNT], const ag_optimizer *o, int64_t step, const double norm[2])
 {
     for (int k = 0; k < AG_GROUP_COUNT; k++) {
         double own = norm[k == AG_SCALE], lr = o->lr * (o->rate[k] != 0 ? o->rate[k] : 1);
         double correct1 = o->sgd ? 1 : 1 - pow(o->beta1, (double)step), correct2 = 1 - pow(o->beta2, (double)step);
-        f[k] = (factors){.lr = (real)(lr / correct1),
+        f[k] = (kn_adamw_factors){.lr = (real)(lr / correct1),
                          .keep = (real)(1 - (k == AG_WEIGHT ? lr * o->decay : 0)),
                          .b1 = (real)o->beta1,
                          .a1 = (real)(1 - o->beta1),
@@ -98,27 +114,32 @@ static void factors_of(factors f[AG_GROUP_COUNT], const ag_optimizer *o, int64_t
     }
 }
 
-static void adamw(real *restrict x, real *restrict m, real *restrict v, const real *restrict g, int64_t n, factors f)
+static void sgd(real *restrict x, real *restrict m, const real *restrict g, int64_t n,
+                const kn_adamw_factors *f)
 {
     for (int64_t i = 0; i < n; i++) {
-        real d = g[i] * f.clip;
-        m[i] = f.b1 * m[i] + f.a1 * d;
-        v[i] = f.b2 * v[i] + f.a2 * d * d;
-        x[i] = f.keep * x[i] - f.lr * m[i] / ((real)sqrt(v[i]) * f.root + f.eps);
+        m[i] = f->b1 * m[i] + g[i] * f->clip;
+        x[i] = f->keep * x[i] - f->lr * m[i];
     }
 }
 
-static void sgd(real *restrict x, real *restrict m, const real *restrict g, int64_t n, factors f)
+/* A block's share of a step. Random numbers are drawn from the step, the parameter's place in the list and the element's in it. */
+static void update(const ag_optimizer *o, const work *w, const kn_adamw_factors *f, int64_t step)
 {
-    for (int64_t i = 0; i < n; i++) {
-        m[i] = f.b1 * m[i] + g[i] * f.clip;
-        x[i] = f.keep * x[i] - f.lr * m[i];
-    }
+    const ag_param *p = w->p;
+    const int64_t from = w->from;
+    if (o->sgd)
+        sgd(p->x + from, p->m + from, p->g + from, w->n, f);
+    else if (p->m16)
+        kn_adamw_bf16(p->x + from, p->m16 + from, p->v16 + from, p->g + from, w->n, f,
+                      (uint32_t)nb_random((uint64_t)step, (uint64_t)w->index, (uint64_t)from));
+    else
+        kn_adamw(p->x + from, p->m + from, p->v + from, p->g + from, w->n, f);
 }
 
 status ag_optimizer_step(const ag_optimizer *o, ag_params *ps, int64_t step, double *norm)
 {
-    factors f[AG_GROUP_COUNT];
+    kn_adamw_factors f[AG_GROUP_COUNT];
     double both[2];
     int64_t n;
     if (step < 1)
@@ -135,14 +156,8 @@ status ag_optimizer_step(const ag_optimizer *o, ag_params *ps, int64_t step, dou
     if (s == NB_OK) {
         factors_of(f, o, step, both);
 #pragma omp parallel for schedule(static) if (n > 1)
-        for (int64_t i = 0; i < n; i++) {
-            const ag_param *p = w[i].p;
-            int64_t from = w[i].from;
-            if (o->sgd)
-                sgd(p->x + from, p->m + from, p->g + from, w[i].n, f[p->group]);
-            else
-                adamw(p->x + from, p->m + from, p->v + from, p->g + from, w[i].n, f[p->group]);
-        }
+        for (int64_t i = 0; i < n; i++)
+            update(o, &w[i], &f[w[i].p->group], step);
         ps->version++;
         ag_params_clear_grad(ps);
     }

@@ -13,6 +13,8 @@ static void param_free(ag_param *p)
     free(p->g);
     free(p->m);
     free(p->v);
+    free(p->m16);
+    free(p->v16);
     free(p);
 }
 

@@ -59,6 +59,7 @@ static status teacher_rows(void *ctx, real *dst, int64_t row, int64_t n)
 static status step(workbench *w, int64_t number)
 {
     ag_optimizer o = ag_adamw(1e-5);
+    o.bf16_moments = true; /* as qat has it */
     ag_head_loss loss = {.kl = 1, .teacher = teacher_rows, .ctx = w};
     md_input in = {.B = w->B, .T = w->T, .ids = w->ids, .recompute = w->recompute};
     for (int64_t b = 0; b < w->B; b++)

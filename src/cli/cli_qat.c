@@ -45,6 +45,9 @@ static int64_t rows(cl_option row[CL_TRAIN_ROWS], cl_train_options *o, bool dist
         {"--eps", "X", CL_NUMBER, &k->eps, NULL, "AdamW: added to the root (1e-8)"},
         {"--clip", "X", CL_NUMBER, &k->clip, NULL, "largest norm of the gradient (1; 0: any)"},
         {"--sgd", NULL, CL_FLAG, &k->sgd, NULL, "SGD with momentum --beta1 instead of AdamW"},
+        {"--moments", "fp32|bf16", CL_CHOICE, &o->moments, NULL,
+         distill ? "how AdamW keeps its two moments of a weight (bf16, rounded at random: half the memory)"
+                 : "how AdamW keeps its two moments of a weight (fp32); bf16, rounded at random, takes half the memory"},
         {"--quant-after", "N", CL_COUNT, &k->quant_after, NULL, "quantize from this step on (0: from the start)"},
         {"--freeze-after", "N", CL_COUNT, &k->freeze_after, NULL, "static ranges stay from this step on (0: never)"},
         {"--freeze-ends", NULL, CL_FLAG, &k->freeze_ends, NULL,
@@ -143,6 +146,8 @@ static status settle(cl_train_options *o, const md_config *c)
         k->start = (fq_start)o->start;
     if (o->recompute != UNSET)
         k->recompute = (kd_recompute)o->recompute;
+    if (o->moments != UNSET)
+        k->bf16_moments = o->moments == 1;
     if (o->steps && o->epochs != 0)
         return nb_fail(NB_USAGE, "--steps and --epochs: one of them, please");
     if (o->steps) {
@@ -205,7 +210,7 @@ static status run(const char *path, cl_train_options *o, int argc, char **argv, 
 
 static int train_or_distill(int argc, char **argv, cl_command command, bool distill)
 {
-    cl_train_options o = {.distill = distill, .schedule = UNSET, .start = UNSET, .recompute = UNSET};
+    cl_train_options o = {.distill = distill, .schedule = UNSET, .start = UNSET, .recompute = UNSET, .moments = UNSET};
     cl_option option[CL_TRAIN_ROWS];
     const char *argument[CL_MAX_ARGUMENTS];
     int code;

@@ -28,12 +28,19 @@ static status save_moments(kd_trainer *t, fm_h5 *f)
     for (int64_t i = 0; i < ps->n; i++) {
         const ag_param *p = ps->p[i];
         char name[160];
-        const real *const array[] = {p->m, p->v, t->average ? t->average[i] : NULL};
-        static const char *const folder[] = {"adam/m", "adam/v", "average"};
-        for (int a = 0; a < 3; a++) {
-            snprintf(name, sizeof name, "%s/%s", folder[a], p->name);
-            if (array[a])
-                TRY(fm_h5_write(f, name, FM_F32, p->n_dim, p->dim, array[a]));
+        const struct {
+            const char *folder;
+            fm_dtype type;
+            const void *data;
+        } array[] = {{"adam/m", FM_F32, p->m},
+                     {"adam/v", FM_F32, p->v},
+                     {"adam/m", FM_BF16, p->m16},
+                     {"adam/v", FM_BF16, p->v16},
+                     {"average", FM_F32, t->average ? t->average[i] : NULL}};
+        for (size_t a = 0; a < sizeof array / sizeof *array; a++) {
+            snprintf(name, sizeof name, "%s/%s", array[a].folder, p->name);
+            if (array[a].data)
+                TRY(fm_h5_write(f, name, array[a].type, p->n_dim, p->dim, array[a].data));
         }
     }
     return NB_OK;
@@ -172,12 +179,19 @@ status kd_checkpoint_save(kd_trainer *t)
     return NB_OK;
 }
 
-static status load_array(fm_h5 *f, const char *folder, const ag_param *p, real **array)
+/* Into array, or where it is stored in bf16 and may be kept so, into array16. */
+static status load_array(fm_h5 *f, const char *folder, const ag_param *p, real **array, uint16_t **array16)
 {
     char name[160];
     snprintf(name, sizeof name, "%s/%s", folder, p->name);
-    if (!fm_h5_find(f, name))
+    const fm_array *found = fm_h5_find(f, name);
+    if (!found)
         return NB_OK;
+    if (array16 && found->dtype == FM_BF16) {
+        if (!*array16 && !(*array16 = nb_alloc_aligned((size_t)p->count, sizeof(uint16_t))))
+            return NB_NOMEM;
+        return fm_h5_read_all(f, name, FM_BF16, *array16, p->n_dim, p->dim);
+    }
     if (!*array && !(*array = nb_alloc_aligned((size_t)p->count, sizeof(real))))
         return NB_NOMEM;
     return fm_h5_read_all(f, name, FM_F32, *array, p->n_dim, p->dim);
@@ -204,12 +218,13 @@ static status load_state(kd_trainer *t, fm_h5 *f)
     if (t->averaged > 0 && !t->average && !(t->average = nb_alloc_zeroed((size_t)ps->n, sizeof *t->average)))
         return NB_NOMEM;
     for (int64_t i = 0; i < ps->n; i++) {
-        TRY(load_array(f, "adam/m", ps->p[i], &ps->p[i]->m));
-        TRY(load_array(f, "adam/v", ps->p[i], &ps->p[i]->v));
+        ag_param *p = ps->p[i];
+        TRY(load_array(f, "adam/m", p, &p->m, &p->m16));
+        TRY(load_array(f, "adam/v", p, &p->v, &p->v16));
         if (t->average) {
-            TRY(load_array(f, "average", ps->p[i], &t->average[i]));
+            TRY(load_array(f, "average", p, &t->average[i], NULL));
             if (!t->average[i])
-                return nb_fail(NB_FORMAT, "%s/last.h5: /average/%s is missing", t->folder, ps->p[i]->name);
+                return nb_fail(NB_FORMAT, "%s/last.h5: /average/%s is missing", t->folder, p->name);
         }
     }
     ps->version++;

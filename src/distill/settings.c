@@ -29,6 +29,7 @@
     X(number, "cosine", cosine)                                                                                        \
     X(number, "hidden", hidden)                                                                                        \
     X(bool, "sgd", sgd)                                                                                                \
+    X(bool, "bf16_moments", bf16_moments)                                                                              \
     X(int, "top_k", top_k)                                                                                             \
     X(int, "quant_after", quant_after)                                                                                 \
     X(int, "freeze_after", freeze_after)                                                                               \

@@ -144,6 +144,7 @@ static ag_optimizer optimizer_of(const kd_trainer *t)
     const kd_train_options *o = &t->o;
     ag_optimizer a = ag_adamw(o->lr * ag_schedule_at(&o->schedule, t->step + 1));
     a.sgd = o->sgd;
+    a.bf16_moments = o->bf16_moments;
     a.beta1 = o->beta1;
     a.beta2 = o->beta2;
     a.eps = o->eps;

@@ -228,14 +228,18 @@ static status predict(kd_trainer *t, kd_train_report *r)
             begin = nb_seconds();
         TRY(kd_step(t));
     }
-    double each = (nb_seconds() - begin) / (TIMED - 1), params = 0;
-    for (int64_t i = 0; i < t->student->params.n; i++)
-        params += (double)t->student->params.p[i]->count;
+    double each = (nb_seconds() - begin) / (TIMED - 1), params = 0, kept = 0;
+    for (int64_t i = 0; i < t->student->params.n; i++) {
+        const ag_param *p = t->student->params.p[i];
+        const int moments = (p->m ? 4 : 0) + (p->v ? 4 : 0) + (p->m16 ? 2 : 0) + (p->v16 ? 2 : 0); /* bytes */
+        params += (double)p->count * (double)((p->g ? 2 : 1) * (int)sizeof(real) + moments);
+        kept += (double)p->count * (double)((int)sizeof(real) + moments);
+    }
     r->seconds = each * (double)t->o.steps;
     r->tokens_per_second = (double)(t->o.batch * t->o.ctx * t->o.accumulate) / each;
     r->tape_bytes = ag_tape_peak(&t->tape);
-    r->parameter_bytes = (size_t)(params * 4 * sizeof(real));
-    r->disk_bytes = (size_t)(params * sizeof(real)) * (size_t)(1 + 3 * (t->run->keep > 1 ? t->run->keep : 1));
+    r->parameter_bytes = (size_t)params;
+    r->disk_bytes = (size_t)kept * (size_t)(t->run->keep > 1 ? t->run->keep : 1) + (size_t)ag_params_count(&t->student->params) * sizeof(real);
     if (t->o.top_k > 0) /* stored logits, and once more while they are made */
         r->disk_bytes += 2 * (size_t)(t->train.n * t->o.ctx) * ((size_t)t->o.top_k * 6 + 2);
     return NB_OK;
@@ -371,6 +375,7 @@ kd_train_options kd_train_defaults(bool distill, const fq_recipe *recipe, const 
                           .seed = 1,
                           .lr = distill ? (small ? 3e-4 : 2e-4) : (small ? 2e-3 : 6e-4),
                           .scale_rate = 1e-3,
+                          .bf16_moments = distill,
                           .pin = distill ? 0.03 : 0,
                           .beta1 = 0.9,
                           .beta2 = distill ? 0.999 : 0.95,

@@ -264,6 +264,16 @@ void kn_sum2(real *y, const real *a, const real *b, int64_t n); /* y = a + b */
 void kn_axpy(real *y, real a, const real *x, int64_t n);        /* y += a x */
 real kn_absmax(const real *x, int64_t n);
 double kn_sum_squares(const real *x, int64_t n);
+/* One step of AdamW on n elements by one thread: d = g clip;  m = b1 m + a1 d;  v = b2 v + a2 d^2;
+ * x = keep x - lr m / (sqrt(v) root + eps). (Loshchilov & Hutter 2019) */
+typedef struct {
+    real lr, keep, b1, a1, b2, a2, root, eps, clip;
+} kn_adamw_factors;
+void kn_adamw(real *x, real *m, real *v, const real *g, int64_t n, const kn_adamw_factors *f);
+/* The same with m and v kept in bf16, each rounded up or down by a random number of (key, i), right on average: rounded to
+ * nearest, v would not move where a step changes it by less than 1/512. x sees m and v before they are rounded. key: of the step and of where
+ * the n elements are. */
+void kn_adamw_bf16(real *x, uint16_t *m, uint16_t *v, const real *g, int64_t n, const kn_adamw_factors *f, uint32_t key);
 void kn_softmax(real *y, const real *x, int64_t M, int64_t C); /* rows; y may be x */
 /* lse[m] = max + log(sum exp(x - max)), in double sums */
 void kn_logsumexp(double *lse, const real *x, int64_t M, int64_t C);

@@ -82,6 +82,10 @@ enum {
     X(real, sum_abs, (const real *x, int64_t n))                                                                       \
     X(real, absmax, (const real *x, int64_t n))                                                                        \
     X(void, min_max, (real * min, real * max, const real *x, int64_t n))                                               \
+    X(void, adamw,                                                                                                     \
+      (real * x, real * m, real * v, const real *g, int64_t n, const kn_adamw_factors *f))                             \
+    X(void, adamw_bf16,                                                                                                \
+      (real * x, uint16_t * m, uint16_t * v, const real *g, int64_t n, const kn_adamw_factors *f, uint32_t key))       \
     X(void, softmax, (real * y, const real *x, int64_t M, int64_t C))                                                  \
     X(void, logsumexp, (double *lse, const real *x, int64_t M, int64_t C))                                             \
     X(void, rmsnorm, (real * y, real * r, const real *x, const real *w, int64_t M, int64_t C, real eps))               \

@@ -43,6 +43,16 @@ void kn_exp(real *y, const real *x, int64_t n)
     map(kn_isa()->exponential, y, x, n);
 }
 
+void kn_adamw(real *x, real *m, real *v, const real *g, int64_t n, const kn_adamw_factors *f)
+{
+    kn_isa()->adamw(x, m, v, g, n, f);
+}
+
+void kn_adamw_bf16(real *x, uint16_t *m, uint16_t *v, const real *g, int64_t n, const kn_adamw_factors *f, uint32_t key)
+{
+    kn_isa()->adamw_bf16(x, m, v, g, n, f, key);
+}
+
 void kn_silu(real *y, const real *x, int64_t n)
 {
     map(kn_isa()->silu, y, x, n);

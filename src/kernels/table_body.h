@@ -16,6 +16,8 @@ static inline void v_put(real *p, v16 x, int64_t left)
 /* In this order: each uses functions of those before it. */
 #include "kernels/rows_body.h"
 
+#include "kernels/optimizer_body.h"
+
 #include "kernels/norm_body.h"
 
 #include "kernels/grid_body.h"

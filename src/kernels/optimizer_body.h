@@ -1,0 +1,54 @@
+/* optimizer_body.h - updates of parameters (included by table_body.h): plain C that the compiler turns into the vectors of the
+ * including file. Multiplication, division and root are correctly rounded and nothing is contracted, so all tables give the
+ * same bits. Formulas: kernels.h. */
+
+static void adamw(real *restrict x, real *restrict m, real *restrict v, const real *restrict g, int64_t n,
+                  const kn_adamw_factors *how)
+{
+    const kn_adamw_factors f = *how;
+    for (int64_t i = 0; i < n; i++) {
+        const real d = g[i] * f.clip;
+        m[i] = f.b1 * m[i] + f.a1 * d;
+        v[i] = f.b2 * v[i] + f.a2 * d * d;
+        x[i] = f.keep * x[i] - f.lr * m[i] / ((real)sqrt(v[i]) * f.root + f.eps);
+    }
+}
+
+static inline float float_of_bf16(uint16_t h)
+{
+    const uint32_t u = (uint32_t)h << 16;
+    float f;
+    memcpy(&f, &u, sizeof f);
+    return f;
+}
+
+/* x up or down to a bf16 number: up with the chance of the share that is cut off; r is uniform in 0..65535. */
+static inline uint16_t bf16_at_random(float x, uint32_t r)
+{
+    uint32_t u;
+    memcpy(&u, &x, sizeof u);
+    return (uint16_t)((u + r) >> 16);
+}
+
+/* 32 random bits of a number (the mixer "lowbias32"; Wellons 2018, github.com/skeeto/hash-prospector) */
+static inline uint32_t mixed(uint32_t x)
+{
+    x = (x ^ x >> 16) * 0x7FEB352Du;
+    x = (x ^ x >> 15) * 0x846CA68Bu;
+    return x ^ x >> 16;
+}
+
+static void adamw_bf16(real *restrict x, uint16_t *restrict m, uint16_t *restrict v, const real *restrict g, int64_t n,
+                       const kn_adamw_factors *how, uint32_t key)
+{
+    const kn_adamw_factors f = *how;
+    for (int64_t i = 0; i < n; i++) {
+        const real d = g[i] * f.clip;
+        const real first = f.b1 * (real)float_of_bf16(m[i]) + f.a1 * d;
+        const real second = f.b2 * (real)float_of_bf16(v[i]) + f.a2 * d * d;
+        const uint32_t r = mixed(key + (uint32_t)i);
+        m[i] = bf16_at_random((float)first, r & 0xFFFF);
+        v[i] = bf16_at_random((float)second, r >> 16);
+        x[i] = f.keep * x[i] - f.lr * first / ((real)sqrt(second) * f.root + f.eps);
+    }
+}
