@@ -80,6 +80,45 @@ START_TEST(arena_blocks_are_aligned_disjoint_and_reused)
 }
 END_TEST
 
+/* Blocks of all sizes taken and given back in random order: no two overlap, and what is whole again is taken whole again. */
+START_TEST(pool_blocks_are_aligned_disjoint_and_reused)
+{
+    enum { N = 40, ROUNDS = 3000 };
+    nb_pool p = {0};
+    unsigned char *at[N] = {0};
+    size_t bytes[N] = {0}, peak = 0, before = 0;
+    for (int round = 0; round < ROUNDS; round++) {
+        const int i = (int)(nb_random(1, 1, (uint64_t)round) % N);
+        if (at[i]) {
+            ck_assert(filled_with(at[i], bytes[i], (unsigned char)(i + 1)));
+            nb_pool_give(&p, at[i], bytes[i]);
+            at[i] = NULL;
+            continue;
+        }
+        bytes[i] = (size_t)(nb_random(1, 2, (uint64_t)round) % (1u << nb_random(1, 3, (uint64_t)round) % 17));
+        ck_assert_ptr_nonnull(at[i] = nb_pool_take(&p, bytes[i]));
+        ck_assert_uint_eq((uintptr_t)at[i] % 64, 0);
+        memset(at[i], i + 1, bytes[i]);
+        peak = p.used > peak ? p.used : peak;
+    }
+    for (int i = 0; i < N; i++)
+        nb_pool_give(&p, at[i], bytes[i]);
+    ck_assert(p.used == 0 && p.peak == peak);
+    ck_assert_int_eq(p.n, 1); /* of the first slab, 1 MB: more was never taken at once */
+    before = p.block[0].bytes;
+    ck_assert_ptr_nonnull(at[0] = nb_pool_take(&p, before));
+    ck_assert_int_eq(p.n, 0);
+    ck_assert_ptr_nonnull(at[1] = nb_pool_take(&p, 5 * before)); /* a slab of its own */
+    nb_pool_reset(&p);
+    ck_assert(p.used == 0 && p.n == 2);
+    ck_assert_ptr_eq(nb_pool_take(&p, before), at[0]);
+    ck_assert_ptr_null(nb_pool_take(&p, SIZE_MAX));
+    nb_pool_give(&p, NULL, 5);
+    nb_pool_free(&p);
+    ck_assert_ptr_null(p.slabs);
+}
+END_TEST
+
 START_TEST(allocation_refuses_overflow_with_a_message)
 {
     ck_assert_ptr_null(nb_alloc(SIZE_MAX / 4, 8));
@@ -383,6 +422,7 @@ int main(void)
     tcase_add_test(plain, every_status_has_a_name);
     tcase_add_test(plain, messages_gain_context_and_are_cut);
     tcase_add_test(plain, arena_blocks_are_aligned_disjoint_and_reused);
+    tcase_add_test(plain, pool_blocks_are_aligned_disjoint_and_reused);
     tcase_add_test(plain, allocation_refuses_overflow_with_a_message);
     tcase_add_test(plain, random_numbers_are_these);
     tcase_add_test(plain, random_moments_are_right);

@@ -53,15 +53,17 @@ typedef struct {
 } ag_tap;
 
 struct ag_tape {
-    nb_arena memory;
-    struct ag_block *blocks; /* released buffers by size, for reuse within the step */
-    int64_t n_blocks, block_capacity;
+    nb_arena small; /* what is not worth giving back */
+    nb_pool memory; /* the rest, reused within the step */
     ag_tensor **node;
     int64_t n, capacity;
     status err;
     ag_tape *scratch;       /* for recomputed segments */
+    ag_tape *home;          /* of a scratch tape: the one it serves */
     /* settings, set by the caller before a run */
     bool no_grad;           /* nothing is kept for a backward pass */
+    bool step_gradients;    /* gradients of parameters are the step's own, in memory that activations leave to them: ag_optimizer_step
+                               or ag_params_clear_grad stands before the next ag_reset; else they are the parameters' and stay */
     bool quantize_off;      /* sites leave their input alone (fake-quant starts later: --quant-after) */
     bool weights_off, activations_off; /* the same of one kind of sites */
     kn_precision precision; /* of float products and of the backward pass */
@@ -111,6 +113,7 @@ struct ag_param {
     int64_t dim[AG_MAX_DIM];
     int64_t count;
     real *x, *g; /* g: NULL until it is first wanted */
+    bool borrowed; /* g is a tape's (step_gradients) */
     real *m, *v;           /* the optimizer's moments: NULL until its first step, */
     uint16_t *m16, *v16;   /* or these, in bf16 */
     bool has_grad; /* g holds this step's gradient */

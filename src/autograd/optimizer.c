@@ -15,7 +15,7 @@ enum { BLOCK = 16384 };
 
 typedef struct {
     const ag_param *p;
-    int64_t index, from, n; /* index: of p in the list */
+    int64_t from, n;
     double squares;
 } work;
 
@@ -78,7 +78,7 @@ static work *work_new(const ag_params *ps, int64_t *count)
     for (int64_t i = 0; w && i < ps->n; i++)
         for (int64_t from = 0; takes_part(ps->p[i]) && from < ps->p[i]->count; from += BLOCK) {
             int64_t rest = ps->p[i]->count - from;
-            w[n++] = (work){ps->p[i], i, from, rest < BLOCK ? rest : BLOCK, 0};
+            w[n++] = (work){ps->p[i], from, rest < BLOCK ? rest : BLOCK, 0};
         }
     return w;
 }
@@ -123,7 +123,7 @@ static void sgd(real *restrict x, real *restrict m, const real *restrict g, int6
     }
 }
 
-/* A block's share of a step. Random numbers are drawn from the step, the parameter's place in the list and the element's in it. */
+/* A block's share of a step. Random numbers are drawn from the step, the parameter's name and the element's place in it. */
 static void update(const ag_optimizer *o, const work *w, const kn_adamw_factors *f, int64_t step)
 {
     const ag_param *p = w->p;
@@ -132,7 +132,7 @@ static void update(const ag_optimizer *o, const work *w, const kn_adamw_factors 
         sgd(p->x + from, p->m + from, p->g + from, w->n, f);
     else if (p->m16)
         kn_adamw_bf16(p->x + from, p->m16 + from, p->v16 + from, p->g + from, w->n, f,
-                      (uint32_t)nb_random((uint64_t)step, (uint64_t)w->index, (uint64_t)from));
+                      (uint32_t)nb_random((uint64_t)step, nb_hash(NB_HASH_START, p->name, strlen(p->name)), (uint64_t)from));
     else
         kn_adamw(p->x + from, p->m + from, p->v + from, p->g + from, w->n, f);
 }

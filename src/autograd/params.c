@@ -10,7 +10,8 @@ static void param_free(ag_param *p)
         return;
     free(p->name);
     free(p->x);
-    free(p->g);
+    if (!p->borrowed)
+        free(p->g);
     free(p->m);
     free(p->v);
     free(p->m16);
@@ -78,20 +79,29 @@ ag_tensor *ag_use(ag_tape *t, ag_param *p)
 {
     if (!p || t->err)
         return NULL;
-    if (!p->g && !p->frozen && !t->no_grad && !(p->g = nb_alloc_aligned((size_t)p->count, sizeof(real)))) {
+    const bool wanted = !p->frozen && !t->no_grad;
+    const ag_tape *home = t->home ? t->home : t;
+    if (wanted && !home->step_gradients && !p->g && !(p->g = nb_alloc_aligned((size_t)p->count, sizeof(real)))) {
         t->err = NB_NOMEM;
         return NULL;
     }
-    ag_tensor *a = ag_leaf(t, p->x, p->frozen ? NULL : p->g, p->n_dim, p->dim);
-    if (a)
-        a->param = p;
+    ag_tensor *a = ag_leaf(t, p->x, NULL, p->n_dim, p->dim);
+    if (!a)
+        return NULL;
+    a->needs_grad = wanted;
+    a->param = p;
     return a;
 }
 
 void ag_params_clear_grad(ag_params *ps)
 {
-    for (int64_t i = 0; i < ps->n; i++)
-        ps->p[i]->has_grad = false;
+    for (int64_t i = 0; i < ps->n; i++) {
+        ag_param *p = ps->p[i];
+        p->has_grad = false;
+        if (p->borrowed)
+            p->g = NULL;
+        p->borrowed = false;
+    }
 }
 
 void ag_params_free(ag_params *ps)

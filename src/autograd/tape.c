@@ -1,18 +1,15 @@
-/* tape.c - the tape: nodes in creation order, one arena, buffers reused within a step.
+/* tape.c - the tape: nodes in creation order, one pool of memory, reused within a step.
  *
  * A value is released when its last forward reader has gone (ag_done) and no backward keeps it; during the backward pass a node's
- * value, gradient and saved memory are released as soon as its own backward has run, since only later nodes read them. Released
- * buffers go to a list searched by exact size: shapes repeat from block to block.
+ * value, gradient and saved memory are released as soon as its own backward has run, since only later nodes read them. Gradients of
+ * parameters grow into that room where they are the step's own.
  */
 #include "autograd/autograd.h"
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 
-struct ag_block {
-    void *p;
-    size_t bytes;
-};
+enum { SMALL = 1 << 15 }; /* bytes: tensors themselves and their settings stay until the reset, apart from what is given back */
 
 status ag_status(const ag_tape *t)
 {
@@ -21,8 +18,8 @@ status ag_status(const ag_tape *t)
 
 void ag_reset(ag_tape *t)
 {
-    nb_arena_reset(&t->memory);
-    t->n_blocks = 0;
+    nb_arena_reset(&t->small);
+    nb_pool_reset(&t->memory);
     t->n = 0;
     t->err = NB_OK;
 }
@@ -33,15 +30,15 @@ void ag_tape_free(ag_tape *t)
         ag_tape_free(t->scratch);
         free(t->scratch);
     }
-    nb_arena_free(&t->memory);
-    free(t->blocks);
+    nb_arena_free(&t->small);
+    nb_pool_free(&t->memory);
     free(t->node);
     *t = (ag_tape){0};
 }
 
 size_t ag_tape_peak(const ag_tape *t)
 {
-    return t->memory.peak + (t->scratch ? t->scratch->memory.peak : 0);
+    return t->small.peak + t->memory.peak + (t->scratch ? ag_tape_peak(t->scratch) : 0);
 }
 
 ag_tensor *ag_fail(ag_tape *t, status s, const char *fmt, ...)
@@ -57,44 +54,20 @@ ag_tensor *ag_fail(ag_tape *t, status s, const char *fmt, ...)
     return NULL;
 }
 
-/* Buffers of the arena are 64-byte aligned; sizes are compared after the same rounding. */
-static size_t rounded(size_t bytes)
-{
-    return (bytes + 63) & ~(size_t)63;
-}
-
 void *ag_take(ag_tape *t, size_t bytes)
 {
     if (t->err)
         return NULL;
-    if (bytes > SIZE_MAX - 64)
-        return ag_fail(t, NB_NOMEM, "tape: %zu bytes", bytes);
-    size_t want = rounded(bytes ? bytes : 1);
-    for (int64_t i = t->n_blocks; i-- > 0;)
-        if (t->blocks[i].bytes == want) {
-            void *p = t->blocks[i].p;
-            t->blocks[i] = t->blocks[--t->n_blocks];
-            return p;
-        }
-    void *p = nb_arena_alloc(&t->memory, want);
+    void *p = bytes < SMALL ? nb_arena_alloc(&t->small, bytes) : nb_pool_take(&t->memory, bytes);
     if (!p)
-        ag_fail(t, NB_NOMEM, "tape: out of memory, %zu bytes on top of %zu", want, t->memory.used);
+        ag_fail(t, NB_NOMEM, "tape: out of memory, %zu bytes on top of %zu", bytes, t->small.used + t->memory.used);
     return p;
 }
 
 void ag_give_back(ag_tape *t, void *p, size_t bytes)
 {
-    if (!p)
-        return;
-    if (t->n_blocks == t->block_capacity) {
-        int64_t capacity = t->block_capacity ? 2 * t->block_capacity : 256;
-        struct ag_block *b = realloc(t->blocks, (size_t)capacity * sizeof *b);
-        if (!b)
-            return; /* not reused before the reset: no harm */
-        t->blocks = b;
-        t->block_capacity = capacity;
-    }
-    t->blocks[t->n_blocks++] = (struct ag_block){p, rounded(bytes ? bytes : 1)};
+    if (bytes >= SMALL)
+        nb_pool_give(&t->memory, p, bytes);
 }
 
 int64_t ag_count(const ag_tensor *a)
@@ -254,6 +227,22 @@ void ag_done(ag_tensor *a)
     }
 }
 
+/* The step's own gradient is taken from the tape that is not reset between segments. */
+static real *param_grad(const ag_tensor *a, real *beta)
+{
+    ag_param *p = a->param;
+    ag_tape *t = a->tape->home ? a->tape->home : a->tape;
+    if (p->has_grad)
+        return p->g;
+    if (t->step_gradients) {
+        p->g = ag_take(t, value_bytes(a));
+        p->borrowed = true;
+    }
+    p->has_grad = p->g != NULL;
+    *beta = 0;
+    return p->g;
+}
+
 real *ag_grad_write(const ag_tensor *a, real *beta)
 {
     union {
@@ -263,13 +252,8 @@ real *ag_grad_write(const ag_tensor *a, real *beta)
     *beta = 1;
     if (!a->needs_grad)
         return NULL;
-    if (a->param) {
-        if (!a->param->has_grad) {
-            a->param->has_grad = true;
-            *beta = 0;
-        }
-        return a->g;
-    }
+    if (a->param)
+        return param_grad(a, beta);
     if (!a->g) {
         u.out->g = ag_take(a->tape, value_bytes(a));
         *beta = 0;
@@ -349,6 +333,7 @@ static ag_tape *scratch_of(ag_tape *t)
     t->scratch->weights_off = t->weights_off;
     t->scratch->activations_off = t->activations_off;
     t->scratch->precision = t->precision;
+    t->scratch->home = t;
     t->scratch->tap = (ag_tap){0};
     t->scratch->no_grad = false;
     return t->scratch;

@@ -55,6 +55,24 @@ char *nb_arena_string(nb_arena *a, const char *s); /* a copy; NULL when out of m
 void nb_arena_reset(nb_arena *a);                /* keeps the chunks, forgets the contents */
 void nb_arena_free(nb_arena *a);
 
+/* Blocks that are given back in any order, and what is given back is taken again: 64-byte aligned, neighbours that are free
+ * become one. A zeroed struct is a valid empty pool. */
+typedef struct nb_slab nb_slab;
+typedef struct {
+    char *p;
+    size_t bytes;
+} nb_free_block;
+typedef struct {
+    nb_slab *slabs;
+    nb_free_block *block; /* free ones, by address */
+    int64_t n, capacity;
+    size_t used, peak; /* bytes taken */
+} nb_pool;
+void *nb_pool_take(nb_pool *p, size_t bytes);          /* NULL when out of memory (no message) */
+void nb_pool_give(nb_pool *p, void *at, size_t bytes); /* of nb_pool_take, the same size; NULL is fine */
+void nb_pool_reset(nb_pool *p);                        /* all blocks are free, the memory stays */
+void nb_pool_free(nb_pool *p);
+
 /* malloc/calloc/realloc of count x size with the overflow checked; NULL (message set) on failure. Free with free().
  * Sizes of 0 return a valid pointer. nb_alloc_aligned: 64 bytes, contents undefined. */
 void *nb_alloc(size_t count, size_t size);

@@ -67,6 +67,7 @@ static status step(workbench *w, int64_t number)
     TRY(rt_forward(w->session, w->B * w->T, w->slot, w->ids, w->hidden));
     ag_reset(&w->tape);
     w->tape.precision = w->precision;
+    w->tape.step_gradients = true;
     md_output out = md_forward(&w->tape, &w->student, &in);
     TRY(ag_backward(&w->tape, ag_head(&w->tape, out.x, out.w, out.b, w->target, &loss, NULL)));
     return ag_optimizer_step(&o, &w->student.params, number, NULL);

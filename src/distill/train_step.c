@@ -126,6 +126,7 @@ static status micro_step(kd_trainer *t, ag_head_report *report, double *total)
     ag_reset(&t->tape);
     t->tape.quantize_off = t->step < t->o.quant_after;
     t->tape.precision = t->o.precision;
+    t->tape.step_gradients = t->o.accumulate == 1;
     md_input in = {.B = t->o.batch, .T = t->o.ctx, .ids = t->ids, .lengths = kd_lengths(t), .recompute = recomputes(t), .hidden = blocks ? ours : NULL};
     ag_head_loss how = {.ce = (real)t->o.ce, .kl = (real)t->o.kl, .reverse_kl = (real)t->o.reverse_kl, .mse = (real)t->o.mse, .cosine = (real)t->o.cosine,
                         .temperature = (real)t->o.temperature, .teacher = teach ? teacher_logits : NULL, .ctx = t};
