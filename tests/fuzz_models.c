@@ -72,7 +72,9 @@ static status read_config(const char *path)
 
 static const char *const recipes[] = {
     "w4a8kv8", "q4_0", "*.weight int3 asym group:8 bf16 dynamic\n*.input int8 asym tensor average\n",
-    "*.weight sign row pow2 dynamic\n*.attn.[kv] int8 head f16 learned\n", "*.weight int16 row f16 learned\n"};
+    "*.weight sign row pow2 dynamic\n*.attn.[kv] int8 head f16 learned\n", "*.weight int16 row f16 learned\n",
+    "base q4_0\nposition.weight int8 row f16 learned\n"};
+enum { GPT2 = 5 }; /* the last one's model; others are LLaMA's */
 
 /* As if it came from a GGUF file: metadata of its own, kept byte for byte. */
 static bool give_source(md_model *m)
@@ -98,22 +100,27 @@ static bool give_source(md_model *m)
 
 static bool build(md_model *m, int k)
 {
-    const md_config c = {.architecture = "llama",
-                         .dim = 32,
-                         .hidden = 44,
-                         .layers = 1,
-                         .heads = 4,
-                         .kv_heads = 2,
-                         .head_size = 8,
-                         .vocab = 260,
-                         .ctx = 32,
-                         .norm_eps = 1e-5,
-                         .rope_theta = 10000,
-                         .tied = k != 1,
-                         .pairing = k == 1 ? KN_ROPE_HALF : KN_ROPE_INTERLEAVED,
-                         .qkv_bias = k == 2,
-                         .bos = 256,
+    md_config c = {.architecture = "llama",
+                   .dim = 32,
+                   .hidden = 44,
+                   .layers = 1,
+                   .heads = 4,
+                   .kv_heads = 2,
+                   .head_size = 8,
+                   .vocab = 260,
+                   .ctx = 32,
+                   .norm_eps = 1e-5,
+                   .rope_theta = 10000,
+                   .tied = k != 1,
+                   .pairing = k == 1 ? KN_ROPE_HALF : KN_ROPE_INTERLEAVED,
+                   .qkv_bias = k == 2,
+                   .bos = 256,
                          .eos = 257};
+    if (k == GPT2) {
+        memcpy(c.architecture, "gpt2", sizeof "gpt2");
+        c.kv_heads = c.heads;
+        c.qkv_bias = c.out_bias = true;
+    }
     fq_recipe r;
     bool named = !strchr(recipes[k], '\n');
     if ((named ? fq_recipe_open(&r, recipes[k]) : fq_recipe_parse(&r, "made", recipes[k], strlen(recipes[k]))) != NB_OK)
@@ -174,9 +181,10 @@ static bool seed_llama2c(int k, const char *path)
 static bool seed_gguf(int k, const char *path)
 {
     md_model m;
-    if (k >= 3 || !build(&m, k == 0 ? 1 : k == 1 ? 0 : 2))
+    static const int made[] = {1, 0, 2, GPT2};
+    if (k >= 4 || !build(&m, made[k]))
         return false;
-    status s = md_export(&m, k == 0 ? "gguf" : k == 1 ? "gguf-f16" : "gguf-f32", path, NULL, 0);
+    status s = md_export(&m, k == 0 || k == 3 ? "gguf" : k == 1 ? "gguf-f16" : "gguf-f32", path, NULL, 0);
     md_free(&m);
     return s == NB_OK;
 }

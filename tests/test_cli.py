@@ -571,6 +571,53 @@ class Commands(unittest.TestCase):
         self.assertIn("shape", run(*line[:2], "dim=32,hidden=72,layers=2,heads=4,ctx=64", *line[3:], code=2)[1])
         self.assertIn("hiden", run(*line[:2], "dim=32,hiden=64", *line[3:-1], "bad", code=2)[1])
 
+    def test_gpt2_goes_through_every_command(self):
+        with tempfile.TemporaryDirectory() as folder:
+            here = os.getcwd()
+            os.chdir(folder)
+            try:
+                self.gpt2()
+            finally:
+                os.chdir(here)
+
+    def gpt2(self):
+        config = "architecture=gpt2,dim=32,hidden=128,layers=2,heads=4,ctx=64"
+        told = parsed("train", "--config", config, "--tokenizer", "bytes", "--data", STORIES, "--split", "line", "--steps", "60",
+                      "--batch", "8", "--ctx", "64", "-o", "float")
+        self.assertLess(told["best_nll"], 3.3)  # a uniform guess has ln 258 = 5.55
+        told = parsed("info", "float")
+        self.assertEqual((told["config"]["architecture"], told["params"]), ("gpt2", 258 * 32 + 64 * 32 + 2 * 12704 + 64))
+        text = run("run", "float", "-p", "na\u00efve \u65e5\u672c", "-n", "9", "--temp", "0")[0]
+        self.assertTrue(text.startswith("na\u00efve \u65e5\u672c"))
+        run("data", "float", "--tokens", "6k", "--seed", "1", "-o", "train.h5")
+        run("data", "float", "--tokens", "3k", "--seed", "2", "-o", "heldout.h5")
+
+        def distance(model):
+            return parsed("eval", model, "--tokenizer", "bytes", "--teacher", "float", "--data", "heldout.h5")["kl"]
+
+        # the same model in other formats
+        for fmt, name in [("gguf-f32", "f.gguf"), ("safetensors", "hf"), ("h5", "f.h5")]:
+            run("convert", "float", "--to", fmt, "-o", name)
+            self.assertLess(distance(name), 1e-9)
+            self.assertEqual(run("run", name, "-p", "na\u00efve \u65e5\u672c", "-n", "9", "--temp", "0")[0], text)
+        # rounded, rounded well, trained; codes as they are in a GGUF file
+        run("fold", "float", "--recipe", "w3a16", "-o", "rtn.h5")
+        run("qat", "float", "--data", "train.h5", "--recipe", "w3a16", "--steps", "30", "--batch", "8", "--ctx", "64", "-o", "run")
+        run("fold", "run", "-o", "qat.h5")
+        self.assertLess(distance("qat.h5"), 0.7 * distance("rtn.h5"))
+        run("ptq", "importance", "float", "--recipe", "q4_0", "--data", "train.h5", "--write-imatrix", "im.gguf", "-o", "q4.h5")
+        names = [t["name"] for t in parsed("info", "im.gguf", "--tensors")["tensors"]]
+        self.assertEqual(len(names), len(set(names)))
+        self.assertIn("blk.1.attn_qkv.weight.in_sum2", names)
+        run("ptq", "importance", "float", "--recipe", "q4_0", "--imatrix", "im.gguf", "-o", "again.h5")
+        self.assertEqual(content("again.h5"), content("q4.h5"))
+        run("export", "q4.h5", "--to", "gguf", "-o", "q4.gguf")
+        told = parsed("info", "q4.gguf", "--tensors")
+        types = {t["name"]: t["type"] for t in told["tensors"]}
+        self.assertEqual((types["blk.0.attn_qkv.weight"], types["position_embd.weight"]), ("Q4_0", "F32"))
+        self.assertIn("GPT-2", run("export", "q4.h5", "--to", "llama2c", "-o", "q4.bin", code=1)[1])
+        self.assertIn("LayerNorm", run("ptq", "rotate", "float", "-o", "r.h5", code=1)[1])
+
     def test_text_can_be_piped_away_early(self):
         p = subprocess.run(f"'{PROGRAM}' recipes | head -n 1", shell=True, capture_output=True)
         self.assertEqual(p.stderr, b"")

@@ -184,6 +184,33 @@ START_TEST(own_configs_are_read_or_refused)
 }
 END_TEST
 
+/* ---- what GELU makes ---------------------------------------------------------------------- */
+
+/* Rules for *.gelu are rules for down's input, of GPT-2 alone; a later one for *.input wins as ever. */
+START_TEST(rules_reach_what_gelu_makes)
+{
+    static const struct {
+        const char *recipe;
+        bool has_zero, llamas;
+    } rules[] = {{"w8a8kv8", true, false},
+                 {"w4a8kv4", true, false},
+                 {"q8_0", false, false},
+                 {"base w8a8kv8\n*.down.input int8 narrow token f32\n", false, false},
+                 {"base q8_0\n*.gelu int8 asym tensor static\n", true, false},
+                 {"*.input int8 asym token f32\n", true, true}};
+    for (size_t i = 0; i < sizeof rules / sizeof *rules; i++) {
+        md_model gpt2, llama;
+        made_model(&gpt2, &made_shapes[N_MADE_LLAMAS], rules[i].recipe, 1);
+        made_model(&llama, &made_shapes[0], rules[i].recipe, 1);
+        const kn_grid *own = &gpt2.block[1].mlp.down_input->spec.grid, *other = &llama.block[1].mlp.down_input->spec.grid;
+        ck_assert_msg(own->bits == 8 && own->has_zero == rules[i].has_zero, "%s", rules[i].recipe);
+        ck_assert_msg(other->bits == 8 && other->has_zero == rules[i].llamas, "%s", rules[i].recipe);
+        md_free(&gpt2);
+        md_free(&llama);
+    }
+}
+END_TEST
+
 /* ---- one array of q, k and v -------------------------------------------------------------- */
 
 START_TEST(one_array_of_several_rules)
@@ -300,6 +327,7 @@ int main(void)
     tcase_add_loop_test(c, logits_are_those_of_transformers, 0, 2);
     tcase_add_loop_test(c, configs_are_read_or_refused, 0, sizeof configs / sizeof *configs);
     tcase_add_test(c, own_configs_are_read_or_refused);
+    tcase_add_test(c, rules_reach_what_gelu_makes);
     tcase_add_test(c, one_array_of_several_rules);
     suite_add_tcase(s, c);
     tcase_set_tags(add_case(s, "transformers", gpt2_of_transformers_is_read, 1), "client");

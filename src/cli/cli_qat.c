@@ -87,8 +87,8 @@ static int64_t rows(cl_option row[CL_TRAIN_ROWS], cl_train_options *o, bool dist
     };
     const cl_option train[] = {
         {"--config", "FILE|key=value,...", CL_TEXT, &o->config, NULL,
-         "shape of a new model: dim, hidden, layers, heads, kv_heads, ctx, tied, ... as JSON or as a list; the "
-         "vocabulary is the tokenizer's"},
+         "shape of a new model: dim, hidden, layers, heads, kv_heads, ctx, tied, architecture (llama or gpt2), ... as JSON or as a "
+         "list; the vocabulary is the tokenizer's"},
     };
     const int64_t n = sizeof both / sizeof *both,
                   more = distill ? sizeof qat / sizeof *qat : sizeof train / sizeof *train;

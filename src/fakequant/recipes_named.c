@@ -2,8 +2,8 @@
  *
  * Names: w = bits of weights, a = of the inputs of linears, kv = of cached keys and values, g = weights in groups (else rows).
  * Rows have one fp32 scale, groups an fp16 one. Weights of 8 bits and inputs use codes -127..127. Embedding and head have 8 bits
- * in the recipe's own grain. Where KV is coded, Q has 8 bits, so that scores are integer products; keys of 4 bits are coded less
- * their mean.
+ * in the recipe's own grain. What GELU makes is one-sided and has a zero point. Where KV is coded, Q has 8 bits, so that scores are
+ * integer products; keys of 4 bits are coded less their mean.
  */
 #include "fakequant/fakequant.h"
 #include "fakequant/recipes.h"
@@ -14,7 +14,9 @@
 #define GROUPS_ENDS8                                                                                                   \
     "embed.weight        int8 narrow group:32 f16 learned\n"                                                           \
     "head.weight         int8 narrow group:32 f16 learned\n"
-#define A8  "*.input             int8 narrow token f32 dynamic\n"
+#define A8                                                                                                             \
+    "*.input             int8 narrow token f32 dynamic\n"                                                              \
+    "*.gelu              int8 asym token f32 dynamic\n"
 #define Q8  "layers.*.attn.q     int8 narrow head f32 dynamic\n"
 #define KV8 Q8 "layers.*.attn.[kv]  int8 asym head f16 dynamic\n"
 #define KV4                                                                                                            \
