@@ -258,7 +258,7 @@ status pt_mixed(md_model *m, fm_tokens *data, const kd_calibration *o, double bu
     const int64_t by_size = FORWARDS / (md_config_params(&m->config) + 1), windows = by_size < LEAST ? LEAST : by_size > MOST ? MOST : by_size;
     status s = list_weights(&x);
     if (s == NB_OK)
-        s = kd_importance_new(&x.importance, &m->sites);
+        s = kd_importance_new(&x.importance, m);
     if (s == NB_OK)
         s = kd_watch(m, data, o, (ag_tap){kd_gather_importance, &x.importance});
     if (s == NB_OK && x.importance.failed)
