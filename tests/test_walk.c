@@ -75,12 +75,16 @@ START_TEST(blocks_in_order_are_the_forward)
         free(y);
     }
     ck_assert_int_eq(w.layer, m.config.layers);
-    ck_assert_int_eq(pt_walk_next(&w), NB_USAGE);
     if (weights) { /* the embedding is in codes always, the whole forward's only where weights are */
         float *y = whole(&m, &w, weights, activations);
         ck_assert_mem_eq(y, w.x, bytes);
         free(y);
     }
+    seen last = {0};
+    OK(pt_walk_watch(&w, (ag_tap){note, &last}, NULL));
+    ck_assert_str_eq(last.last, "embed.weight"); /* the head's */
+    OK(pt_walk_next(&w));
+    ck_assert_int_eq(pt_walk_next(&w), NB_USAGE);
     pt_walk_free(&w);
     unmade(&m, &data);
 }

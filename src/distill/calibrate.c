@@ -314,9 +314,8 @@ static status start_offsets(const reading *r)
 
 /* ---- all ranges --------------------------------------------------------------------------- */
 
-static status find_ranges(const reading *r, fq_start how)
+static status find_input_ranges(const reading *r)
 {
-    TRY(how == FQ_START_IMPORTANCE ? start_by_importance(r) : fq_start_weights(&r->m->sites, how, NULL, NULL));
     TRY(start_offsets(r));
     if (fq_sites_need_calibration(&r->m->sites, NULL, 0)) {
         TRY(watch(r, (ag_tap){fq_observe, &r->m->sites}));
@@ -326,9 +325,36 @@ static status find_ranges(const reading *r, fq_start how)
     return NB_OK;
 }
 
+static status find_ranges(const reading *r, fq_start how)
+{
+    TRY(how == FQ_START_IMPORTANCE ? start_by_importance(r) : fq_start_weights(&r->m->sites, how, NULL, NULL));
+    return find_input_ranges(r);
+}
+
 status kd_find_ranges_in(md_model *m, fq_start how, fm_tokens *data, const kd_windows *w, int64_t ctx, const kd_calibration *o)
 {
     return find_ranges(&(reading){m, data, w, ctx, o}, how);
+}
+
+/* No site may be left without ranges. */
+static status all_seen(const md_model *m, const fm_tokens *data)
+{
+    char names[256];
+    return fq_sites_need_calibration(&m->sites, names, sizeof names)
+               ? nb_fail(NB_UNSUPPORTED, "%s: %s saw no data", data->path, names)
+               : NB_OK;
+}
+
+status kd_find_input_ranges(md_model *m, fm_tokens *data, const kd_calibration *o)
+{
+    kd_calibration of;
+    kd_windows w;
+    if (!fq_sites_need_calibration(&m->sites, NULL, 0) && !has_offsets(m))
+        return NB_OK;
+    TRY(cut(&of, &w, m, data, o));
+    status s = find_input_ranges(&(reading){m, data, &w, of.length, &of});
+    kd_windows_free(&w);
+    return s == NB_OK ? all_seen(m, data) : s;
 }
 
 status kd_find_ranges(md_model *m, fq_start how, fm_tokens *data, const kd_calibration *o)
@@ -349,7 +375,5 @@ status kd_find_ranges(md_model *m, fq_start how, fm_tokens *data, const kd_calib
     TRY(cut(&of, &w, m, data, o));
     status s = kd_find_ranges_in(m, how, data, &w, of.length, &of);
     kd_windows_free(&w);
-    if (s == NB_OK && fq_sites_need_calibration(&m->sites, names, sizeof names))
-        s = nb_fail(NB_UNSUPPORTED, "%s: %s saw no data", data->path, names);
-    return s;
+    return s == NB_OK ? all_seen(m, data) : s;
 }

@@ -74,6 +74,8 @@ status kd_importance_write(const kd_importance *h, const char *path, const char 
 /* All ranges before training, or for folding without it: of weights by `how`, offsets of keys (their means; where data is given), and
  * of static and learned activations, all from the same windows. data NULL: a failure names what cannot be found without. */
 status kd_find_ranges(md_model *m, fq_start how, fm_tokens *data, const kd_calibration *o);
+/* The same of activations and offsets of keys alone, by the latent floats as they are; nothing is looked at where none is wanted. */
+status kd_find_input_ranges(md_model *m, fm_tokens *data, const kd_calibration *o);
 
 /* ---- evaluation --------------------------------------------------------------------------- */
 

@@ -123,6 +123,12 @@ typedef enum {
     FQ_START_IMPORTANCE /* the same, each square weighted by E[x_j^2] sqrt(mean of the row's w^2 + w_j^2), as llama.cpp's quantizer with an importance matrix */
 } fq_start;
 /* importance(ctx, site): E[x_j^2] [cols] of that weight's input, or NULL where none was seen; read by FQ_START_IMPORTANCE only. */
+/* The parts of it, for passes that decide ranges themselves. fq_find_ranges: ranges of x [rows, cols] into c (laid out), then its codes;
+ * h [rows, cols] weighs the squared errors (NULL: ones; not read by FQ_START_ABSMAX). fq_site_set: a weight site's ranges are these from now
+ * on, stored scales and zeros [n_scales] (zero NULL without); what it learned is forgotten. The caller raises the parameters' version. */
+status fq_find_ranges(kn_codes *c, const fq_spec *spec, const real *x, fq_start how, const real *h);
+void fq_site_set(fq_site *site, const real *scale, const int32_t *zero);
+status fq_start_site(fq_site *site, fq_start how, const real *importance); /* one weight site; importance [cols] or NULL */
 status fq_start_weights(fq_sites *sites, fq_start how, const real *(*importance)(void *ctx, const fq_site *site), void *ctx);
 
 /* ---- observers ---------------------------------------------------------------------------- */

@@ -24,9 +24,6 @@ typedef struct {
 } fq_range_now;
 fq_range_now fq_range_at(const fq_site *site, int64_t i);
 
-/* Ranges of one weight site from its latent; importance E[x_j^2] [cols] or NULL. */
-status fq_start_site(fq_site *site, fq_start how, const real *importance);
-
 /* ---- histogram ---------------------------------------------------------------------------- */
 
 /* |x| in FQ_BINS equal bins over [0, top], the two signs apart, zeros counted apart; what is not finite is left out. A zeroed

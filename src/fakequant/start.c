@@ -162,12 +162,33 @@ static real *error_weights(const fq_site *s, const real *importance)
     return h;
 }
 
-static status by_importance(kn_codes *c, const fq_site *s, const real *importance)
+static status ranges(kn_codes *c, const fq_spec *spec, const real *x, fq_start how, const real *h)
 {
-    real *h = error_weights(s, importance);
-    status e = h ? mse(c, s->w->x, h) : NB_NOMEM;
-    free(h);
-    return e;
+    if (spec->method == FQ_PERCENTILE || spec->method == FQ_KL)
+        return by_histogram(c, spec, x);
+    return how != FQ_START_ABSMAX || spec->method == FQ_MSE ? mse(c, x, h) : absmax(c, x);
+}
+
+status fq_find_ranges(kn_codes *c, const fq_spec *spec, const real *x, fq_start how, const real *h)
+{
+    TRY(ranges(c, spec, x, how, h));
+    kn_encode_with(c, x);
+    return NB_OK;
+}
+
+void fq_site_set(fq_site *s, const real *scale, const int32_t *zero)
+{
+    for (int64_t i = 0; i < s->n_scales; i++) {
+        s->start[i] = scale[i];
+        if (s->start_zero)
+            s->start_zero[i] = (real)zero[i];
+        if (s->u)
+            s->u->x[i] = 0;
+        if (s->v)
+            s->v->x[i] = 0;
+    }
+    s->started = true;
+    s->version = 0; /* the codes are those of a search, not of a version */
 }
 
 status fq_start_site(fq_site *s, fq_start how, const real *importance)
@@ -175,28 +196,13 @@ status fq_start_site(fq_site *s, fq_start how, const real *importance)
     if (!s->is_weight || !s->spec.grid.bits || s->spec.range == FQ_DYNAMIC || !s->w)
         return NB_OK;
     kn_codes *c = &s->codes;
-    const int method = s->spec.method;
     if (!c->n_scales)
         TRY(kn_codes_new(c, &s->spec.grid, s->rows, s->cols));
-    if (method == FQ_PERCENTILE || method == FQ_KL)
-        TRY(by_histogram(c, &s->spec, s->w->x));
-    else if (how == FQ_START_IMPORTANCE)
-        TRY(by_importance(c, s, importance));
-    else if (how == FQ_START_MSE || method == FQ_MSE)
-        TRY(mse(c, s->w->x, NULL));
-    else
-        TRY(absmax(c, s->w->x));
-    for (int64_t i = 0; i < s->n_scales; i++) {
-        s->start[i] = c->scale[i];
-        if (s->start_zero)
-            s->start_zero[i] = (real)c->zero[i];
-        if (s->u)
-            s->u->x[i] = 0;
-        if (s->v)
-            s->v->x[i] = 0;
-    }
-    s->started = true;
-    s->version = 0; /* the codes are those of the search, not of a version */
+    real *h = how == FQ_START_IMPORTANCE ? error_weights(s, importance) : NULL;
+    status e = how == FQ_START_IMPORTANCE && !h ? NB_NOMEM : ranges(c, &s->spec, s->w->x, how, h);
+    free(h);
+    TRY(e);
+    fq_site_set(s, c->scale, c->zero);
     return NB_OK;
 }
 

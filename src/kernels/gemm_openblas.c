@@ -6,8 +6,10 @@
 
 #ifdef NB_DOUBLE
 #define GEMM cblas_dgemm
+#define SYRK cblas_dsyrk
 #else
 #define GEMM cblas_sgemm
+#define SYRK cblas_ssyrk
 #endif
 
 void kn_blas_product(kn_form form, real *c, const real *a, const real *b, int64_t M, int64_t N, int64_t K, bool add)
@@ -26,6 +28,11 @@ void kn_blas_tile(real *c, int64_t ldc, const real *a, int64_t lda, const real *
 {
     GEMM(CblasRowMajor, CblasNoTrans, CblasTrans, (blasint)M, (blasint)N, (blasint)K, 1, a, (blasint)lda, b,
          (blasint)ldb, (real)(add ? 1 : 0), c, (blasint)ldc);
+}
+
+void kn_blas_gram(real *h, const real *x, int64_t M, int64_t C, real beta)
+{
+    SYRK(CblasRowMajor, CblasUpper, CblasTrans, (blasint)C, (blasint)M, 1, x, (blasint)C, beta, h, (blasint)C);
 }
 
 const char *kn_blas_name(char *text, size_t bytes)

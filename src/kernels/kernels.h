@@ -188,6 +188,12 @@ void kn_tile_nn(real *c, int64_t ldc, const real *a, int64_t lda, const real *b,
                 int64_t K, real beta);
 void kn_tile_tn(real *c, int64_t ldc, const real *a, int64_t lda, const real *b, int64_t ldb, int64_t M, int64_t N,
                 int64_t K, real beta);
+/* h[C,C] = x[M,C]' x + beta h, both triangles: the Gram matrix. */
+void kn_gram(kn_precision p, real *h, const real *x, int64_t M, int64_t C, real beta);
+/* a [n,n] symmetric, its upper triangle read -> upper triangular u in its place (zeros below) with inverse(a) = u' u: what GPTQ walks by
+ * (Frantar et al. 2023). In doubles, by Cholesky from the last column to the first: a = v v', u = inverse(v). False: a is not
+ * positive definite, and is lost. */
+bool kn_inverse_factor(double *a, int64_t n);
 /* What the libraries are, for --version and the key of a checkpoint: "OpenBLAS 0.3.21 SkylakeX", "oneDNN 2.6.3" or "none". */
 void kn_libraries(char *text, size_t bytes);
 /* Which core OPENBLAS_CORETYPE should name where the library runs its kernels for `core` (NULL: the one it has chosen):

@@ -41,6 +41,18 @@ void kn_product_tn(kn_precision p, real *c, const real *a, const real *b, int64_
     product(KN_TN, p, c, a, b, M, N, K, beta);
 }
 
+void kn_gram(kn_precision p, real *h, const real *x, int64_t M, int64_t C, real beta)
+{
+    assert(beta == 0 || beta == 1);
+    if (p == KN_BF16 && kn_bf16_product(KN_TN, h, x, x, C, C, M, beta != 0))
+        return;
+    kn_blas_gram(h, x, M, C, beta);
+#pragma omp parallel for schedule(static) if (C * C > KN_PARALLEL)
+    for (int64_t i = 0; i < C; i++)
+        for (int64_t j = 0; j < i; j++)
+            h[i * C + j] = h[j * C + i];
+}
+
 /* b is transposed in pieces of 64 x 128, small enough for the stack and the first cache level. */
 void kn_tile_nt(real *c, int64_t ldc, const real *a, int64_t lda, const real *b, int64_t ldb, int64_t M, int64_t N,
                 int64_t K, real beta)

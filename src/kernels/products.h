@@ -10,6 +10,8 @@ void kn_blas_product(kn_form form, real *c, const real *a, const real *b, int64_
 /* c[M,N] (ldc) = a[M,K] (lda) b[N,K]' (ldb) + (add ? c : 0); one thread when called inside a parallel region. */
 void kn_blas_tile(real *c, int64_t ldc, const real *a, int64_t lda, const real *b, int64_t ldb, int64_t M, int64_t N,
                   int64_t K, bool add);
+/* The upper triangle of h[C,C] = x[M,C]' x + beta h, all threads. */
+void kn_blas_gram(real *h, const real *x, int64_t M, int64_t C, real beta);
 const char *kn_blas_name(char *text, size_t bytes);
 
 /* c = op(a) op(b) (+ c) in bf16 from floats; false where it could not be done: then use the other. */

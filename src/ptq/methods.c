@@ -1,5 +1,5 @@
 /* methods.c - the passes by name: what `nibble ptq` lists and runs. */
-#include "ptq/ptq.h"
+#include "ptq/gptq_model.h"
 #include <string.h>
 
 static status run_absmax(md_model *m, const pt_options *o)
@@ -77,6 +77,22 @@ static const pt_method methods[] = {
      .run = run_mixed,
      .unit = "weights",
      .settings = mixed_settings},
+    {.name = "gptq",
+     .explanation = "codes column by column, each error paid by the columns to come along the inverse Hessian of what goes in; then scales by\n"
+                    "least squares on the layer's output and codes again; block by block behind the quantized ones",
+     .needs_recipe = true,
+     .needs_data = true,
+     .run = pt_run_gptq,
+     .unit = "blocks",
+     .settings = pt_gptq_settings},
+    {.name = "obq",
+     .explanation = "gptq's ancestor: every row takes next the column that costs least; rows x columns^3 steps,\n"
+                    "a slow baseline for small layers",
+     .needs_recipe = true,
+     .needs_data = true,
+     .run = pt_run_obq,
+     .unit = "blocks",
+     .settings = pt_gptq_settings},
 };
 enum { N_METHODS = sizeof methods / sizeof *methods };
 

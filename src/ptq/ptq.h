@@ -45,6 +45,10 @@ typedef struct {
     const char *read_imatrix, *write_imatrix; /* llama.cpp's files of importance; NULL: none */
     double budget;            /* of mixed: bits per weight, 0: what the recipe takes */
     const char *write_recipe; /* of mixed; NULL: not written */
+    double percdamp;                          /* gptq_model.c tells these */
+    bool act_order, static_groups, one_forward, coded_inputs;
+    int gptq_ranges;
+    int64_t gptq_rounds;
 } pt_options;
 
 /* A setting of a pass: a field of pt_options, by its place in the struct. Types as an option of the command line has them: bool |

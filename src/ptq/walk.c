@@ -43,7 +43,9 @@ static status forward(pt_walk *w, real *y, int64_t i, int64_t n, watching *a)
     begin(w, w->weights);
     a->reached = false;
     w->tape.tap = a->tap.fn || a->until ? (ag_tap){pass_on, a} : (ag_tap){0};
-    const ag_tensor *out = md_block_forward(&w->tape, w->m, w->layer, ag_leaf(&w->tape, w->x + at, NULL, 3, dim), NULL);
+    ag_tensor *x = ag_leaf(&w->tape, w->x + at, NULL, 3, dim);
+    const ag_tensor *out = w->layer < w->m->config.layers ? md_block_forward(&w->tape, w->m, w->layer, x, NULL)
+                                                         : md_finish(&w->tape, w->m, x).x;
     w->tape.tap = (ag_tap){0};
     if (a->reached && w->tape.err == NB_INTERRUPTED)
         return NB_OK;
@@ -56,8 +58,8 @@ static status forward(pt_walk *w, real *y, int64_t i, int64_t n, watching *a)
 
 static status run(pt_walk *w, real *y, watching *a)
 {
-    if (w->layer >= w->m->config.layers)
-        return nb_fail(NB_USAGE, "there is no block %lld", (long long)w->layer);
+    if (w->layer > w->m->config.layers)
+        return nb_fail(NB_USAGE, "there is nothing behind the head");
     for (int64_t i = 0; i < w->windows; i += batch(w, i)) {
         if (!nb_progress_report(w->progress, w->layer, w->m->config.layers, NULL))
             return nb_fail(NB_INTERRUPTED, "interrupted");

@@ -29,7 +29,7 @@ typedef struct {
  * *w empty. */
 status pt_walk_new(pt_walk *w, md_model *m, fm_tokens *data, const kd_calibration *c);
 /* Block `layer` forward over all windows, at_once at a time, with a tap on its sites; x is unchanged. until: a site's name after which
- * the block is left (what comes after costs nothing), NULL: it runs to its end. */
+ * the block is left (what comes after costs nothing), NULL: it runs to its end. Behind the last block stands what md_finish does. */
 status pt_walk_watch(pt_walk *w, ag_tap tap, const char *until);
 /* y [windows, length, C] <- block(x), with a tap or an empty one; y may be x. */
 status pt_walk_block(pt_walk *w, real *y, ag_tap tap);

@@ -1,0 +1,353 @@
+/* gptq.c - GPTQ (Frantar et al. 2023): columns are rounded one after the other, what an error costs is paid by the columns to come.
+ *   v_i = round(w_i);  e = (w_i - v_i) / U_ii;  w_j -= e U_ij  for j > i          inverse(H) = U' U, U upper
+ * Columns to come within a few are changed at once, those of a block of about 128 and those behind it by a product each. A row is independent of the
+ * others, so tiles of rows go in parallel. Ranges of a group are found when its first column is reached, from the weights as errors have
+ * changed them, or all beforehand (static). Then, `rounds` times, with levels l_g of group g (zeros elsewhere):
+ *   scales s = argmin (w - sum_g s_g l_g) H (w - sum_g s_g l_g)',  normal equations  sum_g' (l_g H l_g') s_g' = l_g H w'
+ * and codes anew by these. A row takes what is new where its sum is less; the first to beat is round-to-nearest.
+ */
+#include "ptq/gptq.h"
+#include "ptq/obq.h"
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { TILE = 32, BLOCK = 128, STEP = 32 };
+
+typedef struct {
+    const fq_spec *spec;
+    const real *w; /* [rows, cols] */
+    const pt_hessian *h;
+    const pt_gptq_options *o;
+    int64_t block; /* columns between products: whole groups */
+    bool fixed;    /* ranges are those that the codes hold */
+} task;
+
+static bool ranges_by_row(const kn_grid *g)
+{
+    return g->grain == KN_ROW || g->grain == KN_GROUP || g->grain == KN_HEAD;
+}
+
+static int32_t code(const kn_codes *c, int64_t at)
+{
+    return c->q ? c->q[at] : c->q16[at];
+}
+
+static void put_code(kn_codes *c, int64_t at, int32_t q)
+{
+    if (c->q)
+        c->q[at] = (int8_t)q;
+    else
+        c->q16[at] = (int16_t)q;
+}
+
+static real value(const kn_codes *c, int32_t q, int64_t scale)
+{
+    return (real)(kn_mul(&c->grid) * q + kn_add(&c->grid) - (c->zero ? c->zero[scale] : 0)) * c->scale[scale];
+}
+
+/* ---- columns in order --------------------------------------------------------------------- */
+
+/* Ranges of the group at column i of rows [row, row + n), from x [n, K] as it is now. */
+static status find_group(kn_codes *c, const task *t, const real *x, int64_t row, int64_t n, int64_t i)
+{
+    const int64_t K = c->cols, group = c->grid.group, width = group < K - i ? group : K - i;
+    kn_codes part;
+    TRY(kn_codes_new(&part, &c->grid, n, width));
+    real *y = nb_alloc((size_t)(2 * n), (size_t)width * sizeof *y), *weight = y ? y + n * width : NULL;
+    for (int64_t r = 0; y && r < n; r++) {
+        memcpy(y + r * width, x + r * K + i, (size_t)width * sizeof *y);
+        for (int64_t j = 0; j < width; j++) {
+            const real u = t->h->U[(i + j) * (K + 1)];
+            weight[r * width + j] = 1 / (u * u);
+        }
+    }
+    status s = y ? fq_find_ranges(&part, t->spec, y, t->o->ranges, weight) : NB_NOMEM;
+    for (int64_t r = 0; r < n && s == NB_OK; r++) {
+        c->scale[(row + r) * c->spans + i / group] = part.scale[r];
+        if (c->zero)
+            c->zero[(row + r) * c->spans + i / group] = part.zero[r];
+    }
+    free(y);
+    kn_codes_free(&part);
+    return s;
+}
+
+/* Columns [i, stop) of one row, x [K] in the order of h; e [stop - i] takes (v - x) / U_ii. Columns from stop on are left as they are. */
+static void round_columns(kn_codes *c, const pt_hessian *h, real *x, real *e, int64_t row, int64_t i, int64_t stop)
+{
+    for (int64_t k = i; k < stop; k++) {
+        const int64_t column = h->order[k], s = kn_scale_index(c, row, column);
+        const real *u = h->U + k * h->K;
+        const int32_t q = kn_encode_one(&c->grid, x[k], kn_inverse(c->scale[s]), c->zero ? c->zero[s] : 0);
+        const real d = (value(c, q, s) - x[k]) / u[k];
+        put_code(c, row * c->ld + column, q);
+        e[k - i] = d;
+        for (int64_t j = k + 1; j < stop; j++)
+            x[j] += d * u[j];
+    }
+}
+
+/* Columns [begin, end) of x [n, K], a few at a time; then those behind. */
+static status round_block(kn_codes *c, const task *t, real *x, real *e, int64_t row, int64_t n, int64_t begin, int64_t end)
+{
+    const int64_t K = c->cols, step = t->fixed ? STEP : c->grid.group;
+    for (int64_t i = begin, stop; i < end; i = stop) {
+        stop = i + step < end ? i + step : end;
+        if (!t->fixed)
+            TRY(find_group(c, t, x, row, n, i));
+        for (int64_t r = 0; r < n; r++)
+            round_columns(c, t->h, x + r * K, e + r * t->block + i - begin, row + r, i, stop);
+        if (stop < end)
+            kn_tile_nn(x + stop, K, e + i - begin, t->block, t->h->U + i * K + stop, K, n, end - stop, stop - i, 1);
+    }
+    if (end < K)
+        kn_tile_nn(x + end, K, e, t->block, t->h->U + begin * K + end, K, n, K - end, end - begin, 1);
+    return NB_OK;
+}
+
+static status round_tile(kn_codes *c, const task *t, int64_t row, int64_t n)
+{
+    const int64_t K = c->cols;
+    real *x = nb_alloc((size_t)n, (size_t)(K + t->block) * sizeof *x), *e = x ? x + n * K : NULL;
+    status s = x ? NB_OK : NB_NOMEM;
+    for (int64_t r = 0; x && r < n; r++)
+        for (int64_t i = 0; i < K; i++)
+            x[r * K + i] = t->w[(row + r) * K + t->h->order[i]];
+    for (int64_t i = 0; i < K && s == NB_OK; i += t->block)
+        s = round_block(c, t, x, e, row, n, i, i + t->block < K ? i + t->block : K);
+    free(x);
+    return s;
+}
+
+static status round_all(kn_codes *c, const task *t)
+{
+    status failed = NB_OK;
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t row = 0; row < c->rows; row += TILE) {
+        const int64_t n = c->rows - row < TILE ? c->rows - row : TILE;
+        const status s = t->o->greedy ? pt_obq(c, t->w, t->h, row, n) : round_tile(c, t, row, n);
+        if (s != NB_OK) {
+#pragma omp atomic write
+            failed = s;
+        }
+    }
+    return failed == NB_OK ? NB_OK : nb_fail(failed, "out of memory");
+}
+
+/* ---- what codes cost ---------------------------------------------------------------------- */
+
+/* sum [rows]: (w - v) H (w - v)' of each row. */
+static status measure(double *sum, const kn_codes *c, const task *t)
+{
+    const int64_t K = c->cols;
+    bool failed = false;
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t row = 0; row < c->rows; row += TILE) {
+        const int64_t n = c->rows - row < TILE ? c->rows - row : TILE;
+        real *e = nb_alloc((size_t)(2 * n), (size_t)K * sizeof *e), *eh = e ? e + n * K : NULL;
+        if (!e) {
+#pragma omp atomic write
+            failed = true;
+            continue;
+        }
+        kn_decode(e, c, row, n);
+        for (int64_t i = 0; i < n * K; i++)
+            e[i] = t->w[row * K + i] - e[i];
+        kn_tile_nn(eh, K, e, K, t->h->H, K, n, K, K, 0);
+        for (int64_t r = 0; r < n; r++) {
+            sum[row + r] = 0;
+            for (int64_t i = 0; i < K; i++)
+                sum[row + r] += (double)e[r * K + i] * (double)eh[r * K + i];
+        }
+        free(e);
+    }
+    return failed ? NB_NOMEM : NB_OK;
+}
+
+/* Rows of `from` that cost less go into c. Ranges that rows share are the same in both. */
+static void take_better(kn_codes *c, double *best, const kn_codes *from, const double *sum)
+{
+    for (int64_t row = 0; row < c->rows; row++) {
+        if (!(sum[row] < best[row]))
+            continue;
+        best[row] = sum[row];
+        for (int64_t i = row * c->ld; i < row * c->ld + c->cols; i++)
+            put_code(c, i, code(from, i));
+        for (int64_t i = row * c->spans; ranges_by_row(&c->grid) && i < (row + 1) * c->spans; i++) {
+            c->scale[i] = from->scale[i];
+            if (c->zero)
+                c->zero[i] = from->zero[i];
+        }
+    }
+}
+
+/* ---- scales for codes --------------------------------------------------------------------- */
+
+/* a [n, n] x = b, a positive definite: Cholesky in place, x into b. False where it is not. */
+static bool solve(double *a, double *b, int64_t n)
+{
+    for (int64_t j = 0; j < n; j++) {
+        for (int64_t i = j; i < n; i++) {
+            double s = a[i * n + j];
+            for (int64_t k = 0; k < j; k++)
+                s -= a[i * n + k] * a[j * n + k];
+            if (i == j && !(s > 0))
+                return false;
+            a[i * n + j] = i == j ? sqrt(s) : s / a[j * n + j];
+        }
+        for (int64_t k = 0; k < j; k++)
+            b[j] -= a[j * n + k] * b[k];
+        b[j] /= a[j * n + j];
+    }
+    for (int64_t j = n - 1; j >= 0; j--) {
+        for (int64_t k = j + 1; k < n; k++)
+            b[j] -= a[k * n + j] * b[k];
+        b[j] /= a[j * n + j];
+    }
+    return true;
+}
+
+/* Scales of one row for its codes. work: spans K + K reals for l H and w H; a [spans (spans + 1)] doubles. */
+static void fit_row(kn_codes *c, const task *t, int64_t row, const real *wh, real *l, real *lh, double *a)
+{
+    const int64_t K = c->cols, S = c->spans, group = c->grid.grain == KN_ROW ? K : c->grid.group;
+    double *b = a + S * S;
+    memset(l, 0, (size_t)(S * K) * sizeof *l);
+    for (int64_t j = 0; j < K; j++) {
+        const int64_t g = j / group, s = row * S + g;
+        l[g * K + j] = (real)(kn_mul(&c->grid) * code(c, row * c->ld + j) + kn_add(&c->grid) - (c->zero ? c->zero[s] : 0));
+    }
+    for (int64_t g = 0; g < S; g++) { /* l_g has numbers in its group alone */
+        const int64_t from = g * group, n = group < K - from ? group : K - from;
+        kn_tile_nn(lh + g * K, K, l + g * K + from, K, t->h->H + from * K, K, 1, K, n, 0);
+        b[g] = 0;
+        for (int64_t j = from; j < from + n; j++)
+            b[g] += (double)l[g * K + j] * (double)wh[j];
+    }
+    double trace = 0;
+    for (int64_t g = 0; g < S; g++)
+        for (int64_t k = 0; k < S; k++) {
+            const int64_t from = k * group, end = from + group < K ? from + group : K;
+            double sum = 0;
+            for (int64_t j = from; j < end; j++)
+                sum += (double)lh[g * K + j] * (double)l[k * K + j];
+            a[g * S + k] = sum;
+            trace += g == k ? sum : 0;
+        }
+    for (int64_t g = 0; g < S; g++) /* a group of zeros has no scale; what cannot be told apart stays as it is */
+        for (int64_t k = 0; k < S; k++)
+            if (g == k) {
+                const double ridge = 1e-6 * trace / (double)S;
+                b[g] += ridge * (double)c->scale[row * S + g];
+                a[g * S + g] += ridge > 0 ? ridge : 1;
+            }
+    if (solve(a, b, S))
+        for (int64_t g = 0; g < S; g++)
+            if (b[g] != 0 && isfinite(b[g]))
+                c->scale[row * S + g] = kn_store(&c->grid, (real)b[g]);
+}
+
+static status fit_scales(kn_codes *c, const task *t)
+{
+    const int64_t K = c->cols, S = c->spans;
+    bool failed = false;
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t row = 0; row < c->rows; row += TILE) {
+        const int64_t n = c->rows - row < TILE ? c->rows - row : TILE;
+        real *wh = nb_alloc((size_t)(n + 2 * S), (size_t)K * sizeof *wh);
+        double *a = nb_alloc((size_t)S, (size_t)(S + 1) * sizeof *a);
+        if (!wh || !a) {
+#pragma omp atomic write
+            failed = true;
+        } else {
+            kn_tile_nn(wh, K, t->w + row * K, K, t->h->H, K, n, K, K, 0);
+            for (int64_t r = 0; r < n; r++)
+                fit_row(c, t, row + r, wh + r * K, wh + n * K, wh + (n + S) * K, a);
+        }
+        free(wh);
+        free(a);
+    }
+    return failed ? NB_NOMEM : NB_OK;
+}
+
+/* ---- the whole ---------------------------------------------------------------------------- */
+
+static bool fits_scales(const kn_grid *g)
+{
+    return ranges_by_row(g) && !kn_has_super(g) && g->scale != KN_SCALE_POW2 && g->levels != KN_LEVELS_SIGN;
+}
+
+static status first_ranges(kn_codes *c, const task *t)
+{
+    const int64_t K = c->cols;
+    if (!t->fixed) /* groups find theirs on the way: what is to be beaten is plain rounding */
+        return fq_find_ranges(c, t->spec, t->w, FQ_START_ABSMAX, NULL);
+    real *weight = t->o->ranges == FQ_START_IMPORTANCE ? nb_alloc((size_t)c->rows, (size_t)K * sizeof *weight) : NULL;
+    if (t->o->ranges == FQ_START_IMPORTANCE && !weight)
+        return NB_NOMEM;
+    for (int64_t r = 0; weight && r < c->rows; r++)
+        for (int64_t i = 0; i < K; i++) {
+            const real u = t->h->U[i * (K + 1)];
+            weight[r * K + t->h->order[i]] = 1 / (u * u);
+        }
+    status s = fq_find_ranges(c, t->spec, t->w, t->o->ranges, weight);
+    free(weight);
+    return s;
+}
+
+static void copy_ranges(kn_codes *to, const kn_codes *from)
+{
+    memcpy(to->scale, from->scale, (size_t)from->n_scales * sizeof *to->scale);
+    if (to->zero)
+        memcpy(to->zero, from->zero, (size_t)from->n_scales * sizeof *to->zero);
+}
+
+static double total(const double *x, int64_t n)
+{
+    double s = 0;
+    for (int64_t i = 0; i < n; i++)
+        s += x[i];
+    return s;
+}
+
+static status search(kn_codes *c, kn_codes *next, task *t, double *best, double *sum, double *nearest)
+{
+    TRY(first_ranges(c, t));
+    TRY(measure(best, c, t));
+    *nearest = total(best, c->rows);
+    for (int64_t k = 0; k <= t->o->rounds; k++) {
+        if (k > 0 && !fits_scales(&c->grid))
+            break;
+        copy_ranges(next, c);
+        if (k > 0) {
+            for (int64_t i = 0; i < c->rows * c->ld; i++)
+                put_code(next, i, code(c, i));
+            TRY(fit_scales(next, t));
+            t->fixed = true;
+        }
+        TRY(round_all(next, t));
+        TRY(measure(sum, next, t));
+        take_better(c, best, next, sum);
+    }
+    return NB_OK;
+}
+
+status pt_gptq(kn_codes *c, const fq_spec *spec, const real *w, const pt_hessian *h, const pt_gptq_options *o, double error[2])
+{
+    const int64_t group = c->grid.grain == KN_GROUP || c->grid.grain == KN_HEAD ? c->grid.group : 0;
+    task t = {.spec = spec, .w = w, .h = h, .o = o};
+    t.fixed = o->static_groups || o->greedy || !h->in_order || !group || kn_has_super(&c->grid);
+    t.block = group >= BLOCK ? group : group ? BLOCK / group * group : BLOCK;
+    kn_codes next;
+    double nearest = 0, *best = nb_alloc((size_t)c->rows, 2 * sizeof *best);
+    TRY(kn_codes_new(&next, &c->grid, c->rows, c->cols));
+    status s = best ? search(c, &next, &t, best, best + c->rows, &nearest) : NB_NOMEM;
+    if (s == NB_OK && error) {
+        error[0] = total(best, c->rows);
+        error[1] = nearest;
+    }
+    kn_codes_free(&next);
+    free(best);
+    return s;
+}

@@ -1,0 +1,221 @@
+/* gptq_model.c - GPTQ over a model: for every block, for every input of its linears in order: H of that input from the block's forward up to
+ * there, its factor, the codes of all weights that read it. What comes after sees them.
+ */
+#include "ptq/gptq_model.h"
+#include "ptq/gptq.h"
+#include "ptq/walk.h"
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { NAME = 160, MOST = 16 };
+
+/* Weights that read one input. */
+typedef struct {
+    char input[NAME];
+    fq_site *weight[MOST];
+    int n;
+    pt_hessian h;
+    double rows;
+} stage;
+
+typedef struct {
+    pt_walk walk;
+    const pt_options *o;
+    pt_gptq_options how;
+    stage stage[MOST];
+    int n;
+    double error, nearest; /* sums over what is done: relative to w H w' */
+} pass;
+
+/* ---- what is done together ---------------------------------------------------------------- */
+
+static bool begins_with(const char *s, const char *head)
+{
+    return strncmp(s, head, strlen(head)) == 0;
+}
+
+static status add_weight(pass *p, fq_site *s)
+{
+    char input[NAME];
+    if (s->spec.range == FQ_DYNAMIC)
+        return nb_fail(NB_USAGE, "%s: the recipe's range follows the floats (dynamic), codes of gptq need one that stays (learned, static)", s->name);
+    if (!kd_input_site(input, sizeof input, s->name))
+        return NB_OK;
+    int i = 0;
+    while (i < p->n && strcmp(p->stage[i].input, input) != 0)
+        i++;
+    if (i == MOST || p->stage[i].n == MOST)
+        return nb_fail(NB_UNSUPPORTED, "%s: more weights in a block than %d", s->name, (int)MOST);
+    if (i == p->n) {
+        snprintf(p->stage[i].input, NAME, "%s", input);
+        p->n++;
+    }
+    p->stage[i].weight[p->stage[i].n++] = s;
+    return NB_OK;
+}
+
+/* The coded weights of the block, or the head of an untied model behind the last, by their inputs. */
+static status find_stages(pass *p)
+{
+    const md_model *m = p->walk.m;
+    char head[32];
+    snprintf(head, sizeof head, p->walk.layer < m->config.layers ? "layers.%lld." : "head.weight", (long long)p->walk.layer);
+    memset(p->stage, 0, sizeof p->stage);
+    p->n = 0;
+    for (int64_t i = 0; i < m->sites.n; i++) {
+        fq_site *s = m->sites.s[i];
+        if (s->is_weight && s->spec.grid.bits && s->w && s->rows > 1 && begins_with(s->name, head))
+            TRY(add_weight(p, s));
+    }
+    return NB_OK;
+}
+
+/* ---- Hessians ----------------------------------------------------------------------------- */
+
+static void gather(void *ctx, const char *site, const ag_tensor *in, const ag_tensor *out)
+{
+    pass *p = ctx;
+    (void)in;
+    for (int i = 0; i < p->n; i++) {
+        stage *s = &p->stage[i];
+        const real *x = s->h.H && !s->h.U && strcmp(s->input, site) == 0 ? ag_value(out) : NULL;
+        if (!x || ag_cols(out) != s->h.K)
+            continue;
+        kn_gram(p->walk.tape.precision, s->h.H, x, ag_rows(out), s->h.K, 1);
+        s->rows += (double)ag_rows(out);
+    }
+}
+
+static status finish_hessian(pass *p, stage *s)
+{
+    if (s->rows == 0)
+        return nb_fail(NB_USAGE, "%s: nothing came by", s->input);
+    for (int64_t i = 0; i < s->h.K * s->h.K; i++)
+        s->h.H[i] = (real)((double)s->h.H[i] / s->rows);
+    return pt_hessian_factor(&s->h, p->o->percdamp, p->o->act_order);
+}
+
+/* ---- weights ------------------------------------------------------------------------------ */
+
+static status check_greedy(const pass *p, const fq_site *s)
+{
+    const double work = (double)s->rows * pow((double)s->cols, 3);
+    return p->how.greedy && work > 4e11
+               ? nb_fail(NB_USAGE, "%s: the greedy order of obq takes rows x columns^3 = %.0e steps; gptq is for this size", s->name, work)
+               : NB_OK;
+}
+
+static status quantize(pass *p, const stage *t, fq_site *s)
+{
+    kn_codes c;
+    double error[2];
+    TRY(check_greedy(p, s));
+    TRY(kn_codes_new(&c, &s->spec.grid, s->rows, s->cols));
+    status e = pt_gptq(&c, &s->spec, s->w->x, &t->h, &p->how, error);
+    if (e == NB_OK) {
+        kn_decode(s->w->x, &c, 0, s->rows);
+        fq_site_set(s, c.scale, c.zero);
+        p->walk.m->params.version++;
+        p->error += error[0] / (error[1] > 0 ? error[1] : 1);
+        p->nearest += 1;
+    }
+    kn_codes_free(&c);
+    return e == NB_OK ? NB_OK : nb_fail_in(e, "site %s", s->name);
+}
+
+static status do_stage(pass *p, stage *t)
+{
+    char text[96];
+    TRY(finish_hessian(p, t));
+    for (int i = 0; i < t->n; i++)
+        TRY(quantize(p, t, t->weight[i]));
+    snprintf(text, sizeof text, "errors %.2f of rounding", p->error / p->nearest);
+    return nb_progress_report(p->walk.progress, p->walk.layer, p->walk.m->config.layers, text) ? NB_OK : nb_fail(NB_INTERRUPTED, "interrupted");
+}
+
+static status do_stages(pass *p)
+{
+    const bool together = p->o->one_forward;
+    for (int i = 0; i < p->n; i++) {
+        if (i == 0 || !together) {
+            for (int k = i; k < (together ? p->n : i + 1); k++)
+                TRY(pt_hessian_new(&p->stage[k].h, p->stage[k].weight[0]->cols));
+            TRY(pt_walk_watch(&p->walk, (ag_tap){gather, p}, p->stage[together ? p->n - 1 : i].input));
+        }
+        TRY(do_stage(p, &p->stage[i]));
+        pt_hessian_free(&p->stage[i].h);
+    }
+    return NB_OK;
+}
+
+static status do_block(pass *p)
+{
+    TRY(find_stages(p));
+    const status s = do_stages(p);
+    for (int i = 0; i < p->n; i++)
+        pt_hessian_free(&p->stage[i].h);
+    return s;
+}
+
+static status all_blocks(pass *p)
+{
+    const int64_t layers = p->walk.m->config.layers;
+    p->walk.activations = p->o->coded_inputs;
+    while (p->walk.layer < layers) {
+        TRY(do_block(p));
+        TRY(pt_walk_next(&p->walk));
+    }
+    return p->walk.m->config.tied ? NB_OK : do_block(p);
+}
+
+/* Ranges of what no H is made for: embedding, a tied head, biases. */
+static status start_others(md_model *m)
+{
+    for (int64_t i = 0; i < m->sites.n; i++) {
+        fq_site *s = m->sites.s[i];
+        if (!s->is_weight || !s->spec.grid.bits || begins_with(s->name, "layers."))
+            continue;
+        TRY(fq_start_site(s, s->spec.grid.bits < 8 ? FQ_START_MSE : FQ_START_ABSMAX, NULL));
+    }
+    m->params.version++;
+    return NB_OK;
+}
+
+static status run(md_model *m, const pt_options *o, bool greedy)
+{
+    static const fq_start ranges[] = {FQ_START_IMPORTANCE, FQ_START_MSE, FQ_START_ABSMAX};
+    pass p = {.o = o};
+    p.how = (pt_gptq_options){.ranges = ranges[o->gptq_ranges],
+                              .static_groups = o->static_groups,
+                              .greedy = greedy,
+                              .rounds = greedy ? 0 : o->gptq_rounds};
+    TRY(start_others(m));
+    TRY(pt_walk_new(&p.walk, m, o->data, &o->calibration));
+    status s = all_blocks(&p);
+    pt_walk_free(&p.walk);
+    return s == NB_OK ? kd_find_input_ranges(m, o->data, &o->calibration) : s;
+}
+
+status pt_run_gptq(md_model *m, const pt_options *o)
+{
+    return run(m, o, false);
+}
+
+status pt_run_obq(md_model *m, const pt_options *o)
+{
+    return run(m, o, true);
+}
+
+#define FIELD(name) offsetof(pt_options, name)
+const pt_setting pt_gptq_settings[] = {
+    {"--percdamp", "SHARE", PT_NUMBER, FIELD(percdamp), "0.01", "gptq: what the Hessian's diagonal is raised by, in shares of its mean"},
+    {"--act-order", NULL, PT_FLAG, FIELD(act_order), NULL, "gptq: columns by falling activation; ranges of groups are then static"},
+    {"--static-groups", NULL, PT_FLAG, FIELD(static_groups), NULL, "gptq: ranges of all groups from the weights as they came"},
+    {"--gptq-ranges", "hessian|mse|absmax", PT_CHOICE, FIELD(gptq_ranges), "hessian",
+     "gptq: ranges by least error weighted by the Hessian, by plain least error, by largest magnitude"},
+    {"--gptq-rounds", "N", PT_COUNT, FIELD(gptq_rounds), "1", "gptq: rounds of scales by least squares on the layer's output, then codes again"},
+    {"--one-forward", NULL, PT_FLAG, FIELD(one_forward), NULL,
+     "gptq: all Hessians of a block from one forward (not true-sequential): faster, a little worse"},
+    {"--coded-inputs", NULL, PT_FLAG, FIELD(coded_inputs), NULL, "gptq: activations quantized as the recipe says while it looks"},
+    {0}};
