@@ -220,6 +220,7 @@ START_TEST(one_array_of_several_rules)
         fm_dtype type;
     } rules[] = {{"base q4_0\n*.wv.weight int8 narrow group:32 f16 q8_0 learned\n", NULL, FM_Q8_0},
                  {"q4_0", NULL, FM_Q4_0},
+                 {"base q4_0\n*.wk.weight int5 group:32 f16 learned\n", NULL, FM_Q5_0},
                  {"base q4_0\n*.wk.weight float f16\n", "blk.0.attn_qkv.weight: is one array in GGUF, of one type", FM_F32}};
     const md_config shape = MADE_GPT2(32, 64, 2, 4, 38, .tied = true);
     for (size_t i = 0; i < sizeof rules / sizeof *rules; i++) {

@@ -7,7 +7,7 @@
  *   -1..1, a scale for each 256             TQ2_0
  *   floats                                  F32; F16 or BF16 where the spec says so
  * d is the scale, which must be exact in fp16 and constant over blocks of 32 along the row. K (the row) is whole blocks: hidden is padded with zeros,
- * which changes nothing; dim cannot be. GPT-2's q, k and v are one array and have one type: Q8_0 where some are Q4_0 and some Q8_0. `gguf-f32`, `gguf-f16` and `gguf-bf16` write values; vectors are F32 in all. Rotated rows are put into interleaved order (qwen2: half).
+ * which changes nothing; dim cannot be. GPT-2's q, k and v are one array and have one type, the widest where some are Q4_0, some Q5_0 or Q8_0. `gguf-f32`, `gguf-f16` and `gguf-bf16` write values; vectors are F32 in all. Rotated rows are put into interleaved order (qwen2: half).
  */
 #include "models/export.h"
 #include <math.h>
@@ -124,18 +124,23 @@ static status choose_types(plan *p, bool is_float, fm_dtype floats)
     return NB_OK;
 }
 
-/* Tensors of one array get one type; 4-bit codes are as exact in Q8_0. */
+/* Blocks of 32 without minima by what they hold: each the codes of those before it, as they are. 0: another type. */
+static int width_of(fm_dtype t)
+{
+    return t == FM_Q4_0 ? 4 : t == FM_Q5_0 ? 5 : t == FM_Q8_0 ? 8 : 0;
+}
+
+/* Tensors of one array get one type, the widest. */
 static status agree(plan *p)
 {
-    for (int64_t i = 0; i < p->e.n; i = md_exporting_next(&p->e, i)) {
-        const int64_t end = md_exporting_next(&p->e, i);
-        for (int64_t k = i; k < end; k++) {
+    for (int64_t i = 0, end; i < p->e.n; i = end) {
+        end = md_exporting_next(&p->e, i);
+        for (int64_t k = i + 1; k < end; k++) {
             const fm_dtype a = p->type[i], b = p->type[k];
-            if (a != b && (a == FM_Q4_0 || a == FM_Q8_0) && (b == FM_Q4_0 || b == FM_Q8_0))
-                p->type[i] = FM_Q8_0;
-            else if (a != b)
+            if (a != b && (!width_of(a) || !width_of(b)))
                 return nb_fail(NB_UNSUPPORTED, "%s: is one array in GGUF, of one type, but %s is %s and %s is %s; give both the same rule",
                                p->e.name[i], p->e.own[i].name[MD_NIBBLE], fm_dtype_name(a), p->e.own[k].name[MD_NIBBLE], fm_dtype_name(b));
+            p->type[i] = width_of(b) > width_of(a) ? b : a;
         }
         for (int64_t k = i; k < end; k++)
             p->type[k] = p->type[i];
