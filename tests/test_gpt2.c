@@ -110,7 +110,7 @@ START_TEST(logits_are_those_of_transformers)
         s.ids.id[s.ids.n++] = i * i % V;
     float *z = our_logits(&m, &s);
     for (int64_t i = 0; i < V; i++)
-        ck_assert_msg(fabsf(z[(T - 1) * V + i] - last_logits[i]) < 1e-6F, "logit %lld is %.7f", (long long)i, (double)z[(T - 1) * V + i]);
+        ck_assert_msg(fabsf(z[(T - 1) * V + i] - last_logits[i]) < 5e-6F, "logit %lld is %.7f", (long long)i, (double)z[(T - 1) * V + i]);
     for (int64_t i = 0; i < T * V; i++)
         squares += (double)z[i] * (double)z[i];
     ck_assert_double_eq_tol(squares, sum_of_squares, 1e-5 * sum_of_squares);

@@ -12,6 +12,7 @@ static const struct {
     {"stories260K", {.architecture = "llama", .dim = 64, .hidden = 172, .layers = 5, .heads = 8, .kv_heads = 4, .head_size = 8, .vocab = 512, .tied = true}},
     {"stories15M", {.architecture = "llama", .dim = 288, .hidden = 768, .layers = 6, .heads = 6, .kv_heads = 6, .head_size = 48, .vocab = 32000, .tied = true}},
     {"smollm2", {.architecture = "llama", .dim = 576, .hidden = 1536, .layers = 30, .heads = 9, .kv_heads = 3, .head_size = 64, .vocab = 49152, .tied = true}},
+    {"gpt2", {.architecture = "gpt2", .dim = 768, .hidden = 3072, .layers = 12, .heads = 12, .kv_heads = 12, .head_size = 64, .vocab = 50257, .tied = true, .qkv_bias = true, .out_bias = true}},
 };
 enum { N_SHAPES = sizeof shapes / sizeof *shapes };
 
@@ -27,7 +28,7 @@ status bench_shape(md_config *c, const char *name, int64_t ctx)
     while (which < N_SHAPES && strcmp(shapes[which].name, name) != 0)
         which++;
     if (which == N_SHAPES)
-        return nb_fail(NB_USAGE, "--shape %s: stories260K, stories15M or smollm2", name);
+        return nb_fail(NB_USAGE, "--shape %s: stories260K, stories15M, smollm2 or gpt2", name);
     *c = shapes[which].config;
     c->ctx = ctx;
     c->norm_eps = 1e-5;
@@ -174,7 +175,7 @@ int cl_bench(int argc, char **argv)
 {
     bench_options o = {.batch = 4, .steps = 5, .prefill = 256, .decode = 128};
     const cl_option option[] = {
-        {"--shape", "NAME", CL_TEXT, &o.shape, "stories15M", "stories260K, stories15M or smollm2, with random weights"},
+        {"--shape", "NAME", CL_TEXT, &o.shape, "stories15M", "stories260K, stories15M, smollm2 or gpt2, with random weights"},
         {"--recipe", "NAME|FILE", CL_TEXT, &o.recipe, "w4a8kv8", "the student's (float: the step without quantization); of random weights to run"},
         {"--batch", "N", CL_COUNT, &o.batch, NULL, "train: rows of a step (4)"},
         {"--steps", "N", CL_COUNT, &o.steps, NULL, "train: steps timed, after one that is not (5)"},
