@@ -6,12 +6,14 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import tempfile
 import time
 import unittest
+from xml.etree import ElementTree
 
 import test_cli as cli
 from test_cli import MODEL, PROGRAM, TOKENIZER, parsed, run
@@ -109,6 +111,25 @@ class Compare(Folder):
 @cli.needs_data
 class All(Folder):
     """What takes as long as all methods do."""
+
+    def test_the_report_is_one_page_that_needs_nothing_else(self):
+        run(*self.qat_line())
+        run(*self.line("e", "mse.h5", "run"), "--methods", "rtn,importance", "--recipe", "q4_0", "--html", "report.html")
+        page = cli.content("report.html").decode()
+        for title in ["Perplexity against bits", "KL per layer", "Weights and clip points", "Activations and clip points", "Outlier channels",
+                      "Training", "Weights beside a normal", "Accuracy against group size", "Bytes against group size"]:
+            self.assertIn(title, page)
+        self.assertIn("prefers-color-scheme:dark", page)
+        for foreign in ["http", "<script", "src=", "url(", "nan", "inf\""]:
+            self.assertNotIn(foreign, page)
+        for svg in re.findall(r"<svg.*?</svg>", page, re.S):
+            seen = [(float(e.get("x", 0)), float(e.get("y", 0))) for e in ElementTree.fromstring(svg).iter("text")]
+            self.assertTrue(all(0 <= x <= 640 and 0 <= y <= 360 for x, y in seen), seen)
+
+    @staticmethod
+    def qat_line():
+        return ["qat", MODEL, *TOKENIZER, "--data", "some.h5", "--heldout", "heldout.h5", "--recipe", "w4a8kv8", "--steps", "6", "--batch", "4",
+                "-o", "run"]
 
     def test_all_is_every_method(self):
         listed = list(parsed("ptq", "--list"))

@@ -172,6 +172,10 @@ static status check(const compare_options *o)
     char word[LINE];
     if (o->common.json + o->markdown + o->csv > 1)
         return nb_fail(NB_USAGE, "--json, --markdown, --csv: one of them");
+    if (o->html) {
+        const cl_common page = {.output = o->html, .force = true};
+        TRY(cl_check_output(&page, false));
+    }
     for (const char *p = o->methods; (p = next_word(word, p));) {
         bool by_recipe;
         if (strcmp(word, "all") != 0)
@@ -195,6 +199,8 @@ static status make_rows(comparison *c)
     for (int64_t i = 0; i < c->n && s == NB_OK; i++)
         if (!*c->row[i].error)
             s = compare_make_row(c, i);
+    if (s == NB_OK && c->o->html)
+        s = compare_report(c, c->o->html);
     cl_progress_end(&line);
     if (s == NB_INTERRUPTED)
         return nb_fail(s, "interrupted; what is finished is kept in %s, the same command goes on", c->work);
@@ -215,8 +221,6 @@ static status compare(const char *const *argument, compare_options *o)
         s = make_rows(&c);
     if (s == NB_OK)
         s = compare_print(&c);
-    for (int64_t i = 0; i < c.n; i++)
-        free(c.row[i].facts);
     free(c.row);
     free(c.work);
     free(c.calibration);
@@ -239,6 +243,8 @@ int cl_compare(int argc, char **argv)
         {"--calib-length", "N", CL_COUNT, &o.length, NULL, "tokens of one (256, or the model's context)"},
         {"--markdown", NULL, CL_FLAG, &o.markdown, NULL, "print the table in Markdown"},
         {"--csv", NULL, CL_FLAG, &o.csv, NULL, "print the table as CSV, ratios in columns of their own"},
+        {"--html", "FILE", CL_TEXT, &o.html, NULL,
+         "write a page too: the table, and diagrams of bits, layers, weights, activations, group sizes, training of run folders"},
         {"--work", "FOLDER", CL_TEXT, &o.work, NULL, "where samples and finished rows are kept (MODEL.compare, here)"},
         {"--keep", NULL, CL_FLAG, &o.keep, NULL, "keep the quantized files too, in that folder"},
         {"--restart", NULL, CL_FLAG, &o.restart, NULL, "make rows anew that an earlier run finished"},

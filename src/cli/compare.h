@@ -10,7 +10,6 @@ typedef struct {
     char how[160];                 /* the recipe to quantize by: NAME or FILE; "": the row is a file */
     const char *path;              /* of the model or the file that the row is */
     char error[512];               /* why there are no figures; "" otherwise */
-    char *facts;                   /* JSON for the report, NULL without one */
     bool cached;                   /* read from the work folder */
     int64_t bytes, peak_bytes;
     double bpw, ppl, ppl_low, ppl_high, kl, same_top, seconds;
@@ -49,5 +48,8 @@ status compare_make_row(comparison *c, int64_t i);
 status compare_write(const char *path, const char *text);
 
 status compare_print(const comparison *c);
+/* The page, with diagrams; more rows are made for some of them. compare_look: those that look into the model, by a recipe. */
+status compare_report(const comparison *c, const char *path);
+status compare_look(const comparison *c, FILE *f, const char *recipe);
 
 #endif
