@@ -105,6 +105,11 @@ static status check(const ptq_options *o)
 static status run_methods(md_model *m, const ptq_options *o, fm_tokens *data)
 {
     pt_options p = o->p;
+    char part[4096];
+    if (o->common.output && snprintf(part, sizeof part, "%s.part", o->common.output) < (int)sizeof part)
+        p.part = part;
+    if (o->common.force && p.part)
+        pt_part_discard(p.part, m);
     p.data = data;
     p.seed = p.calibration.seed = o->common.seed;
     TRY(cl_precision(&p.calibration.precision, &o->common, &m->config));
@@ -119,7 +124,10 @@ static status run_methods(md_model *m, const ptq_options *o, fm_tokens *data)
     }
     if (only_writes_imatrix(o))
         return NB_OK;
-    return m->recipe.n ? md_save_folded(m, o->common.output, true) : md_save_model(m, o->common.output, FM_F32);
+    TRY(m->recipe.n ? md_save_folded(m, o->common.output, true) : md_save_model(m, o->common.output, FM_F32));
+    if (p.part)
+        pt_part_discard(p.part, m);
+    return NB_OK;
 }
 
 static status say_matrix(const ptq_options *o, const char *methods)
@@ -182,13 +190,15 @@ int cl_ptq(int argc, char **argv)
     ptq_options o = {0};
     cl_option option[MOST_OPTIONS] = {
         {"--recipe", "NAME|FILE", CL_TEXT, &o.recipe, NULL, "how the model is quantized (`nibble recipes`)"},
-        {"--calib-samples", "N", CL_COUNT, &o.p.calibration.samples, "128",
-         "windows of --data that are looked at, in an order by --seed"},
-        {"--calib-length", "N", CL_COUNT, &o.p.calibration.length, NULL, "tokens of one (256, or the model's context)"},
+        {"--calib-samples", "N", CL_COUNT, &o.p.calibration.samples, NULL,
+         "windows of --data that are looked at, in an order by --seed (128; what trains blocks 256)"},
+        {"--calib-length", "N", CL_COUNT, &o.p.calibration.length, NULL, "tokens of one (256, what trains blocks 512; or the model's context)"},
         {"--imatrix", "FILE", CL_TEXT, &o.p.read_imatrix, NULL,
          "importance out of llama.cpp's file (llama-imatrix, GGUF) in place of --data"},
         {"--write-imatrix", "FILE", CL_TEXT, &o.p.write_imatrix, NULL,
          "keep importance in a file that llama-quantize --imatrix reads; alone, without --recipe and -o, nothing else is made"},
+        {"--precision", "fp32|bf16|auto", CL_CHOICE, &o.common.precision, "auto",
+         "of float products; auto: bf16 where this CPU is fast at it"},
         {"--list", NULL, CL_FLAG, &o.list, NULL, "say what each method does"},
     };
     int64_t n = 0;
@@ -211,7 +221,7 @@ int cl_ptq(int argc, char **argv)
         .option = option,
         .n = n,
         .common = &o.common,
-        .common_mask = CL_DATA | CL_SPLIT | CL_TOKENIZER | CL_WHICH | CL_OUTPUT | CL_FORCE | CL_SEEDED | CL_PRECISION | CL_JSON};
+        .common_mask = CL_DATA | CL_SPLIT | CL_TOKENIZER | CL_WHICH | CL_OUTPUT | CL_FORCE | CL_SEEDED | CL_JSON};
     const char *argument[CL_MAX_ARGUMENTS];
     int code;
     return cl_parse(&command, argc, argv, argument, &code) ? cl_exit(run(argument[0], argument[1], &o)) : code;

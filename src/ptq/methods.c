@@ -1,5 +1,6 @@
 /* methods.c - the passes by name: what `nibble ptq` lists and runs. */
 #include "ptq/gptq_model.h"
+#include "ptq/blockwise.h"
 #include <string.h>
 
 static status run_absmax(md_model *m, const pt_options *o)
@@ -44,6 +45,12 @@ static const pt_setting mixed_settings[] = {
     {"--budget", "BITS", PT_NUMBER, offsetof(pt_options, budget), NULL, "mixed: bits per weight in all, everything counted (what the recipe takes)"},
     {"--write-recipe", "FILE", PT_TEXT, offsetof(pt_options, write_recipe), NULL,
      "mixed: keep the bits it chose as a recipe file, for every command"},
+    {0}};
+
+static const pt_setting block_settings[] = {
+    {"--block-steps", "N", PT_COUNT, offsetof(pt_options, block_steps), NULL, "steps of each block, of 2048 tokens (200)"},
+    {"--block-lr", "RATE", PT_NUMBER, offsetof(pt_options, block_lr), NULL, "rate of what a block trains, in place of the method's"},
+    {"--block-scale-lr", "RATE", PT_NUMBER, offsetof(pt_options, block_scale_lr), NULL, "the same of its ranges"},
     {0}};
 
 static const pt_method methods[] = {
@@ -93,6 +100,22 @@ static const pt_method methods[] = {
      .run = pt_run_obq,
      .unit = "blocks",
      .settings = pt_gptq_settings},
+    {.name = "autoround",
+     .explanation = "each block's rounding, up or down, and its ranges by signs of gradients of the block's error; starts from the ranges that\n"
+                    "are there, else importance's. Trains block by block: calibrates on 256 windows of 512 tokens, goes on when stopped",
+     .needs_recipe = true,
+     .needs_data = true,
+     .run = pt_autoround,
+     .unit = "steps",
+     .settings = block_settings},
+    {.name = "blockap",
+     .explanation = "all parameters of a block, weights, ranges and norms, trained on the block's error (EfficientQAT's Block-AP); the most that\n"
+                    "training block by block gives. Calibrates on 256 windows of 512 tokens, goes on when stopped",
+     .needs_recipe = true,
+     .needs_data = true,
+     .run = pt_blockap,
+     .unit = "steps",
+     .settings = block_settings},
 };
 enum { N_METHODS = sizeof methods / sizeof *methods };
 

@@ -49,6 +49,9 @@ typedef struct {
     bool act_order, static_groups, one_forward, coded_inputs;
     int gptq_ranges;
     int64_t gptq_rounds;
+    const char *part;     /* folder where methods that train block by block keep finished blocks; NULL: nowhere */
+    int64_t block_steps;  /* of each block */
+    double block_lr, block_scale_lr;
 } pt_options;
 
 /* A setting of a pass: a field of pt_options, by its place in the struct. Types as an option of the command line has them: bool |
@@ -73,5 +76,7 @@ typedef struct {
 } pt_method;
 const pt_method *pt_methods(int64_t *n);
 const pt_method *pt_method_find(const char *name); /* NULL if there is none */
+
+void pt_part_discard(const char *folder, const md_model *m); /* removes pt_options.part, when its result is kept or not wanted */
 
 #endif

@@ -1,0 +1,9 @@
+/* blockwise.h - the methods that train block by block, for methods.c (private to ptq/); each file says what it computes. */
+#ifndef NIBBLE_PTQ_BLOCKWISE_H
+#define NIBBLE_PTQ_BLOCKWISE_H
+#include "ptq/ptq.h"
+
+status pt_autoround(md_model *m, const pt_options *o);
+status pt_blockap(md_model *m, const pt_options *o);
+
+#endif

@@ -1,0 +1,220 @@
+/* test_blockwise.c - methods that train block by block: the model comes nearer to its floats than rounding does, folding gives the codes
+ * that training computed with, and a run that was stopped ends with the same bits.
+ */
+#include "models_made.h"
+#include "ptq/walk.h"
+#include "runs_made.h"
+
+enum { TOKENS = 3000, SAMPLES = 60, STEPS = 24 };
+
+typedef struct {
+    const char *method, *recipe;
+} made_case;
+static const made_case cases[] = {
+    {"autoround", "q4_0"},
+    {"autoround", "w3a16"},
+    {"autoround", "llmqat-4-8-4"},
+    {"autoround", "*.weight int3 asym group:8 f16 learned\n"},
+    {"blockap", "q4_0"},
+    {"blockap", "w2a16"},
+    {"blockap", "*.weight int3 asym row f32 learned:lsq\n"},
+};
+enum { N_CASES = sizeof cases / sizeof *cases };
+
+static void made_data(md_model *m, fm_tokens *data, const char *recipe)
+{
+    fq_recipe r;
+    open_model(m, "float");
+    generate(m, scratch_path("data.h5"), TOKENS, 3, KD_START_HYBRID);
+    OK(fm_tokens_open(data, scratch_path("data.h5"), NULL, FM_SPLIT_NONE));
+    md_free(m);
+    made_recipe(&r, recipe);
+    OK(md_build(m, &tiny, &r, MD_UNSET, false));
+    fq_recipe_free(&r);
+    md_model values;
+    open_model(&values, "float");
+    for (int64_t i = 0; i < values.params.n; i++) {
+        ag_param *p = ag_param_find(&m->params, values.params.p[i]->name);
+        memcpy(p->x, values.params.p[i]->x, (size_t)p->count * sizeof *p->x);
+    }
+    m->params.version++;
+    md_free(&values);
+}
+
+static pt_options options(fm_tokens *data)
+{
+    return (pt_options){.data = data,
+                        .calibration = {.samples = SAMPLES, .length = 32, .seed = 4},
+                        .seed = 4,
+                        .block_steps = STEPS};
+}
+
+/* Relative error of what the last block gives, over other windows than were trained on. */
+static double error_of(md_model *m, const real *wanted)
+{
+    int32_t ids[8 * 32];
+    for (int64_t i = 0; i < 8 * 32; i++)
+        ids[i] = (int32_t)(nb_random(31, 1, (uint64_t)i) % (uint64_t)m->config.vocab);
+    ag_tensor *hidden[8];
+    ag_tape t = {.no_grad = true};
+    md_forward(&t, m, &(md_input){.B = 8, .T = 32, .ids = ids, .hidden = hidden});
+    OK(ag_status(&t));
+    const real *y = ag_value(hidden[m->config.layers - 1]);
+    double e = 0, n = 0;
+    for (int64_t i = 0; i < 8 * 32 * m->config.dim; i++) {
+        e += pow((double)y[i] - (double)wanted[i], 2);
+        n += pow((double)wanted[i], 2);
+    }
+    ag_tape_free(&t);
+    return e / n;
+}
+
+static real *float_hidden(void)
+{
+    md_model m;
+    int32_t ids[8 * 32];
+    ag_tensor *hidden[8];
+    ag_tape t = {.no_grad = true};
+    open_model(&m, "float");
+    for (int64_t i = 0; i < 8 * 32; i++)
+        ids[i] = (int32_t)(nb_random(31, 1, (uint64_t)i) % (uint64_t)m.config.vocab);
+    md_forward(&t, &m, &(md_input){.B = 8, .T = 32, .ids = ids, .hidden = hidden});
+    OK(ag_status(&t));
+    const size_t bytes = 8 * 32 * (size_t)m.config.dim * sizeof(real);
+    real *y = malloc(bytes);
+    memcpy(y, ag_value(hidden[m.config.layers - 1]), bytes);
+    ag_tape_free(&t);
+    md_free(&m);
+    return y;
+}
+
+START_TEST(nearer_to_the_floats_than_rounding)
+{
+    md_model m;
+    fm_tokens data;
+    scratch_begin();
+    real *wanted = float_hidden();
+    made_data(&m, &data, cases[_i].recipe);
+    pt_options o = options(&data);
+    OK(pt_method_find("importance")->run(&m, &o));
+    const double rounded = error_of(&m, wanted);
+    OK(pt_method_find(cases[_i].method)->run(&m, &o));
+    const double trained = error_of(&m, wanted);
+    ck_assert_msg(trained < 0.97 * rounded, "%s, %s: an error of %g, rounding %g", cases[_i].method, cases[_i].recipe, trained,
+                  rounded);
+    for (int64_t i = 0; i < m.params.n; i++)
+        ck_assert(!m.params.p[i]->frozen && !m.params.p[i]->has_grad);
+    free(wanted);
+    fm_tokens_close(&data);
+    md_free(&m);
+    scratch_end();
+}
+END_TEST
+
+/* The file's codes and those of its latent floats, encoded anew, are those of the model that was trained. */
+START_TEST(folding_gives_the_codes_that_were_trained)
+{
+    md_model m, folded, start;
+    fm_tokens data;
+    scratch_begin();
+    made_data(&m, &data, cases[_i].recipe);
+    pt_options o = options(&data);
+    OK(pt_method_find(cases[_i].method)->run(&m, &o));
+    OK(md_save_folded(&m, scratch_path("folded.h5"), true));
+    opened(&folded, scratch_path("folded.h5"), NULL);
+    opened(&start, scratch_path("folded.h5"), &(md_open_options){.train = true});
+    made_compare_models(&m, &folded, "folded");
+    int64_t compared = 0;
+    for (int64_t i = 0; i < m.sites.n; i++) {
+        fq_site *s = m.sites.s[i], *other = fq_site_find(&start.sites, s->name);
+        if (!s->is_weight || !s->spec.grid.bits)
+            continue;
+        const kn_codes *a = fq_site_codes(s, &m.params), *b = fq_site_codes(other, &start.params);
+        ck_assert(a && b && a->n_scales == b->n_scales);
+        ck_assert(!memcmp(a->scale, b->scale, (size_t)a->n_scales * sizeof *a->scale));
+        for (int64_t r = 0; r < a->rows; r++)
+            ck_assert_msg(!memcmp(a->q + r * a->ld, b->q + r * b->ld, (size_t)a->cols), "%s, row %lld", s->name, (long long)r);
+        compared += a->rows * a->cols;
+    }
+    ck_assert_int_gt(compared, 1000);
+    md_free(&start);
+    md_free(&folded);
+    fm_tokens_close(&data);
+    md_free(&m);
+    scratch_end();
+}
+END_TEST
+
+START_TEST(a_stopped_run_goes_on_to_the_same_bits)
+{
+    md_model whole, stopped;
+    fm_tokens data;
+    scratch_begin();
+    const made_case *c = &cases[_i];
+    const pt_method *how = pt_method_find(c->method);
+    made_data(&whole, &data, c->recipe);
+    pt_options o = options(&data);
+    o.block_steps = 6;
+    OK(how->run(&whole, &o));
+    fm_tokens_close(&data);
+    made_data(&stopped, &data, c->recipe);
+    int left = 9; /* into the second block */
+    const nb_progress progress = {countdown, &left};
+    o.data = &data;
+    o.part = scratch_path("part");
+    OK(pt_method_find("importance")->run(&stopped, &o));
+    o.calibration.progress = &progress;
+    ck_assert_int_eq(how->run(&stopped, &o), NB_INTERRUPTED);
+    o.calibration.progress = NULL;
+    md_free(&stopped);
+    fm_tokens_close(&data);
+    made_data(&stopped, &data, c->recipe);
+    o.block_steps = 7;
+    ck_assert_msg(how->run(&stopped, &o) == NB_USAGE && strstr(nb_fail_message(), "another run"), "%s", nb_fail_message());
+    md_free(&stopped);
+    fm_tokens_close(&data);
+    made_data(&stopped, &data, c->recipe);
+    o.block_steps = 6;
+    OK(how->run(&stopped, &o));
+    made_compare_models(&whole, &stopped, c->method);
+    ck_assert(nb_path_is_folder(o.part));
+    pt_part_discard(o.part, &stopped);
+    ck_assert(!nb_path_exists(o.part));
+    fm_tokens_close(&data);
+    md_free(&whole);
+    md_free(&stopped);
+    scratch_end();
+}
+END_TEST
+
+START_TEST(what_cannot_be_trained_is_refused)
+{
+    md_model m;
+    fm_tokens data;
+    scratch_begin();
+    made_data(&m, &data, "embed.weight int8 row f16 learned\n");
+    pt_options o = options(&data);
+    ck_assert_msg(pt_method_find("autoround")->run(&m, &o) == NB_USAGE && strstr(nb_fail_message(), "nothing to train"), "%s",
+                  nb_fail_message());
+    for (int64_t i = 0; i < m.params.n; i++)
+        ck_assert(!m.params.p[i]->frozen);
+    o.data = NULL;
+    ck_assert_int_eq(pt_method_find("blockap")->run(&m, &o), NB_USAGE);
+    md_free(&m);
+    fm_tokens_close(&data);
+    scratch_end();
+}
+END_TEST
+
+int main(void)
+{
+    Suite *s = suite_create("blockwise");
+    TCase *c = tcase_create("blockwise");
+    tcase_set_timeout(c, 240);
+    tcase_add_loop_test(c, nearer_to_the_floats_than_rounding, 0, N_CASES);
+    tcase_add_loop_test(c, folding_gives_the_codes_that_were_trained, 0, N_CASES);
+    tcase_add_loop_test(c, a_stopped_run_goes_on_to_the_same_bits, 0, N_CASES);
+    tcase_add_test(c, what_cannot_be_trained_is_refused);
+    suite_add_tcase(s, c);
+    return run_suite(s);
+}
