@@ -1,6 +1,7 @@
 /* methods.c - the passes by name: what `nibble ptq` lists and runs. */
 #include "ptq/gptq_model.h"
 #include "ptq/blockwise.h"
+#include "ptq/scaling.h"
 #include <string.h>
 
 static status run_absmax(md_model *m, const pt_options *o)
@@ -84,6 +85,31 @@ static const pt_method methods[] = {
      .run = run_mixed,
      .unit = "weights",
      .settings = mixed_settings},
+    {.name = "awq",
+     .explanation = "channels with large inputs get larger weights by a searched power of their mean magnitude, folded into what makes them;\n"
+                    "then scales as importance finds them; before another method: awq+gptq",
+     .needs_recipe = true,
+     .needs_data = true,
+     .run = pt_run_awq,
+     .unit = "blocks"},
+    {.name = "smoothquant",
+     .explanation = "outliers of activations moved into weights channel by channel, by an alpha searched per site; the function stays;\n"
+                    "for 8-bit inputs, before another method: smoothquant+rtn, smoothquant+gptq",
+     .needs_data = true,
+     .run = pt_run_smoothquant,
+     .unit = "blocks",
+     .settings = pt_smoothquant_settings},
+    {.name = "equalize",
+     .explanation = "cross-layer equalization: rows of one linear and columns of the next get one magnitude (q k, v o, up down);\n"
+                    "exact, without data; for scales per tensor or wide groups: equalize+rtn",
+     .run = pt_run_equalize},
+    {.name = "biascorrect",
+     .explanation = "biases take back by how much rounded weights move the mean of their outputs; behind a method: rtn+biascorrect;\n"
+                    "for models with biases (GPT-2, Qwen); gptq leaves nothing to correct",
+     .needs_recipe = true,
+     .needs_data = true,
+     .run = pt_run_biascorrect,
+     .unit = "blocks"},
     {.name = "gptq",
      .explanation = "codes column by column, each error paid by the columns to come along the inverse Hessian of what goes in; then scales by\n"
                     "least squares on the layer's output and codes again; block by block behind the quantized ones",

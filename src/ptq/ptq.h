@@ -52,6 +52,8 @@ typedef struct {
     const char *part;     /* folder where methods that train block by block keep finished blocks; NULL: nowhere */
     int64_t block_steps;  /* of each block */
     double block_lr, block_scale_lr;
+    double alpha; /* smoothquant.c */
+    bool smooth_all;
 } pt_options;
 
 /* A setting of a pass: a field of pt_options, by its place in the struct. Types as an option of the command line has them: bool |

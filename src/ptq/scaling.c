@@ -1,0 +1,113 @@
+/* scaling.c - the exact pairs of a block, and what is gathered about the tensors between. LLaMA and GPT-2: norms have biases there and so have
+ * linears, and GELU stands between up and down. */
+#include "ptq/scaling.h"
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+int pt_pairs(pt_pair pair[PT_PAIRS], md_model *m, int64_t layer)
+{
+    md_block *b = &m->block[layer];
+    ly_attention *a = &b->attn;
+    const int64_t C = m->config.dim, kv = a->kv_heads * a->head_size;
+    const bool gated = b->mlp.activation == LY_SWIGLU;
+    int n = 0;
+    pair[n++] = (pt_pair){.input = a->input, .channels = C, .norm = &b->attn_norm, .reader = {&a->wq, &a->wk, &a->wv}, .n = 3, .repeat = 1};
+    pair[n++] = (pt_pair){.input = a->out_input, .channels = kv, .source = &a->wv, .reader = {&a->wo}, .n = 1,
+                          .head = a->head_size, .repeat = a->heads / a->kv_heads};
+    pair[n] = (pt_pair){.input = b->mlp.input, .channels = C, .norm = &b->mlp_norm, .reader = {&b->mlp.up}, .n = 1, .repeat = 1};
+    if (gated)
+        pair[n].reader[pair[n].n++] = &b->mlp.gate;
+    n++;
+    if (gated)
+        pair[n++] = (pt_pair){.input = b->mlp.down_input, .channels = b->mlp.up.out, .source = &b->mlp.up, .reader = {&b->mlp.down},
+                              .n = 1, .repeat = 1};
+    return n;
+}
+
+int64_t pt_pair_channel(const pt_pair *p, int64_t column)
+{
+    return p->repeat == 1 ? column : column / (p->head * p->repeat) * p->head + column % p->head;
+}
+
+static void divide(ag_param *w, const real *s, int64_t channels)
+{
+    const int64_t each = w ? w->count / channels : 0;
+    for (int64_t i = 0; w && i < w->count; i++)
+        w->x[i] /= s[i / each];
+}
+
+void pt_scale_pair(const pt_pair *p, const real *s)
+{
+    if (p->source)
+        p->source->w_site->started = false;
+    divide(p->norm ? p->norm->w : p->source->w, s, p->channels);
+    divide(p->norm ? p->norm->b : p->source->b, s, p->channels);
+    for (int k = 0; k < p->n; k++) {
+        ag_param *w = p->reader[k]->w;
+        const int64_t K = p->reader[k]->in;
+        p->reader[k]->w_site->started = false;
+        for (int64_t i = 0; i < w->count; i++)
+            w->x[i] *= s[pt_pair_channel(p, i % K)];
+    }
+}
+
+/* ---- statistics --------------------------------------------------------------------------- */
+
+status pt_input_new(pt_input *g, const fq_site *site, bool gram, int64_t most, int64_t expected, kn_precision p)
+{
+    const size_t C = (size_t)site->cols;
+    *g = (pt_input){.site = site->name, .C = site->cols, .most = most, .precision = p};
+    g->stride = most > 0 && expected > most ? expected / most : 1;
+    g->sum = nb_alloc_zeroed(C, sizeof *g->sum);
+    g->magnitude = nb_alloc_zeroed(C, sizeof *g->magnitude);
+    g->largest = nb_alloc_zeroed(C, sizeof *g->largest);
+    g->gram = gram ? nb_alloc_zeroed(C, C * sizeof *g->gram) : NULL;
+    g->sample = most > 0 ? nb_alloc((size_t)most, C * sizeof *g->sample) : NULL;
+    if (g->sum && g->magnitude && g->largest && (g->gram || !gram) && (g->sample || most <= 0))
+        return NB_OK;
+    pt_input_free(g);
+    return NB_NOMEM;
+}
+
+void pt_input_free(pt_input *g)
+{
+    free(g->sum);
+    free(g->magnitude);
+    free(g->largest);
+    free(g->gram);
+    free(g->sample);
+    *g = (pt_input){0};
+}
+
+static void add(pt_input *g, const real *x, int64_t M)
+{
+    enum { COLUMNS = 64 };
+    const int64_t C = g->C;
+#pragma omp parallel for schedule(static)
+    for (int64_t first = 0; first < C; first += COLUMNS)
+        for (int64_t m = 0; m < M; m++)
+            for (int64_t c = first; c < C && c < first + COLUMNS; c++) {
+                const real v = x[m * C + c], size = v < 0 ? -v : v;
+                g->sum[c] += (double)v;
+                g->magnitude[c] += (double)size;
+                g->largest[c] = size > g->largest[c] ? size : g->largest[c];
+            }
+    if (g->gram)
+        kn_gram(g->precision, g->gram, x, M, C, 1);
+    for (int64_t m = 0; m < M; m++)
+        if (g->sampled < g->most && ((int64_t)g->rows + m) % g->stride == 0)
+            memcpy(g->sample + g->sampled++ * C, x + m * C, (size_t)C * sizeof *x);
+    g->rows += (double)M;
+}
+
+void pt_gather(void *inputs, const char *site, const ag_tensor *in, const ag_tensor *out)
+{
+    pt_inputs *all = inputs;
+    (void)out;
+    for (int i = 0; i < all->n; i++) {
+        const real *x = strcmp(all->input[i].site, site) == 0 && ag_cols(in) == all->input[i].C ? ag_value(in) : NULL;
+        if (x)
+            add(&all->input[i], x, ag_rows(in));
+    }
+}

@@ -1,0 +1,53 @@
+/* scaling.h - channels of a tensor made smaller where it is made and weights larger where it is read, or the reverse: the same function
+ * (private to ptq/). */
+#ifndef NIBBLE_PTQ_SCALING_H
+#define NIBBLE_PTQ_SCALING_H
+#include "ptq/ptq.h"
+
+/* A tensor that a norm's weights or a linear's rows scale and linears read: n(x) w' = (n(x) / s) (w diag(s))'. */
+typedef struct {
+    fq_site *input;       /* the site of what is read */
+    int64_t channels;     /* of the source: how many s there are */
+    ly_norm *norm;        /* the source is a norm, or */
+    ly_linear *source;    /* a linear's rows */
+    ly_linear *reader[3];
+    int n;
+    int64_t head, repeat; /* values of a kv head are read `repeat` times, once per query head; else repeat 1 */
+} pt_pair;
+enum { PT_PAIRS = 4 };
+/* The exact pairs of a block, in the order of its forward: attn.input (norm -> q, k, v), attn.out.input (v -> o), mlp.input (norm -> gate, up), and
+ * where up is linear in what down reads (SwiGLU) mlp.down.input (up -> down). */
+int pt_pairs(pt_pair pair[PT_PAIRS], md_model *m, int64_t layer);
+int64_t pt_pair_channel(const pt_pair *p, int64_t column); /* which s a column of the readers takes */
+/* Source / s (its bias too), columns of readers * s; s [channels], > 0. Their ranges begin anew; the caller raises the
+ * parameters' version. */
+void pt_scale_pair(const pt_pair *p, const real *s);
+
+/* What goes into a site, by channel. A zeroed struct is empty. */
+typedef struct {
+    const char *site;
+    int64_t C;
+    double rows;
+    double *sum, *magnitude; /* [C] of x, of |x| */
+    real *largest;           /* [C] |x| */
+    real *gram;              /* [C, C] sums of x x', or NULL: not wanted */
+    real *sample;            /* [sampled, C] rows at equal distances */
+    int64_t sampled, most, stride;
+    kn_precision precision;
+} pt_input;
+/* most: rows that are kept of `expected`; 0: none. */
+status pt_input_new(pt_input *g, const fq_site *site, bool gram, int64_t most, int64_t expected, kn_precision p);
+void pt_input_free(pt_input *g);
+typedef struct {
+    pt_input *input;
+    int n;
+} pt_inputs;
+void pt_gather(void *inputs, const char *site, const ag_tensor *in, const ag_tensor *out); /* a tap's fn, pt_inputs as ctx */
+
+status pt_run_awq(md_model *m, const pt_options *o);
+status pt_run_smoothquant(md_model *m, const pt_options *o);
+status pt_run_equalize(md_model *m, const pt_options *o);
+status pt_run_biascorrect(md_model *m, const pt_options *o);
+extern const pt_setting pt_smoothquant_settings[];
+
+#endif
