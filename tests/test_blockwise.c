@@ -18,6 +18,9 @@ static const made_case cases[] = {
     {"blockap", "q4_0"},
     {"blockap", "w2a16"},
     {"blockap", "*.weight int3 asym row f32 learned:lsq\n"},
+    {"omniquant", "q4_0"},
+    {"omniquant", "*.weight int3 row f32 learned\n*.input int4 row dynamic\n"},
+    {"adaround", "w3a16"},
 };
 enum { N_CASES = sizeof cases / sizeof *cases };
 
@@ -96,7 +99,7 @@ START_TEST(nearer_to_the_floats_than_rounding)
     real *wanted = float_hidden();
     made_data(&m, &data, cases[_i].recipe);
     pt_options o = options(&data);
-    OK(pt_method_find("importance")->run(&m, &o));
+    OK(pt_method_find("rtn")->run(&m, &o));
     const double rounded = error_of(&m, wanted);
     OK(pt_method_find(cases[_i].method)->run(&m, &o));
     const double trained = error_of(&m, wanted);

@@ -24,7 +24,7 @@ typedef struct {
     bool *was_frozen;   /* [m->params.n] */
     ag_tape tape;
     real *bx, *by, *br; /* [batch, length, C]: input, target / |target|, 1 / |target| */
-    double first, last; /* L before and after */
+    double last;        /* L of the best values */
 } trainer;
 
 /* ---- weights of a block ------------------------------------------------------------------- */
@@ -53,9 +53,8 @@ status pt_block_scales(pt_block_weight *w)
     return NB_OK;
 }
 
-status pt_block_train(pt_block *b, ag_param *p)
+static status list(ag_params *t, ag_param *p)
 {
-    ag_params *t = &b->trained;
     if (t->n == t->capacity) {
         const int64_t capacity = t->capacity ? 2 * t->capacity : 32;
         ag_param **more = nb_resize(t->p, (size_t)capacity, sizeof *more);
@@ -66,6 +65,16 @@ status pt_block_train(pt_block *b, ag_param *p)
     }
     t->p[t->n++] = p;
     return NB_OK;
+}
+
+status pt_block_train(pt_block *b, ag_param *p)
+{
+    return list(&b->trained, p);
+}
+
+status pt_block_watch(pt_block *b, ag_param *p)
+{
+    return p ? list(&b->watched, p) : NB_OK;
 }
 
 static void moments_free(ag_param *p)
@@ -80,6 +89,8 @@ static void moments_free(ag_param *p)
 static void block_free(trainer *t)
 {
     pt_block *b = &t->b;
+    if (t->how->end)
+        t->how->end(b);
     for (int64_t i = 0; i < b->trained.n; i++) {
         if (t->best)
             free(t->best[i]);
@@ -99,6 +110,7 @@ static void block_free(trainer *t)
     free(t->best);
     free(t->was_frozen);
     free(b->trained.p);
+    free(b->watched.p);
     ag_params_free(&b->own);
     *b = (pt_block){0};
     t->best = NULL;
@@ -115,7 +127,7 @@ static status weight_new(pt_block_weight *w, fq_site *site)
     return pt_block_scales(w);
 }
 
-/* What is not trained is frozen: no gradient is made for it. */
+/* What is neither trained nor watched is frozen while the block is trained: no gradient is made for it. */
 static status freeze(trainer *t)
 {
     const ag_params *ps = &t->walk.m->params;
@@ -163,8 +175,9 @@ static void keep_best(trainer *t, bool restore)
 
 /* ---- the loss ----------------------------------------------------------------------------- */
 
-static void compose(trainer *t)
+static void compose(trainer *t, bool hard)
 {
+    t->b.hard = hard;
     if (t->how->compose)
         t->how->compose(&t->b);
     t->walk.m->params.version++;
@@ -195,7 +208,7 @@ static ag_tensor *loss(trainer *t, int64_t n, bool no_grad)
     const int64_t dim[3] = {n, t->walk.length, t->walk.m->config.dim};
     ag_reset(tape);
     tape->no_grad = no_grad;
-    tape->weights_off = t->how->soft;
+    tape->weights_off = t->how->soft && !no_grad;
     tape->precision = t->o->calibration.precision;
     ag_tensor *x = md_block_forward(tape, t->walk.m, t->b.layer, ag_leaf(tape, t->bx, NULL, 3, dim), NULL);
     return ag_mse(tape, ag_mul(tape, x, ag_leaf(tape, t->br, NULL, 3, dim)), ag_leaf(tape, t->by, NULL, 3, dim));
@@ -205,7 +218,7 @@ static ag_tensor *loss(trainer *t, int64_t n, bool no_grad)
 static status score(trainer *t, double *mean)
 {
     *mean = 0;
-    compose(t);
+    compose(t, true);
     for (int64_t i = 0, n; i < t->scored; i += n) {
         n = t->scored - i < t->batch ? t->scored - i : t->batch;
         for (int64_t k = 0; k < n; k++)
@@ -246,7 +259,7 @@ static status update(trainer *t)
 static status step(trainer *t)
 {
     draw(t);
-    compose(t);
+    compose(t, false);
     ag_tensor *l = loss(t, t->batch, false);
     TRY(ag_status(&t->tape));
     TRY(ag_backward(&t->tape, l));
@@ -261,28 +274,31 @@ static status tell(const trainer *t)
 {
     char text[96];
     const int64_t layers = t->walk.m->config.layers, steps = t->schedule.steps;
-    (void)snprintf(text, sizeof text, "block %lld of %lld, error %.5f of %.5f", (long long)t->walk.layer + 1, (long long)layers, t->last, t->first);
+    (void)snprintf(text, sizeof text, "block %lld of %lld, error %.5f of %.5f", (long long)t->walk.layer + 1, (long long)layers, t->last, t->b.first);
     return nb_progress_report(t->o->calibration.progress, t->walk.layer * steps + t->b.step, layers * steps, text)
                ? NB_OK
                : nb_fail(NB_INTERRUPTED, t->o->part ? "stopped; the same command goes on behind block %lld" : "stopped in block %lld",
                          (long long)t->walk.layer);
 }
 
+static bool is_listed(const ag_params *list_of, const ag_param *p)
+{
+    for (int64_t i = 0; i < list_of->n; i++)
+        if (list_of->p[i] == p)
+            return true;
+    return false;
+}
+
 static status train_block(trainer *t)
 {
     pt_block *b = &t->b;
     TRY(block_new(t));
-    TRY(score(t, &t->first));
-    t->last = t->first;
+    TRY(score(t, &t->b.first));
+    t->last = t->b.first;
     keep_best(t, false);
     for (int64_t i = 0; i < t->walk.m->params.n; i++) {
         ag_param *p = t->walk.m->params.p[i];
-        bool is_trained = false;
-        for (int64_t k = 0; k < b->trained.n; k++)
-            is_trained = is_trained || b->trained.p[k] == p;
-        for (int64_t k = 0; k < b->n; k++) /* own variables are trained through the latents and ranges */
-            is_trained = is_trained || (b->own.n && (b->weight[k].site->w == p || b->weight[k].site->u == p));
-        p->frozen = !is_trained;
+        p->frozen = !is_listed(&b->trained, p) && !is_listed(&b->watched, p);
     }
     for (b->step = 1; b->step <= b->steps; b->step++) {
         TRY(tell(t));
@@ -297,8 +313,8 @@ static status train_block(trainer *t)
         }
     }
     keep_best(t, true);
-    compose(t);
-    return t->how->end ? t->how->end(b) : NB_OK;
+    compose(t, true);
+    return NB_OK;
 }
 
 /* y <- the block in floats, before anything of it changes. */

@@ -27,6 +27,10 @@ typedef struct {
     int64_t n;
     ag_params own;     /* variables that are the method's */
     ag_params trained; /* pointers to all that is trained: the block's parameters, or own ones */
+    ag_params watched; /* pointers to parameters of the block whose gradients `pull` reads */
+    void *ctx;         /* the method's */
+    bool hard;         /* compose for good, or for a score: rounded, where the method trains something soft */
+    double first;      /* L before the first step */
 } pt_block;
 
 /* What a method does. Hooks that are NULL do nothing.
@@ -34,17 +38,17 @@ typedef struct {
  *   compose: what is trained -> latents and ranges, before a forward
  *   pull:    gradients of latents and ranges -> those of what is trained (g, has_grad), after a backward
  *   update:  one step; NULL: AdamW
- *   end:     what is trained has its best values and is composed: latents <- what folds to the trained codes */
+ *   end:     gives back what begin took, also after a failure */
 typedef struct {
     const char *name;
-    bool soft;             /* the block computes with the floats that compose wrote, not with their codes */
+    bool soft;             /* a training step computes with the floats that compose wrote, not with their codes */
     double lr, scale_rate; /* when nothing else is asked for; scale_rate: of learned ranges (logarithms). 0: 1 / steps, lr */
     ag_schedule schedule;  /* steps and warm-up are filled in */
     status (*begin)(pt_block *b);
     void (*compose)(pt_block *b);
     void (*pull)(pt_block *b);
     void (*update)(pt_block *b, double lr, double scale_rate);
-    status (*end)(pt_block *b);
+    void (*end)(pt_block *b);
 } pt_block_method;
 
 /* Trains all blocks in order. Ranges that nobody has started are found first, by importance. o->part: a folder that keeps every block that is
@@ -53,6 +57,7 @@ typedef struct {
 status pt_train_blocks(md_model *m, const pt_options *o, const pt_block_method *how);
 
 status pt_block_train(pt_block *b, ag_param *p); /* p, a parameter of the block or an own one, is trained */
+status pt_block_watch(pt_block *b, ag_param *p); /* p's gradient is wanted; NULL is fine */
 /* w->scale <- the scales as they are stored now; those of a dynamic range follow the latent. */
 status pt_block_scales(pt_block_weight *w);
 /* Elements from (row, col) on in its row that share its scale. */

@@ -5,5 +5,7 @@
 
 status pt_autoround(md_model *m, const pt_options *o);
 status pt_blockap(md_model *m, const pt_options *o);
+status pt_omniquant(md_model *m, const pt_options *o);
+status pt_adaround(md_model *m, const pt_options *o);
 
 #endif

@@ -142,6 +142,22 @@ static const pt_method methods[] = {
      .run = pt_blockap,
      .unit = "steps",
      .settings = block_settings},
+    {.name = "omniquant",
+     .explanation = "each block's clipping of weights (LWC) and, where inputs are quantized, scales that move between an operation and the next\n"
+                    "(LET), by gradients of the block's error. Trains block by block: calibrates as autoround, goes on when stopped",
+     .needs_recipe = true,
+     .needs_data = true,
+     .run = pt_omniquant,
+     .unit = "steps",
+     .settings = block_settings},
+    {.name = "adaround",
+     .explanation = "each block's rounding, up or down, as a continuous choice that is pressed to one side (AdaRound); scales stay, wants more\n"
+                    "steps than autoround (--block-steps 1000). Trains block by block, calibrates alike, goes on when stopped",
+     .needs_recipe = true,
+     .needs_data = true,
+     .run = pt_adaround,
+     .unit = "steps",
+     .settings = block_settings},
 };
 enum { N_METHODS = sizeof methods / sizeof *methods };
 
