@@ -235,6 +235,8 @@ static real *param_grad(const ag_tensor *a, real *beta)
     if (p->has_grad)
         return p->g;
     if (t->step_gradients) {
+        if (!p->borrowed)
+            free(p->g); /* of a step that kept its gradients */
         p->g = ag_take(t, value_bytes(a));
         p->borrowed = true;
     }
