@@ -605,6 +605,9 @@ class Commands(unittest.TestCase):
         run("qat", "float", "--data", "train.h5", "--recipe", "w3a16", "--steps", "30", "--batch", "8", "--ctx", "64", "-o", "run")
         run("fold", "run", "-o", "qat.h5")
         self.assertLess(distance("qat.h5"), 0.7 * distance("rtn.h5"))
+        run("ptq", "gptq", "float", "--recipe", "w3a16", "--data", "train.h5", "--calib-samples", "32", "-o", "gptq.h5")
+        self.assertLess(distance("gptq.h5"), 0.8 * distance("rtn.h5"))
+        self.assertIn("na\u00efve", run("run", "gptq.h5", "-p", "na\u00efve", "-n", "4")[0])
         run("ptq", "importance", "float", "--recipe", "q4_0", "--data", "train.h5", "--write-imatrix", "im.gguf", "-o", "q4.h5")
         names = [t["name"] for t in parsed("info", "im.gguf", "--tensors")["tensors"]]
         self.assertEqual(len(names), len(set(names)))

@@ -218,16 +218,18 @@ START_TEST(one_array_of_several_rules)
     static const struct {
         const char *recipe, *says;
         fm_dtype type;
-    } rules[] = {{"base q4_0\n*.wv.weight int8 narrow group:32 f16 q8_0 learned\n", NULL, FM_Q8_0},
-                 {"q4_0", NULL, FM_Q4_0},
-                 {"base q4_0\n*.wk.weight int5 group:32 f16 learned\n", NULL, FM_Q5_0},
-                 {"base q4_0\n*.wk.weight float f16\n", "blk.0.attn_qkv.weight: is one array in GGUF, of one type", FM_F32}};
-    const md_config shape = MADE_GPT2(32, 64, 2, 4, 38, .tied = true);
+        int shape;
+    } rules[] = {{"base q4_0\n*.wv.weight int8 narrow group:32 f16 q8_0 learned\n", NULL, FM_Q8_0, 0},
+                 {"q4_0", NULL, FM_Q4_0, 0},
+                 {"q4_k", NULL, FM_Q4_K, 1},
+                 {"base q4_0\n*.wk.weight int5 group:32 f16 learned\n", NULL, FM_Q5_0, 0},
+                 {"base q4_0\n*.wk.weight float f16\n", "blk.0.attn_qkv.weight: is one array in GGUF, of one type", FM_F32, 0}};
+    const md_config shapes[] = {MADE_GPT2(32, 64, 2, 4, 38, .tied = true), MADE_GPT2(256, 512, 2, 4, 38, .tied = true)};
     for (size_t i = 0; i < sizeof rules / sizeof *rules; i++) {
         md_model m, back;
         fm_arrays a;
         scratch_begin();
-        made_model(&m, &shape, rules[i].recipe, 3);
+        made_model(&m, &shapes[rules[i].shape], rules[i].recipe, 3);
         const char *path = scratch_path("m.gguf");
         const status s = md_export(&m, "gguf", path, NULL, 0);
         ck_assert_msg(s == (rules[i].says ? NB_UNSUPPORTED : NB_OK), "%s: %s", rules[i].recipe, s ? nb_fail_message() : "written");
