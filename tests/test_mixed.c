@@ -73,7 +73,7 @@ enum { WINDOWS = 3, LENGTH = 64 };
 
 static void wide_model(md_model *m, const char *recipe, bool tied)
 {
-    md_config c = MADE(64, 96, 3, 4, 2, 16, 300, .tied = tied);
+    md_config c = MADE(32, 64, 2, 2, 1, 16, 300, .tied = tied);
     fq_recipe r;
     c.ctx = LENGTH;
     c.norm_eps = 1e-5;
