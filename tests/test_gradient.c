@@ -104,6 +104,36 @@ BUILD(relative_mse, ag_relative_mse(t, p[0], table_cos))
 BUILD(cross_entropy, ag_cross_entropy(t, p[0], classes, 0))
 BUILD(cross_entropy_smooth, ag_cross_entropy(t, p[0], classes, (real)0.2))
 
+/* Pictures of 5 x 4 points unless said otherwise. */
+static ag_tensor *conv_of(ag_tape *t, ag_tensor **p, kn_conv c, kn_activation act, bool bias)
+{
+    ck_assert(kn_conv_fit(&c) == NB_OK);
+    return ag_conv(t, p[0], p[1], bias ? p[2] : NULL, &c, act);
+}
+static ag_tensor *pool_of(ag_tape *t, ag_tensor *x, kn_conv c, bool max)
+{
+    ck_assert(kn_pool_fit(&c) == NB_OK);
+    return max ? ag_max_pool(t, x, &c) : ag_average_pool(t, x, &c);
+}
+static const real moments[] = {(real)0.3, (real)-0.2, (real)0.1}, spreads[] = {(real)0.5, 2, 1};
+BUILD(relu6, ag_relu6(t, ag_scale(t, p[0], 6)))
+BUILD(conv, conv_of(t, p, (kn_conv){.H = 5, .W = 4, .C = 3, .N = 2, .K = 3}, KN_LINEAR, true))
+BUILD(conv_relu, conv_of(t, p, (kn_conv){.H = 5, .W = 4, .C = 3, .N = 2, .K = 3, .pad = 1}, KN_RELU, true))
+BUILD(conv_relu6, ag_scale(t, conv_of(t, p, (kn_conv){.H = 5, .W = 4, .C = 3, .N = 2, .K = 2, .stride = 2}, KN_RELU6, false), 2))
+BUILD(conv_wide, conv_of(t, p, (kn_conv){.H = 5, .W = 4, .C = 9, .N = 17, .K = 3, .pad = 1, .stride = 2}, KN_LINEAR, true))
+BUILD(conv_dilated, conv_of(t, p, (kn_conv){.H = 5, .W = 6, .C = 9, .N = 2, .K = 2, .pad = 2, .stride = 3, .dilation = 2}, KN_LINEAR, true))
+BUILD(conv_grouped, conv_of(t, p, (kn_conv){.H = 5, .W = 4, .C = 4, .N = 6, .K = 3, .pad = 1, .groups = 2}, KN_LINEAR, true))
+BUILD(conv_depthwise, conv_of(t, p, (kn_conv){.H = 5, .W = 4, .C = 5, .N = 5, .K = 3, .pad = 1, .stride = 2, .groups = 5}, KN_LINEAR, true))
+BUILD(conv_point, conv_of(t, p, (kn_conv){.H = 5, .W = 4, .C = 3, .N = 7, .K = 1}, KN_RELU, true))
+BUILD(conv_of_one, conv_of(t, p, (kn_conv){.H = 1, .W = 1, .C = 1, .N = 1, .K = 1}, KN_LINEAR, false))
+BUILD(conv_shared, conv_of(t, (ag_tensor *[]){conv_of(t, p, (kn_conv){.H = 5, .W = 4, .C = 3, .N = 3, .K = 3, .pad = 1}, KN_LINEAR, true), p[1], p[2]},
+                           (kn_conv){.H = 5, .W = 4, .C = 3, .N = 3, .K = 3, .pad = 1}, KN_LINEAR, true))
+BUILD(max_pool, pool_of(t, p[0], (kn_conv){.H = 5, .W = 4, .C = 3, .K = 2}, true))
+BUILD(max_pool_overlapping, pool_of(t, p[0], (kn_conv){.H = 5, .W = 4, .C = 3, .K = 3, .stride = 1}, true))
+BUILD(average_pool, pool_of(t, p[0], (kn_conv){.H = 5, .W = 4, .C = 3, .K = 2, .stride = 1}, false))
+BUILD(batch_norm, ag_batch_norm(t, p[0], p[1], p[2], NULL, NULL, (real)1e-2))
+BUILD(batch_norm_given, ag_batch_norm(t, p[0], p[1], p[2], moments, spreads, (real)1e-2))
+
 /* A teacher without parameters: some logits that depend on row and token. */
 static status teacher(void *ctx, real *dst, int64_t row, int64_t n)
 {
@@ -212,6 +242,22 @@ static const op_case cases[] = {
     {"relative mse", relative_mse, 1, {2}, {{3, 5}}},
     {"cross entropy", cross_entropy, 1, {2}, {{7, 5}}},
     {"cross entropy, smoothed", cross_entropy_smooth, 1, {2}, {{7, 5}}},
+    {"relu6", relu6, 1, {2}, {{3, 7}}},
+    {"conv", conv, 3, {2, 2, 1}, {{3, 60}, {2, 27}, {2}}},
+    {"conv, margin, relu", conv_relu, 3, {2, 2, 1}, {{3, 60}, {2, 27}, {2}}},
+    {"conv, stride, relu6", conv_relu6, 2, {2, 2}, {{3, 60}, {2, 12}}},
+    {"conv, wide", conv_wide, 3, {2, 2, 1}, {{2, 180}, {17, 81}, {17}}},
+    {"conv, dilated", conv_dilated, 3, {2, 2, 1}, {{2, 270}, {2, 36}, {2}}},
+    {"conv, grouped", conv_grouped, 3, {2, 2, 1}, {{3, 80}, {6, 18}, {6}}},
+    {"conv, depthwise", conv_depthwise, 3, {2, 2, 1}, {{3, 100}, {5, 9}, {5}}},
+    {"conv, windows of one point", conv_point, 3, {2, 2, 1}, {{3, 60}, {7, 3}, {7}}},
+    {"conv of size 1", conv_of_one, 2, {2, 2}, {{1, 1}, {1, 1}}},
+    {"conv, one weight twice", conv_shared, 3, {2, 2, 1}, {{2, 60}, {3, 27}, {3}}},
+    {"max pool", max_pool, 1, {2}, {{3, 60}}},
+    {"max pool, overlapping", max_pool_overlapping, 1, {2}, {{3, 60}}},
+    {"average pool", average_pool, 1, {2}, {{3, 60}}},
+    {"batch norm", batch_norm, 3, {2, 1, 1}, {{4, 15}, {3}, {3}}},
+    {"batch norm, given moments", batch_norm_given, 3, {2, 1, 1}, {{4, 15}, {3}, {3}}},
     {"head: cross entropy", head_ce, 3, {2, 2, 1}, {{7, 3}, {5, 3}, {5}}},
     {"head of one token", head_ce, 2, {1, 2}, {{1}, {1, 1}}},
     {"head: KL, two chunks", head_kl, 3, {2, 2, 1}, {{300, 3}, {5, 3}, {5}}},

@@ -26,6 +26,16 @@ typedef struct {
 #define AG_KEEP(i) (1u << (i))
 #define AG_KEEP_OUT (1u << 31)
 
+/* The exact integers behind a value that was made of codes: x = act(sum * scale_x * scale_w[channel]), the bias in the sum. A site with a static or
+ * learned range makes its codes of them, by fixed-point requantization (kernels.h), as an integer network does. */
+typedef struct {
+    int32_t *sum; /* [rows * points, channels] */
+    int64_t points, channels;
+    const kn_codes *w; /* its scales */
+    real scale_x;
+    kn_activation act;
+} ag_sums;
+
 struct ag_tensor {
     const ag_op *op; /* NULL for a leaf */
     ag_tape *tape;
@@ -36,6 +46,7 @@ struct ag_tensor {
     real *g;                /* gradient; NULL until the first contribution: get it with ag_grad */
     const kn_codes *codes;  /* what a quantization site made of it (rows = all but the last dimension), or NULL */
     const kn_packed *packed; /* the codes of a weight, packed for integer products, or NULL */
+    const ag_sums *sums;    /* of an integer convolution, or NULL */
     ag_param *param;        /* a parameter's leaf, or NULL */
     bool needs_grad, done, kept; /* done: no more forward readers; kept: some backward reads the value */
     bool borrowed;               /* the value is a source's (reshape), which is then kept */
@@ -149,6 +160,7 @@ ag_tensor *ag_attention(ag_tape *t, ag_tensor *q, ag_tensor *k, ag_tensor *v, in
 ag_tensor *ag_silu(ag_tape *t, ag_tensor *x);
 ag_tensor *ag_gelu(ag_tape *t, ag_tensor *x, bool tanh_form);
 ag_tensor *ag_relu(ag_tape *t, ag_tensor *x);
+ag_tensor *ag_relu6(ag_tape *t, ag_tensor *x); /* min(max(x, 0), 6) */
 ag_tensor *ag_swiglu(ag_tape *t, ag_tensor *gate, ag_tensor *up); /* silu(gate) * up */
 ag_tensor *ag_softmax(ag_tape *t, ag_tensor *x);
 ag_tensor *ag_add(ag_tape *t, ag_tensor *x, ag_tensor *y);        /* same shape, or y has x's last dimensions and is repeated: [C], [T,C] */
@@ -167,6 +179,20 @@ ag_tensor *ag_mse(ag_tape *t, ag_tensor *x, ag_tensor *y);        /* mean (x-y)^
 ag_tensor *ag_relative_mse(ag_tape *t, ag_tensor *x, const real *y); /* mean (x-y)^2 / mean y^2, y constant, living as long as the tape -> scalar */
 /* Rows of logits x [.., V] against targets [rows]; target < 0 is ignored; mean over the rest. label smoothing s: (1-s) on the target, s/V everywhere. */
 ag_tensor *ag_cross_entropy(ag_tape *t, ag_tensor *x, const int32_t *target, real smoothing);
+
+/* ---- pictures: rows [B, H*W*C], channels last (kernels.h) ---- */
+
+/* x [B, H*W*C], w [N, K*K*C/groups], b [N] or NULL -> act(conv(x, w) + b) [B, OH*OW*N]; a linear map is a convolution of pictures of one point. Where x and w
+ * carry codes that kn_conv_can_multiply allows: exact sums, the bias rounded to their unit, and the value made of them (ag_sums). */
+ag_tensor *ag_conv(ag_tape *t, ag_tensor *x, ag_tensor *w, ag_tensor *b, const kn_conv *c, kn_activation act);
+/* [B, H*W*C] -> [B, OH*OW*C]; codes where x carries codes of one scale, in the same scale. */
+ag_tensor *ag_max_pool(ag_tape *t, ag_tensor *x, const kn_conv *c);
+ag_tensor *ag_average_pool(ag_tape *t, ag_tensor *x, const kn_conv *c);
+/* x [B, P*C], w, b [C] -> (x - mean[c]) / sqrt(variance[c] + eps) * w[c] + b[c], of the batch's own mean and variance (of N, not N - 1; Ioffe & Szegedy 2015), or
+ * where mean and variance [C] are given, of those, as constants that live as long as the tape. */
+ag_tensor *ag_batch_norm(ag_tape *t, ag_tensor *x, ag_tensor *w, ag_tensor *b, const real *mean, const real *variance, real eps);
+/* What a batch norm has computed with: mean and variance [C] of its x. */
+void ag_batch_norm_moments(const ag_tensor *out, const double **mean, const double **variance);
 
 /* The head and its losses in one operator: logits = x w' + b are made in chunks of 256 rows and never kept whole; the gradient of the logits is made in
  * the same pass. L = mean over scored rows of

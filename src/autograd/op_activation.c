@@ -2,6 +2,7 @@
  *   silu(x) = x s(x), s = 1 / (1 + e^-x)             d = s (1 + x (1 - s))
  *   gelu(x) = x (1 + erf(x / sqrt 2)) / 2, or its tanh form (Hendrycks & Gimpel 2016)
  *   relu(x) = max(x, 0)                              d = [x > 0]
+ *   relu6(x) = min(max(x, 0), 6)                     d = [0 < x < 6]
  *   swiglu(a, b) = silu(a) b (Shazeer 2020)          da = dy b silu'(a),  db = dy silu(a)
  *   softmax over the last dimension: y = e^(x - max) / sum      dx = y (dy - sum_c dy y)
  */
@@ -86,6 +87,37 @@ static const ag_op op_relu = {"relu", relu_forward, relu_backward, AG_KEEP_OUT};
 ag_tensor *ag_relu(ag_tape *t, ag_tensor *x)
 {
     return x ? ag_run(t, ag_node(t, &op_relu, 1, &x, x->n_dim, x->dim, 0)) : NULL;
+}
+
+static void relu6_forward(ag_tensor *out)
+{
+    const real *x = ag_in(out, 0);
+    real *y = out->x;
+    int64_t n = ag_count(out);
+    if (!x)
+        return;
+#pragma omp parallel for if (n > AG_PARALLEL)
+    for (int64_t i = 0; i < n; i++)
+        y[i] = x[i] < 6 ? x[i] > 0 ? x[i] : 0 : 6;
+}
+
+static void relu6_backward(const ag_tensor *out)
+{
+    const real *y = out->x, *dy = out->g;
+    real *g = ag_grad(out->src[0]);
+    int64_t n = ag_count(out);
+    if (!g)
+        return;
+#pragma omp parallel for if (n > AG_PARALLEL)
+    for (int64_t i = 0; i < n; i++)
+        g[i] += y[i] > 0 && y[i] < 6 ? dy[i] : 0;
+}
+
+static const ag_op op_relu6 = {"relu6", relu6_forward, relu6_backward, AG_KEEP_OUT};
+
+ag_tensor *ag_relu6(ag_tape *t, ag_tensor *x)
+{
+    return x ? ag_run(t, ag_node(t, &op_relu6, 1, &x, x->n_dim, x->dim, 0)) : NULL;
 }
 
 static void swiglu_forward(ag_tensor *out)

@@ -1,5 +1,5 @@
 /* main.c - the `nibble` program: finds the command, or explains them all. */
-#include "cli/cli.h"
+#include "cli/picture.h"
 #include <omp.h>
 #include <stdlib.h>
 #include <string.h>
@@ -126,5 +126,8 @@ int main(int argc, char **argv)
     if (i < 0)
         return unknown(asks ? argv[2] : name);
     help[0] = argv[asks ? 2 : 1];
+    cl_command_function *pictures = asks ? NULL : cl_picture_command(name, argc - 1, argv + 1);
+    if (pictures)
+        return pictures(argc - 1, argv + 1);
     return asks ? commands[i].run(2, help) : commands[i].run(argc - 1, argv + 1);
 }

@@ -149,4 +149,39 @@ typedef struct {
  * tokens. A folder that holds a run with the same settings is resumed; other settings: NB_USAGE and the difference. Stopped by progress or a signal: saved, NB_INTERRUPTED. */
 status kd_train(const char *folder, md_model *student, md_model *teacher, const kd_train_data *data, const kd_train_options *o, const kd_run_options *run, kd_train_report *report);
 
+/* ---- networks for pictures ---------------------------------------------------------------- */
+
+/* Everything that decides the result of a run; in checkpoints as JSON, compared on resume. */
+typedef struct {
+    int64_t epochs, batch, shift;   /* shift: pictures move by up to so many points each way, at random, zeros come in */
+    uint64_t seed;
+    double lr, scale_rate, decay, smoothing, clip; /* AdamW; scale_rate: of learned ranges; smoothing: of labels */
+    double warmup;                  /* share of the steps; then half a cosine to 0 */
+    int64_t calibration;            /* pictures that ranges of activations start from */
+    double freeze_after;            /* share of the steps after which static ranges stand still */
+    fq_start start;
+    kn_precision precision;
+} kd_picture_options;
+kd_picture_options kd_picture_defaults(const fq_recipe *recipe); /* n 0: of float training */
+typedef struct {
+    int64_t step, steps;
+    double loss, accuracy; /* means over the last epoch's training pictures */
+    double seconds, pictures_per_second;
+    bool resumed, was_finished;
+} kd_picture_report;
+/* Trains m on the pictures into `folder` (last.h5, metrics.jsonl), epoch by epoch; goes on where a run with the same settings stopped, NB_USAGE where they differ
+ * (restart: begins anew). Static and learned ranges start from a calibration. Interrupted: saved, NB_INTERRUPTED. */
+status kd_picture_train(const char *folder, md_picture_net *m, const fm_pictures *data, const kd_picture_options *o, bool restart,
+                        const nb_progress *progress, kd_picture_report *report);
+/* Ranges of weights by `how` and of activations from the first n pictures in a random order. */
+status kd_picture_calibrate(md_picture_net *m, const fm_pictures *data, fq_start how, int64_t n, uint64_t seed);
+/* Share of pictures whose largest logit is their label's (the first of equals), and the mean cross entropy. predicted [n] takes classes, or NULL. A network of integers
+ * is computed with integers alone (rt_net), another on the tape. */
+typedef struct {
+    double accuracy, nll, seconds;
+    int64_t n;
+    bool integer;
+} kd_picture_eval;
+status kd_picture_evaluate(kd_picture_eval *e, md_picture_net *m, const fm_pictures *data, uint8_t *predicted, const nb_progress *progress);
+
 #endif

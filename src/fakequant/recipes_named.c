@@ -37,6 +37,12 @@
     "embed.weight        int8 narrow group:32 f16 q8_0 learned\n"                                                      \
     "head.weight         int8 narrow group:32 f16 q8_0 learned\n"
 
+#define PICTURE_W(spec) "*.weight            " spec "\n"
+#define PICTURE_A(spec)                                                                                                \
+    "*.output            " spec "\n"                                                                                   \
+    "input               int8 asym tensor f32 static:minmax\n"                                                         \
+    "head.output         int8 asym tensor f32 static:average\n"
+
 /* X(name, explanation, text) */
 #define RECIPES(X)                                                                                                     \
     X("float", "nothing is quantized", "* float\n")                                                                    \
@@ -73,6 +79,14 @@
       WEIGHTS("int6 group:16 super8 learned") K_ENDS K_INPUTS)                                                         \
     X("tq2_0", "llama.cpp's TQ2_0 (ternary) layers, embedding and head in Q6_K, 8-bit inputs in groups of 256",        \
       WEIGHTS("ternary group:256 f16 learned") K_ENDS K_INPUTS)                                                        \
+    X("w8a8", "pictures: 8-bit rows, 8-bit results with static ranges, integers alone",                               \
+      PICTURE_W("int8 narrow row f32 dynamic") PICTURE_A("int8 asym tensor f32 static:average"))                       \
+    X("w4a8", "pictures: 4-bit rows, 8-bit results with static ranges, integers alone",                               \
+      PICTURE_W("int4 row f32 learned:lsq") PICTURE_A("int8 asym tensor f32 static:average"))                          \
+    X("w4a4", "pictures: 4-bit rows, 4-bit results with learned ranges (8-bit pictures and logits), integers alone",   \
+      PICTURE_W("int4 row f32 learned:lsq") PICTURE_A("int4 asym tensor f32 learned:lsq from:mse"))                    \
+    X("w2a4", "pictures: 2-bit rows on half-step levels, 4-bit results (8-bit pictures and logits), integers alone",   \
+      PICTURE_W("seq2 row f32 learned:lsq") PICTURE_A("int4 asym tensor f32 learned:lsq from:mse"))                    \
     X("llmqat-4-8-4",                                                                                                \
       "LLM-QAT's grids (Liu et al. 2023): min-max rows -7..7, inputs and cache per token, K before "                   \
       "the rotation, float embedding and head",                                                                        \

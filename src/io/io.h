@@ -470,4 +470,15 @@ status fm_tokens_writer_append(fm_tokens_writer *w, const int32_t *ids, int64_t 
 status fm_tokens_writer_finish(fm_tokens_writer *w);
 void fm_tokens_writer_close(fm_tokens_writer *w); /* leaves the .part for the next time; accepts a zeroed struct */
 
+/* ---- pictures with labels ---- */
+
+typedef struct { /* a zeroed struct is a valid empty one */
+    int64_t n, height, width, classes; /* classes: the largest label + 1 */
+    uint8_t *pixel, *label;            /* [n, height, width], [n] */
+} fm_pictures;
+/* source: "mnist:FOLDER", "fashion:FOLDER", "fashion" (Debian's dataset-fashion-mnist) or a folder, of IDX files, plain or .gz; the 60,000 to train on or
+ * the 10,000 to test with. NB_FORMAT: damaged, cut off, or pictures and labels differ in number. */
+status fm_pictures_open(fm_pictures *p, const char *source, bool train);
+void fm_pictures_free(fm_pictures *p);
+
 #endif

@@ -230,6 +230,9 @@ void kn_packed_free(kn_packed *p);
  *   groups:    y = 0; for g ascending: y = fma((float)acc_g, sw_g[n] * sa_g[m], y); then + b[n]      (b NULL: nothing added) */
 void kn_linear_int(real *y, const kn_codes *a, int64_t row, int64_t M, const kn_packed *w, const real *b);
 
+/* The sums alone, sum_k a w: [M, N] from rows of codes lda bytes apart (of which up to 3 behind the K-th are read, and count nothing); w has one group. */
+void kn_linear_sums(int32_t *sums, const int8_t *a, int64_t lda, int64_t M, const kn_packed *w);
+
 /* y[M,N] = x[M,K] decode(w)[N,K]' + b, the weights decoded in tiles, never whole; float products by the library. */
 void kn_linear_decode(kn_precision p, real *y, const real *x, int64_t M, const kn_codes *w, const real *b);
 
@@ -327,5 +330,69 @@ status kn_attention(real *o, real *lse, kn_operand q, kn_operand k, kn_operand v
 status kn_attention_backward(real *dq, real *dk, real *dv, const real *d_o, const real *o, const real *lse,
                              const real *q, const real *k, const real *v, const int32_t *lengths, int64_t B, int64_t T,
                              int64_t H, int64_t G, int64_t D);
+
+/* ---- pictures: convolution, pooling, fixed-point requantization ---------------------------- */
+
+/* B pictures are rows [B, H*W*C], channels last. Weights [N, K*K*C/groups]: a row per output channel, in the order of a window (y, x, channel).
+ * A linear map is a convolution of pictures of one point. */
+typedef struct {
+    int64_t H, W, C;               /* of what goes in */
+    int64_t N, K;                  /* output channels; windows of K x K points */
+    int64_t stride, pad, dilation; /* 0 stride and dilation mean 1 */
+    int64_t groups;                /* 0: 1; C = N = groups: depthwise */
+    int64_t OH, OW;                /* of what comes out: (H + 2 pad - dilation (K - 1) - 1) / stride + 1; kn_conv_fit fills them in */
+} kn_conv;
+status kn_conv_fit(kn_conv *c); /* NB_USAGE and the reason where nothing comes out, or groups do not divide the channels */
+static inline int64_t kn_conv_depth(const kn_conv *c)
+{
+    return c->K * c->K * (c->C / c->groups);
+}
+typedef enum { KN_LINEAR, KN_RELU, KN_RELU6 } kn_activation; /* x | max(x, 0) | min(max(x, 0), 6) */
+/* y [B, OH*OW*N] = act(conv(x [B, H*W*C], w) + b [N] (NULL: 0)). Points outside the picture count as 0. One picture at a time a thread, no matrix of
+ * patches but for windows of few numbers; windows of one point and linear maps are kn_product_*. NB_NOMEM. */
+status kn_conv_forward(kn_precision p, real *y, const kn_conv *c, const real *x, const real *w, const real *b,
+                       kn_activation act, int64_t B);
+/* dx (beta 0: written, 1: added to), dw and db (the same) of the convolution without the activation, from dy [B, OH*OW*N]. */
+status kn_conv_dx(kn_precision p, real *dx, const kn_conv *c, const real *dy, const real *w, int64_t B, real beta);
+status kn_conv_dw(kn_precision p, real *dw, const kn_conv *c, const real *dy, const real *x, int64_t B, real beta);
+
+/* Fixed-point requantization, the rule of the grid by which an integer network makes the codes of a layer's result from its sums:
+ *   q = clamp(zero + ((sum * multiplier + 2^(shift - 1)) >> shift), lo, hi)       multiplier 2^30 .. 2^31 - 1, shift 1 .. 62; halves go up
+ *   multiplier * 2^-shift ~ scale_x * scale_w[n] / scale_y, to nearest (31 bits)   sum in 32 bits, the product in 64, the shift arithmetic
+ * lo is raised to zero by ReLU, hi lowered to zero + rne(6 / scale_y) by ReLU6. */
+typedef struct {
+    int64_t n;                           /* channels */
+    int64_t *multiplier, *shift, *half;  /* [n]; half: 2^(shift - 1) */
+    int32_t zero, lo, hi;
+} kn_requant;
+status kn_requant_new(kn_requant *r, int64_t n); /* n channels, undefined */
+void kn_requant_free(kn_requant *r);
+/* From the grid, scale and zero of the result. w: [n] scales or [1] of a tensor. A result of scale 0 has one code, its zero. */
+void kn_requant_set(kn_requant *r, const kn_codes *w, real scale_x, const kn_grid *grid, real scale_y, int32_t zero_y, kn_activation act);
+int32_t kn_requantize_one(const kn_requant *r, int32_t sum, int64_t channel);               /* the definition */
+void kn_requantize(int8_t *q, int64_t ldq, const int32_t *sum, int64_t B, int64_t points, const kn_requant *r); /* sums [B, points, n] -> q [B] rows */
+
+/* What a convolution of codes needs of its weights, once for many calls. */
+typedef struct {
+    const kn_packed *packed; /* where groups is 1 */
+    int8_t *deep;            /* else operands [groups][K*K*C/groups][N/groups], depthwise [K*K][C] */
+    int32_t *bias;           /* [N] bias less zero_x times the weights' sums */
+    int32_t zero_x;
+} kn_conv_codes;
+/* True where the sums of such weights and inputs fit: one scale a row or tensor each, 8 bits or less, weights without zero, depth * 255 * 128 < 2^30. */
+bool kn_conv_can_multiply(const kn_conv *c, const kn_grid *x, const kn_grid *w);
+/* b [N] or NULL; a bias is rne(b / (scale_x scale_w)) within 2^30: it has the sums' unit. packed: of w, where groups is 1. */
+status kn_conv_codes_new(kn_conv_codes *p, const kn_conv *c, const kn_codes *w, const kn_packed *packed, const real *b, real scale_x, int32_t zero_x);
+void kn_conv_codes_free(kn_conv_codes *p);
+/* sums [B, OH*OW*N] (NULL: not wanted) of pictures of codes x (rows ldx apart), exact, the bias in them; codes y (rows ldy apart) by r (NULL: not wanted). */
+status kn_conv_integer(int32_t *sums, int8_t *y, int64_t ldy, const kn_conv *c, const int8_t *x, int64_t ldx, const kn_conv_codes *w, const kn_requant *r, int64_t B);
+
+/* Pooling over K x K windows, stride apart, without margins: [B, H*W*C] -> [B, OH*OW*C]; of kn_conv: H, W, C, K, stride, OH, OW. at [B, OH*OW*C] takes
+ * which point of the window it was (the first of equals; K <= 15), NULL: not wanted. Average of codes: zero + ((2 sum (q - zero) + n) / 2n rounded down), n = K K. */
+void kn_max_pool(real *y, uint8_t *at, const kn_conv *c, const real *x, int64_t B);
+void kn_max_pool_codes(int8_t *y, int64_t ldy, uint8_t *at, const kn_conv *c, const int8_t *x, int64_t ldx, int64_t B);
+void kn_average_pool(real *y, const kn_conv *c, const real *x, int64_t B);
+void kn_average_pool_codes(int8_t *y, int64_t ldy, const kn_conv *c, const int8_t *x, int64_t ldx, int32_t zero, int64_t B);
+status kn_pool_fit(kn_conv *c);
 
 #endif

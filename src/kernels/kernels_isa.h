@@ -26,6 +26,7 @@ typedef struct {
     int64_t zero_row;
     const kn_packed *w;
     const real *b; /* NULL: nothing added */
+    int32_t *sums; /* [M, N] takes the sums instead of y (one group); NULL: y */
 } kn_linear_job;
 
 /* What a panel adds to every operand, and the bytes of a panel. */
@@ -131,6 +132,10 @@ enum {
     X(void, pack,                                                                                                      \
       (uint8_t * to, int32_t * sum, int64_t stride, const int8_t *q, int64_t ld, int64_t rows, int64_t n,              \
        int64_t group, bool twice, bool half))                                                                                   \
+    X(void, multiply_add, (real * y, const real *a, const real *b, int64_t n))                                         \
+    X(void, multiply_add8, (int32_t * y, const int8_t *a, const int8_t *b, int64_t n))                                 \
+    X(void, max8, (int8_t * y, const int8_t *x, int64_t n))                                                            \
+    X(void, requantize, (int8_t * q, const int32_t *sum, int64_t M, const kn_requant *r))                              \
     X(void, linear, (const kn_linear_job *job))                                                                        \
     X(void, attend, (const kn_attend_job *job))                                                                        \
     X(void, attend_backward_row, (real * p, real * ds, int64_t n, int64_t keys, real lse, real delta, real scale))

@@ -107,6 +107,18 @@ static inline void linear_put(const kn_linear_job *j, v16 y, int64_t row, int64_
     v_put(j->y + row * j->w->n + column, y, left);
 }
 
+static inline void linear_put_sums(const kn_linear_job *j, w16 sum, int64_t row, int64_t column)
+{
+    const int64_t left = j->w->n - column;
+    int32_t *to = j->sums + row * j->w->n + column, part[16];
+    if (left >= 16) {
+        w_store(to, sum);
+        return;
+    }
+    w_store(part, sum);
+    memcpy(to, part, (size_t)left * sizeof *to);
+}
+
 INLINE void linear_plain_fixed(const int rows, const int panels, const bool half, int32_t *sums, const int8_t *a,
                                int64_t lda, const uint8_t *b, int64_t stride, int64_t n)
 {
@@ -224,6 +236,10 @@ static void linear_plain(const kn_linear_job *j, const int32_t *less, int64_t m,
         const v16 sw = linear_scale(w, column);
         for (int64_t r = 0; r < rows; r++) {
             const w16 start = linear_start(j, m + r, less[r * LINEAR_SPANS], w->sum + column);
+            if (j->sums) {
+                linear_put_sums(j, w_add(w_load(sums + (r * panels + p) * 16), start), m + r, column);
+                continue;
+            }
             const v16 acc = v_from_w(w_add(w_load(sums + (r * panels + p) * 16), start));
             linear_put(j, v_mul(v_mul(acc, sw), v_set1(j->a_scale[(m + r) * j->scale_row])), m + r, column);
         }

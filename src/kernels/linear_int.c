@@ -133,7 +133,7 @@ static kn_linear_job job_of(real *y, const kn_codes *a, int64_t row, int64_t M, 
 static void run(const kn_linear_job *j)
 {
     const kn_table *t = kn_isa();
-    const bool tall = t->linear_tall && j->M >= KN_TALL && (j->w->groups == 1 || (j->w->group % 32 == 0 && j->w->group <= 1024));
+    const bool tall = t->linear_tall && !j->sums && j->M >= KN_TALL && (j->w->groups == 1 || (j->w->group % 32 == 0 && j->w->group <= 1024));
     (tall ? t->linear_tall : t->linear)(j);
 }
 
@@ -170,6 +170,27 @@ void kn_linear_int(real *y, const kn_codes *a, int64_t row, int64_t M, const kn_
         part.a += m * job.lda;
         part.a_scale += m * job.scale_row;
         part.a_zero = job.a_zero ? job.a_zero + m * job.zero_row : NULL;
+        run(&part);
+    }
+}
+
+/* Four bytes of a may be read behind a row's last: with weights of 0. */
+void kn_linear_sums(int32_t *sums, const int8_t *a, int64_t lda, int64_t M, const kn_packed *w)
+{
+    const real one = 1;
+    assert(w->groups == 1);
+    const kn_linear_job job = {.sums = sums, .a = a, .lda = lda, .M = M, .panels = w->panels, .a_scale = &one, .w = w};
+    if (M * w->n * w->k <= WORK || omp_in_parallel()) {
+        run(&job);
+        return;
+    }
+    const int64_t block = kn_max(6, kn_min(ROW_BLOCK, (M / omp_get_max_threads() + 5) / 6 * 6));
+#pragma omp parallel for schedule(static)
+    for (int64_t m = 0; m < M; m += block) {
+        kn_linear_job part = job;
+        part.M = kn_min(block, M - m);
+        part.sums += m * w->n;
+        part.a += m * lda;
         run(&part);
     }
 }

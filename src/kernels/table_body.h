@@ -26,6 +26,8 @@ static inline void v_put(real *p, v16 x, int64_t left)
 
 #include "kernels/linear_body.h"
 
+#include "kernels/picture_body.h"
+
 #include "kernels/attend_body.h"
 
 const kn_table TABLE = {.name = TABLE_NAME,

@@ -73,4 +73,19 @@ status ly_mlp_init(ly_mlp *l, ly_build *build, const char *name, ly_activation a
                    double deviation, double out_deviation);
 ag_tensor *ly_mlp_forward(ag_tape *t, const ly_mlp *l, ag_tensor *x);
 
+/* Convolution of pictures [B, H*W*C], or a linear map (pictures of one point), with batch norm and activation: act(norm(conv(x) + b)). Parameters NAME.weight
+ * [N, K*K*C/groups], NAME.bias (none beside a norm), NAME.norm.{weight,bias}, and frozen NAME.norm.{mean,variance}, the running moments. Sites NAME.weight,
+ * NAME.output (after the activation). */
+typedef struct {
+    kn_conv c;
+    kn_activation act;
+    char name[64];
+    ag_param *w, *b, *norm_w, *norm_b, *mean, *variance; /* w NULL: folded; norms NULL: none */
+    fq_site *w_site, *output;
+} ly_conv;
+#define LY_NORM_EPS 1e-5
+status ly_conv_init(ly_conv *l, ly_build *build, const char *name, const kn_conv *c, kn_activation act, bool norm);
+/* training: the batch's own moments, which a tap is shown as site "NAME.norm" (ag_batch_norm_moments of its out). */
+ag_tensor *ly_conv_forward(ag_tape *t, const ly_conv *l, ag_tensor *x, bool training);
+
 #endif

@@ -37,6 +37,12 @@ void md_say(char *report, size_t bytes, const char *fmt, ...) __attribute__((for
 void md_say_inputs(char *report, size_t bytes, const md_model *m, const char *client);
 void md_say_floats(char *report, size_t bytes, fm_dtype t, int64_t rounded); /* rounded -1: not written yet */
 
+/* Parts of files that all kinds of networks share: the recipe; codes, floats and states of sites of a folded one, with its latent floats. */
+status md_save_recipe(const fq_recipe *r, fm_h5 *f);
+status md_load_recipe(fq_recipe *r, fm_h5 *f);
+status md_save_codes(md_model *m, fm_h5 *f, bool latent);
+status md_load_codes(md_model *m, fm_h5 *f);
+
 /* The targets' functions (md_target). */
 #define MD_TARGET_LIST(X) X(llama2c) X(llama2c_floats) X(gguf) X(safetensors) X(h5)
 #define X(name)                                                                                                        \

@@ -236,9 +236,8 @@ static status save_values(fm_h5 *f, const ag_param *p, fm_dtype as)
     return s;
 }
 
-static status save_folded(md_model *m, fm_h5 *f, bool latent)
+status md_save_codes(md_model *m, fm_h5 *f, bool latent)
 {
-    TRY(md_save_header(m, f));
     for (int64_t i = 0; i < m->params.n; i++) {
         const ag_param *p = m->params.p[i];
         if (md_is_float(m, p))
@@ -266,7 +265,9 @@ status md_save_folded(md_model *m, const char *path, bool latent)
     if (fq_sites_need_calibration(&m->sites, names, sizeof names))
         return nb_fail(NB_USAGE, "%s: these sites have no ranges yet, calibrate them with data: %s", path, names);
     TRY(fm_h5_create(&f, path, "folded"));
-    status s = save_folded(m, &f, latent);
+    status s = md_save_header(m, &f);
+    if (s == NB_OK)
+        s = md_save_codes(m, &f, latent);
     if (s == NB_OK)
         return fm_h5_commit(&f);
     fm_h5_close(&f);
@@ -438,7 +439,7 @@ static status load_codes(fq_site *site, fm_h5 *f)
     return NB_OK;
 }
 
-static status load_folded(md_model *m, fm_h5 *f)
+status md_load_codes(md_model *m, fm_h5 *f)
 {
     char name[FULL_NAME];
     for (int64_t i = 0; i < m->params.n; i++)
@@ -462,7 +463,7 @@ static status build_folded(md_model *m, const md_config *c, const fq_recipe *rec
         if (s != NB_OK)
             return nb_fail_in(s, "%s", f->arrays.path);
         TRY(md_build(m, c, recipe, MD_UNSET, true));
-        return load_folded(m, f);
+        return md_load_codes(m, f);
     }
     if (!fm_h5_find(f, "param/embed.weight"))
         return nb_fail(NB_USAGE, "%s: has codes only; training starts from a file folded with its latent floats",

@@ -30,7 +30,7 @@ static status save_config(const md_config *c, fm_h5 *f)
     return s;
 }
 
-static status save_recipe(const fq_recipe *r, fm_h5 *f)
+status md_save_recipe(const fq_recipe *r, fm_h5 *f)
 {
     if (r->n == 0)
         return NB_OK;
@@ -68,7 +68,7 @@ static status save_header(const md_model *m, const fq_recipe *r, fm_h5 *f)
 {
     TRY(fm_h5_put_int(f, "", "format_version", FORMAT_VERSION));
     TRY(save_config(&m->config, f));
-    TRY(save_recipe(r, f));
+    TRY(md_save_recipe(r, f));
     TRY(save_tokenizer(&m->tokenizer, f));
     return save_gguf(m, f);
 }
@@ -87,7 +87,7 @@ static status read_bytes(const fm_array **a, const fm_h5 *f, const char *name)
     return NB_OK;
 }
 
-static status load_recipe(fq_recipe *r, fm_h5 *f)
+status md_load_recipe(fq_recipe *r, fm_h5 *f)
 {
     const fm_array *text;
     const char *name;
@@ -140,7 +140,7 @@ static status load_header(md_model *m, fm_h5 *f)
         return nb_fail(NB_UNSUPPORTED, "format_version is %lld, wanted %d", (long long)version, FORMAT_VERSION);
     TRY(fm_h5_get_string(f, "", "config", &text));
     TRY(md_config_from_text(&m->config, text, strlen(text), "config"));
-    TRY(load_recipe(&m->recipe, f));
+    TRY(md_load_recipe(&m->recipe, f));
     TRY(load_tokenizer(&m->tokenizer, &m->config, f));
     return load_gguf(m, f);
 }

@@ -161,4 +161,58 @@ typedef struct {
 const md_recipe_fit *md_recipe_fits(int64_t *n);
 status md_export(md_model *m, const char *target, const char *path, char *report, size_t report_bytes);
 
+/* ---- networks for pictures ---------------------------------------------------------------- */
+
+/* Described by a text, a stage a line, # comments:
+ *   input H W C                                                          first; numbers 0..1, channels last
+ *   conv N K [stride S] [pad P] [dilation D] [groups G | depthwise] [norm] [relu | relu6]
+ *   linear N [relu | relu6]                                              of all that comes in
+ *   maxpool K [stride S]  |  avgpool K | all [stride S]  |  dropout P  |  flatten
+ * The last stage is linear and gives a number for each class. Weights and results are called layers.0, layers.1, ..., the last one head. */
+typedef enum { MD_STAGE_CONV, MD_STAGE_MAX_POOL, MD_STAGE_AVERAGE_POOL, MD_STAGE_DROPOUT, MD_STAGE_FLATTEN } md_stage_kind;
+typedef struct {
+    md_stage_kind kind;
+    kn_conv c; /* of a conv, a linear (1 x 1 points) and a pool */
+    kn_activation act;
+    bool norm;
+    double p; /* dropout's */
+} md_stage;
+typedef struct {
+    int64_t height, width, channels, classes;
+    md_stage *stage;
+    int64_t n;
+} md_stages;
+/* The text of a shipped network ("simplenet", "simplecnn", "dscnn"); NULL: there is none of that name. */
+const char *md_stages_named(const char *name);
+status md_stages_parse(md_stages *s, const char *text, size_t bytes, const char *name); /* NB_FORMAT: name, line, what is wrong */
+char *md_stages_text(const md_stages *s); /* parses back to the same; caller frees; NULL: out of memory */
+void md_stages_free(md_stages *s);
+
+typedef struct {
+    md_model base; /* recipe, params, sites, folded; no config of a language model */
+    md_stages stages;
+    fq_site *input;  /* [H*W*C] */
+    ly_conv *layer;  /* [layers] */
+    int64_t layers;
+} md_picture_net; /* does not move: sites point into it */
+/* Builds the modules, the stages copied; seed and codes_only as md_build. Empty after a failure. */
+status md_net_build(md_picture_net *m, const md_stages *s, const fq_recipe *recipe, uint64_t seed, bool codes_only);
+/* The same function under a recipe: batch norms folded into the convolutions before them, w sqrt-scaled by norm / sqrt(variance + eps) and the rest into the bias. */
+status md_net_with_recipe(md_picture_net *dst, const md_picture_net *src, const fq_recipe *recipe);
+void md_net_free(md_picture_net *m);
+typedef struct {
+    bool training;         /* dropout, the batch's own moments */
+    uint64_t seed, stream; /* of dropout; stream: the step */
+} md_net_run;
+/* x [B, H*W*C] -> logits [B, classes]. */
+ag_tensor *md_net_forward(ag_tape *t, const md_picture_net *m, ag_tensor *x, const md_net_run *run);
+/* Files of kind "picture" (attribute stages; recipe, /param, /site as of a language model) and "picture-folded" (as folded ones). save_state: into an open file.
+ * open: a file, or a folder's last.h5; recipe (NULL: the file's own) turns a float network with md_net_with_recipe. */
+status md_net_save_state(md_picture_net *m, fm_h5 *f);
+status md_net_save_folded(md_picture_net *m, const char *path);
+status md_net_save(md_picture_net *m, const char *path);
+status md_net_open(md_picture_net *m, const char *path, const fq_recipe *recipe);
+status md_net_load_state(md_picture_net *m, fm_h5 *f);
+bool md_is_net(const char *path); /* whether path is such a file, or a folder with one */
+
 #endif

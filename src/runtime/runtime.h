@@ -40,4 +40,29 @@ status rt_sampling_check(const rt_sampling *how); /* NB_USAGE where a number is 
 int32_t rt_sample(const real *logits, int64_t V, const rt_sampling *how, double u, void *scratch);
 size_t rt_sample_scratch(int64_t V);
 
+/* ---- networks for pictures, in integers alone --------------------------------------------- */
+
+/* What is computed of a network whose weights, inputs and results are all codes of at most 8 bits with static or learned ranges of one scale a tensor: no float after
+ * the input's codes. Steps of convolutions (linear maps among them) with their requantization, and pools; the same functions that the tape calls. */
+typedef struct {
+    md_stage_kind kind;
+    kn_conv c;
+    kn_conv_codes codes;
+    kn_requant requant;
+    int32_t zero; /* of what goes in */
+} rt_net_step;
+typedef struct {
+    rt_net_step *step;
+    int64_t n, inputs, classes, largest; /* largest: numbers of a picture between steps */
+    kn_grid grid, out_grid;
+    real scale, out_scale;               /* of the input's codes, of the logits' */
+    int32_t zero, out_zero;
+} rt_net;
+/* NB_UNSUPPORTED and the site that is not in integers. net must outlive it. */
+status rt_net_new(rt_net *r, md_picture_net *net);
+void rt_net_free(rt_net *r);
+/* logits' codes [B, classes] from pixels [B, H*W*C], value = pixel / 255. after(ctx, i, q, ld): codes [B] rows ld apart after step i (i = -1: the input's); NULL: none. */
+typedef void rt_net_watch(void *ctx, int64_t step, const int8_t *q, int64_t ld);
+status rt_net_run(const rt_net *r, int8_t *logits, const uint8_t *pixel, int64_t B, rt_net_watch *after, void *ctx);
+
 #endif

@@ -1,0 +1,127 @@
+/* op_conv.c - convolution of pictures [B, H*W*C], with the activation that follows it.
+ *   y = act(conv(x, w) + b)     d = dy [0 < y] (relu), dy [0 < y < 6] (relu6), dy
+ *   db[n] = sum d,  dw and dx: the correlations of d with x and w (kernels/conv.c)
+ * Where x and w carry codes, the forward is exact: integer sums S with the bias rounded to their unit, y = act(S scale_x scale_w[n]);
+ * the backward pass is the straight-through one, the same formulas on the decoded values.
+ */
+#include "op.h"
+
+typedef struct {
+    kn_conv c;
+    kn_activation act;
+    ag_sums sums;
+} save_conv;
+
+static bool multiplies_codes(const ag_tensor *x, const ag_tensor *w, const kn_conv *c)
+{
+    return x->codes && w->codes && kn_conv_can_multiply(c, &x->codes->grid, &w->codes->grid) && (c->groups > 1 || w->packed);
+}
+
+/* y = act(sum * scale): what the sums are worth. */
+static void value_of_sums(real *y, const ag_sums *s, int64_t rows)
+{
+    const kn_codes *w = s->w;
+    const real top = s->act == KN_RELU6 ? 6 : (real)3e38, bottom = s->act == KN_LINEAR ? (real)-3e38 : 0;
+    const int64_t N = s->channels;
+#pragma omp parallel for if (rows * s->points * N > AG_PARALLEL)
+    for (int64_t m = 0; m < rows * s->points; m++)
+        for (int64_t n = 0; n < N; n++) {
+            const real v = (real)s->sum[m * N + n] * (w->scale[w->grid.grain == KN_TENSOR ? 0 : n] * s->scale_x);
+            const real low = v > bottom ? v : bottom;
+            y[m * N + n] = low < top ? low : top;
+        }
+}
+
+static status integer_forward(ag_tensor *out)
+{
+    save_conv *s = out->save;
+    const ag_tensor *x = out->src[0], *w = out->src[1];
+    const real *b = out->n_src > 2 ? ag_in(out, 2) : NULL;
+    const int64_t B = ag_rows(out);
+    kn_conv_codes codes;
+    s->sums = (ag_sums){.sum = ag_take(out->tape, (size_t)ag_count(out) * sizeof(int32_t)),
+                        .points = s->c.OH * s->c.OW,
+                        .channels = s->c.N,
+                        .w = w->codes,
+                        .scale_x = x->codes->scale[0],
+                        .act = s->act};
+    if (!s->sums.sum)
+        return NB_NOMEM;
+    TRY(kn_conv_codes_new(&codes, &s->c, w->codes, w->packed, b, x->codes->scale[0], x->codes->zero ? x->codes->zero[0] : 0));
+    status e = kn_conv_integer(s->sums.sum, NULL, 0, &s->c, x->codes->q, x->codes->ld, &codes, NULL, B);
+    kn_conv_codes_free(&codes);
+    value_of_sums(out->x, &s->sums, B);
+    out->sums = &s->sums;
+    return e;
+}
+
+static void conv_forward(ag_tensor *out)
+{
+    const save_conv *s = out->save;
+    status e;
+    if (multiplies_codes(out->src[0], out->src[1], &s->c)) {
+        e = integer_forward(out);
+    } else {
+        const real *x = ag_in(out, 0), *w = ag_in(out, 1), *b = out->n_src > 2 ? ag_in(out, 2) : NULL;
+        if (!x || !w)
+            return;
+        e = kn_conv_forward(out->tape->precision, out->x, &s->c, x, w, b, s->act, ag_rows(out));
+    }
+    if (e != NB_OK)
+        ag_fail(out->tape, e, "conv: %s", nb_fail_message());
+}
+
+/* d = dy where the activation passed it, in place: nobody reads dy afterwards. */
+static void through_activation(const ag_tensor *out, kn_activation act)
+{
+    const real top = act == KN_RELU6 ? 6 : (real)3e38, *y = out->x;
+    const int64_t n = ag_count(out);
+    real *d = out->g;
+#pragma omp parallel for if (n > AG_PARALLEL)
+    for (int64_t i = 0; i < n; i++) {
+        const real keep = d[i];
+        d[i] = (y[i] > 0) & (y[i] < top) ? keep : 0;
+    }
+}
+
+static void conv_backward(const ag_tensor *out)
+{
+    const save_conv *s = out->save;
+    ag_tensor *x = out->src[0], *w = out->src[1];
+    const int64_t B = ag_rows(out);
+    const kn_precision p = out->tape->precision;
+    real beta, *g;
+    const real *v;
+    status e = NB_OK;
+    if (s->act != KN_LINEAR)
+        through_activation(out, s->act);
+    if (w->needs_grad && (v = ag_in(out, 0)) && (g = ag_grad_write(w, &beta)))
+        e = kn_conv_dw(p, g, &s->c, out->g, v, B, beta);
+    if (e == NB_OK && x->needs_grad && (v = ag_in(out, 1)) && (g = ag_grad_write(x, &beta)))
+        e = kn_conv_dx(p, g, &s->c, out->g, v, B, beta);
+    if (e != NB_OK)
+        ag_fail(out->tape, e, "conv: %s", nb_fail_message());
+    if (out->n_src > 2)
+        ag_add_grad_columns(out->src[2], 1, out->g, NULL, B * s->c.OH * s->c.OW, s->c.N);
+    if (s->sums.sum)
+        ag_give_back(out->tape, s->sums.sum, (size_t)ag_count(out) * sizeof(int32_t));
+}
+
+static const ag_op op_conv = {"conv", conv_forward, conv_backward, AG_KEEP(0) | AG_KEEP(1)},
+                   op_conv_act = {"conv_act", conv_forward, conv_backward, AG_KEEP(0) | AG_KEEP(1) | AG_KEEP_OUT};
+
+ag_tensor *ag_conv(ag_tape *t, ag_tensor *x, ag_tensor *w, ag_tensor *b, const kn_conv *c, kn_activation act)
+{
+    if (!x || !w)
+        return NULL;
+    if (ag_cols(x) != c->H * c->W * c->C || ag_rows(w) != c->N || ag_cols(w) != kn_conv_depth(c) || (b && ag_count(b) != c->N))
+        return ag_fail(t, NB_SHAPE, "conv: x %s, w %s do not fit pictures of %lldx%lldx%lld and %lld channels", ag_words_of(x).text,
+                       ag_words_of(w).text, (long long)c->H, (long long)c->W, (long long)c->C, (long long)c->N);
+    const int64_t dim[] = {ag_rows(x), c->OH * c->OW * c->N};
+    ag_tensor *out = ag_node(t, act == KN_LINEAR ? &op_conv : &op_conv_act, b ? 3 : 2, (ag_tensor *[]){x, w, b}, 2, dim,
+                             sizeof(save_conv));
+    if (!out)
+        return NULL;
+    *(save_conv *)out->save = (save_conv){.c = *c, .act = act};
+    return ag_run(t, out);
+}
