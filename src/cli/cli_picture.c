@@ -1,5 +1,5 @@
 /* cli_picture.c - which lines are about pictures; nibble fold, eval and info of such networks. */
-#include "cli/picture.h"
+#include "cli/cli_picture.h"
 #include <stdlib.h>
 #include <string.h>
 

@@ -1,5 +1,5 @@
 /* cli_picture_train.c - nibble train --model and nibble qat of networks for pictures. */
-#include "cli/picture.h"
+#include "cli/cli_picture.h"
 #include <stdlib.h>
 #include <string.h>
 

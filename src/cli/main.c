@@ -1,5 +1,5 @@
 /* main.c - the `nibble` program: finds the command, or explains them all. */
-#include "cli/picture.h"
+#include "cli/cli_picture.h"
 #include <omp.h>
 #include <stdlib.h>
 #include <string.h>

@@ -281,28 +281,6 @@ static void mask_row(uint8_t *pass, const kn_codes *c, const real *x, int64_t ro
     }
 }
 
-/* Codes of a value that stands for exact sums, as an integer network makes them; false: no memory. */
-static bool requantize(kn_codes *c, const fq_site *site, const ag_sums *from)
-{
-    kn_requant r;
-    if (kn_requant_new(&r, from->channels) != NB_OK)
-        return false;
-    const fq_range_now now = fq_range_at(site, 0);
-    c->scale[0] = now.scale;
-    if (c->zero)
-        c->zero[0] = now.zero;
-    kn_requant_set(&r, from->w, from->scale_x, &c->grid, now.scale, c->zero ? now.zero : 0, from->act);
-    kn_requantize(c->q, c->ld, from->sum, c->rows, from->points, &r);
-    kn_requant_free(&r);
-    return true;
-}
-
-static bool has_sums(const fq_site *site, const ag_tensor *x)
-{
-    const kn_grid *g = &site->spec.grid;
-    return x->sums && site->spec.range != FQ_DYNAMIC && g->grain == KN_TENSOR && g->levels == KN_LEVELS_INT && g->bits <= 8;
-}
-
 static void activation_forward(ag_tensor *out)
 {
     save_fake *s = out->save;
@@ -319,9 +297,9 @@ static void activation_forward(ag_tensor *out)
     if (!out->codes_memory)
         return;
     kn_codes_lay(&s->codes, &spec->grid, rows, cols, out->codes_memory);
-    if (!has_sums(s->site, out->src[0])) {
+    if (!fq_has_sums(s->site, out->src[0])) {
         fq_encode_activation(s->site, &s->codes, x, 0, rows);
-    } else if (!requantize(&s->codes, s->site, out->src[0]->sums)) {
+    } else if (!fq_requantize(&s->codes, s->site, out->src[0]->sums)) {
         ag_fail(t, NB_NOMEM, "site %s: %s", s->site->name, nb_fail_message());
         return;
     }

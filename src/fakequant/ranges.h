@@ -24,6 +24,11 @@ typedef struct {
 } fq_range_now;
 fq_range_now fq_range_at(const fq_site *site, int64_t i);
 
+/* Whether the site makes x's codes of exact sums: x has them, and one static or learned range of at most 8 bits. */
+bool fq_has_sums(const fq_site *site, const ag_tensor *x);
+/* Codes c (laid out) of such a value, as an integer network makes them; false: no memory, message set. */
+bool fq_requantize(kn_codes *c, const fq_site *site, const ag_sums *from);
+
 /* ---- histogram ---------------------------------------------------------------------------- */
 
 /* |x| in FQ_BINS equal bins over [0, top], the two signs apart, zeros counted apart; what is not finite is left out. A zeroed

@@ -1,6 +1,6 @@
-/* picture.h - the commands for networks of pictures; private to main.c and cli_picture*.c. */
-#ifndef NIBBLE_CLI_PICTURE_H
-#define NIBBLE_CLI_PICTURE_H
+/* cli_picture.h - the commands for networks of pictures; private to main.c and cli_picture*.c. */
+#ifndef NIBBLE_CLI_CLI_PICTURE_H
+#define NIBBLE_CLI_CLI_PICTURE_H
 #include "cli/cli.h"
 
 /* The function that does `name` where the line is about pictures: a --model, or a file or folder of such a network among its arguments; else NULL. */

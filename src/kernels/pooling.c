@@ -1,4 +1,4 @@
-/* pool.c - maximum and mean over windows of a picture, of floats and of codes; formulas: kernels.h. */
+/* pooling.c - maximum and mean over windows of a picture, of floats and of codes; formulas: kernels.h. */
 #include "kernels/kernels_isa.h"
 #include <string.h>
 
