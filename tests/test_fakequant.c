@@ -18,7 +18,7 @@ static real by_definition(const fq_site *s, const real *scale, const int32_t *ze
         .grid = *g, .rows = s->rows, .cols = s->cols, .spans = g->group ? (s->cols + g->group - 1) / g->group : 1};
     int64_t i = kn_scale_index(&shape, row, col);
     int32_t z = zero ? zero[i] : 0, q = kn_encode_one(g, s->w->x[row * s->cols + col], kn_inverse(scale[i]), z);
-    return (real)(kn_mul(g) * q + kn_add(g) - z) * scale[i];
+    return (kn_has_table(g) ? kn_table_levels(g)[q] : (real)(kn_mul(g) * q + kn_add(g) - z)) * scale[i];
 }
 
 /* A spec of weights for this seed: a named recipe's, or a random one. */

@@ -258,6 +258,38 @@ START_TEST(sign_and_half_step_ranges_are_theirs)
 }
 END_TEST
 
+/* bitsandbytes 0.50.2 on the CPU: quantize_4bit(x, blocksize=64, quant_type="nf4" | "fp4") of x = (2 i - 63) / 63; its codes of FP4 are sign
+ * and magnitude, here the places of their values in order, where a zero of either sign is one level. */
+START_TEST(levels_of_tables_are_their_clients)
+{
+    static const int8_t theirs[2][64] = {
+        {0, 0, 0, 0, 0, 1,  1,  1,  1,  1,  1,  1,  1,  2,  2,  2,  2,  2,  3,  3,  3,  4,  4,  4,  4,  5,  5,  5,  6,  6,  6,  7,
+         7, 8, 8, 8, 9, 9, 10, 10, 10, 11, 11, 11, 12, 12, 12, 12, 13, 13, 13, 13, 14, 14, 14, 14, 14, 14, 14, 15, 15, 15, 15, 15},
+        {0, 0, 0, 0, 0, 0, 1, 1,  1,  1,  1,  1,  1,  1,  2,  2,  2,  2,  2,  3,  3,  3,  3,  4,  4,  5,  5,  5,  5,  6,  6,  6,
+         8, 8, 8, 9, 9, 9, 9, 10, 10, 11, 11, 11, 11, 12, 12, 12, 12, 12, 13, 13, 13, 13, 13, 13, 13, 13, 14, 14, 14, 14, 14, 14}};
+    float x[64], y[64];
+    for (int i = 0; i < 64; i++)
+        x[i] = (float)(2 * i - 63) / 63;
+    for (int t = 0; t < KN_TABLE_COUNT; t++) {
+        const kn_grid g = kn_grid_table((kn_table_name)t, KN_BLOCK, 64, KN_SCALE_F32);
+        const float *level = kn_table_levels(&g);
+        kn_codes c = codes_of(g, x, 1, 64);
+        ck_assert_int_eq(kn_grid_check(&g), NB_OK);
+        kn_decode(y, &c, 0, 1);
+        for (int i = 0; i < 64; i++) {
+            const float s = x[i] / c.scale[0];
+            for (int k = 0; k <= g.hi; k++)
+                ck_assert_msg(fabsf(s - level[c.q[i]]) <= fabsf(s - level[k]) + 1e-6f * fabsf(s), "table %d, %g", t, (double)s);
+            ck_assert(t == KN_TABLE_IQ4_NL || c.q[i] == theirs[t == KN_TABLE_FP4][i]);
+            ck_assert(y[i] == level[c.q[i]] * c.scale[0] && y[i] == kn_decode_one(&c, 0, i));
+            ck_assert(kn_encode_one(&g, x[i], kn_inverse(c.scale[0]), 0) == c.q[i]);
+        }
+        ck_assert_int_eq(kn_encode_one(&g, NAN, 1, 0), 0);
+        kn_codes_free(&c);
+    }
+}
+END_TEST
+
 START_TEST(grids_that_make_no_sense_are_refused)
 {
     kn_grid g = kn_grid_int(4, false, false, KN_GROUP, 32, KN_SCALE_F16);
@@ -435,6 +467,7 @@ int main(void)
     tcase_add_test(c, nan_and_infinity_stay_inside_the_codes);
     tcase_add_test(c, scales_are_what_the_file_will_hold);
     tcase_add_test(c, sign_and_half_step_ranges_are_theirs);
+    tcase_add_test(c, levels_of_tables_are_their_clients);
     tcase_add_test(c, grids_that_make_no_sense_are_refused);
     tcase_add_test(c, file_encoders_are_ggmls);
     tcase_add_test(c, client_activation_rules_round_their_way);

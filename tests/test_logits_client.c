@@ -208,6 +208,7 @@ static const struct {
 } blocks[] = {{"q4_k", "1 Q6_K", MADE(512, 768, 1, 8, 4, 64, 200, .tied = true), 1e-5, 1e-2},
               {"q6_k", "Q6_K", MADE(512, 768, 1, 8, 4, 64, 200, .tied = true), 1e-5, 1e-2},
               {"tq2_0", "TQ2_0", MADE(512, 768, 1, 8, 4, 64, 200, .tied = true), 1e-5, 1e-2},
+              {"iq4_nl", "IQ4_NL", MADE(512, 768, 1, 8, 4, 64, 200, .tied = true), 1e-5, 1e-2},
               {"q4_0", "8 Q4_0, 1 Q8_0", MADE_GPT2(128, 512, 2, 4, 200, .tied = true), 5e-4, 1e-2},
               {"q8_0", "9 Q8_0", MADE_GPT2(128, 512, 2, 4, 200, .tied = true), 5e-4, 1e-2},
               {"base q4_0\n*.wv.weight int8 narrow group:32 f16 q8_0 learned\n", "6 Q4_0, 3 Q8_0",

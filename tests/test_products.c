@@ -286,7 +286,8 @@ static float linear_one(const kn_codes *a, const kn_codes *w, const float *b, in
         const int64_t ia = kn_scale_index(a, m, k);
         for (int64_t i = k; i < w->cols && i < k + group; i++)
             acc += (a->q[m * a->ld + i] - (a->zero ? a->zero[ia] : 0)) *
-                   (int64_t)(kn_mul(&w->grid) * w->q[n * w->ld + i] + kn_add(&w->grid));
+                   (int64_t)(kn_has_table(&w->grid) ? (int)kn_table_levels(&w->grid)[w->q[n * w->ld + i]]
+                                                    : kn_mul(&w->grid) * w->q[n * w->ld + i] + kn_add(&w->grid));
         const float sw = w->scale[kn_scale_index(w, n, k)], sa = a->scale[ia];
         ck_assert(acc == (int32_t)acc);
         y = w->grid.grain == KN_GROUP ? fmaf((float)acc, sw * sa, y) : (float)acc * sw * sa;
@@ -354,6 +355,7 @@ START_TEST(integer_products_are_exact)
     check_linear(p, rows, w4);
     check_linear(p, rows, half);
     check_linear(p, whole, w8);
+    check_linear(p, rows, kn_grid_table(KN_TABLE_IQ4_NL, grain, p->group, KN_SCALE_F16));
     check_linear(p, rows, kn_grid_int(1, false, false, grain, p->group, KN_SCALE_F32));
     if (p->group)
         check_linear(p, kn_grid_int(8, true, false, KN_GROUP, p->group, KN_SCALE_F16), w8);
@@ -371,6 +373,8 @@ START_TEST(products_that_could_overflow_are_refused)
     const kn_grid wide = kn_grid_int(16, true, false, KN_ROW, 0, KN_SCALE_F32), none = {0};
     const kn_grid odd = kn_grid_int(8, false, false, KN_GROUP, 6, KN_SCALE_F32);
     ck_assert(!kn_can_multiply(&wide, &w, 8) && !kn_can_multiply(&w, &wide, 8) && !kn_can_multiply(&none, &w, 8));
+    const kn_grid nf4 = kn_grid_table(KN_TABLE_NF4, KN_ROW, 0, KN_SCALE_F32);
+    ck_assert(!kn_can_multiply(&w, &nf4, 8) && !kn_can_multiply(&nf4, &w, 8));
     ck_assert(!kn_can_multiply(&w, &odd, 12) && !kn_can_multiply(&odd, &odd, 12));
 }
 END_TEST
@@ -382,10 +386,11 @@ START_TEST(decoding_products_match_decoded_weights)
     static float wf[N * K], x[M * K], y[M * N], b[N];
     fill(x, M * K, 71, 1);
     fill(b, N, 72, 1);
-    for (int i = 0; i < 8; i++) {
+    for (int i = 0; i < 10; i++) {
         kn_codes w;
         const int rows = i % 2 ? M : 3;
-        const kn_grid g = kn_grid_int(i == 2 ? 16 : 4, i == 2, i > 4, grains[i / 2], i / 2 > 1 ? 40 : 0, KN_SCALE_F16);
+        const kn_grid g = i < 8 ? kn_grid_int(i == 2 ? 16 : 4, i == 2, i > 4, grains[i / 2], i / 2 > 1 ? 40 : 0, KN_SCALE_F16)
+                                : kn_grid_table(KN_TABLE_NF4, i == 8 ? KN_BLOCK : KN_GROUP, 64, KN_SCALE_F32);
         ck_assert_int_eq(kn_codes_new(&w, &g, N, K), NB_OK);
         fill(wf, N * K, 73, 0.1);
         kn_encode(&w, wf);

@@ -151,6 +151,9 @@ static const struct {
     {"q8_0", GGML8, GGML8, GGML8, GGML8_INPUT, GGML8_INPUT, "float", "float", "float"},
     {"q4_0", GGML4, GGML8, GGML8, GGML8_INPUT, GGML8_INPUT, "float", "float", "float"},
     {"q4_0_all", GGML4, GGML4, GGML4, GGML8_INPUT, GGML8_INPUT, "float", "float", "float"},
+    {"iq4_nl", "iq4_nl group:32 f16 learned", GGML8, GGML8, GGML8_INPUT, GGML8_INPUT, "float", "float", "float"},
+    {"nf4", "nf4 block:64 f32 dynamic", "float f16", "float f16", "float", "float", "float", "float", "float"},
+    {"fp4", "fp4 block:64 f32 dynamic", "float f16", "float f16", "float", "float", "float", "float", "float"},
 #define K6       "int6 group:16 super8 learned"
 #define K8_INPUT "int8 narrow group:256 f32 dynamic"
     {"q4_k", "int4 group:32 super6 learned", K6, K6, K8_INPUT, K8_INPUT, "float", "float", "float"},

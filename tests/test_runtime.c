@@ -82,6 +82,7 @@ static const struct {
     {"q8_0", EXACT},
     {"q4_0", EXACT},
     {"q4_0_all", EXACT},
+    {"iq4_nl", EXACT},
     {"base w4a8kv8\nlayers.*.attn.probs int8\nlayers.*.mlp.act int8 token\n*.residual int8 token\n*.bias int8 row\n",
      EXACT},
     {"base w8a8kv8\n*.input int8 tensor f32 static:minmax\nlayers.*.attn.q float\nlayers.*.attn.[kv] int8 head f32 "
@@ -91,6 +92,7 @@ static const struct {
     {"base w4a8kv8\nposition.weight int4 row f32 learned\n*.down.input int8 asym tensor f32 static:mse\n", EXACT},
     {"w4a16g32", CLOSE},
     {"w3a16", CLOSE},
+    {"nf4", CLOSE},
     {"w2a16", CLOSE},
     {"llmqat-4-8-4", FLIPPING},
     {"float", CLOSE}};
@@ -215,8 +217,9 @@ START_TEST(runtime_equals_fake_quant_forward)
     int64_t n = B * T * m.config.vocab;
     omp_set_num_threads(2);
     fold(&folded, &m);
-    real *tape = tape_logits(&m, ids), *whole = runtime_logits(&folded, ids, T),
-         *single = runtime_logits(&folded, ids, 1), *seven = runtime_logits(&m, ids, 7);
+    real *tape = tape_logits(&m, ids), *whole = runtime_logits(&folded, ids, T), *single = runtime_logits(&folded, ids, 1);
+    md_store_floats(&m);
+    real *seven = runtime_logits(&m, ids, 7);
     omp_set_num_threads(1);
     real *alone = runtime_logits(&folded, ids, 5), *tape_alone = tape_logits(&m, ids);
     omp_set_num_threads(2);

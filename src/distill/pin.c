@@ -28,7 +28,7 @@ static bool takes_part(const fq_site *s)
 {
     const kn_grid *g = &s->spec.grid;
     return s->is_weight && s->w && !s->w->frozen && g->bits > 0 && g->bits <= WIDEST && s->spec.range != FQ_DYNAMIC &&
-           g->levels != KN_LEVELS_SIGN;
+           g->levels != KN_LEVELS_SIGN && !kn_has_table(g);
 }
 
 void kd_pins_free(kd_trainer *t)

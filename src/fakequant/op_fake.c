@@ -38,6 +38,9 @@ static bounds bounds_of(const kn_codes *c, int64_t index)
     } else if (g->levels == KN_LEVELS_HALF_STEP || fq_is_ternary(g)) {
         b.hi = (real)0.99 * alpha;
         b.lo = -b.hi;
+    } else if (kn_has_table(g)) {
+        b.lo = kn_table_levels(g)[0];
+        b.hi = kn_table_levels(g)[g->hi];
     } else {
         b.hi = (real)(g->hi - zero);
         b.lo = (real)(g->lo - zero);

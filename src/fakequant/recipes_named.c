@@ -28,6 +28,9 @@
 #define LLMQAT_KV(spec)                                                                                                \
     "layers.*.attn.k     " spec " narrow token f32 dynamic before-rotation\n"                                          \
     "layers.*.attn.v     " spec " narrow token f32 dynamic\n"
+#define HALF_ENDS                                                                                                      \
+    "embed.weight        float f16\n"                                                                                  \
+    "head.weight         float f16\n"
 #define K_INPUTS    "*.input             int8 narrow group:256 f32 dynamic\n"
 #define K_ENDS                                                                                                         \
     "embed.weight        int6 group:16 super8 learned\n"                                                              \
@@ -73,6 +76,11 @@
       "base q4_0\n"                                                                                                    \
       "embed.weight        int4 group:32 f16 q4_0 learned\n"                                                           \
       "head.weight         int4 group:32 f16 q4_0 learned\n")                                                          \
+    X("iq4_nl", "llama.cpp's IQ4_NL layers (16 levels of a table), embedding and head in Q8_0, inputs by its activation rule",  \
+      WEIGHTS("iq4_nl group:32 f16 learned") GGML_ENDS8 GGML_INPUTS)                                                   \
+    X("nf4", "bitsandbytes' NF4 layers: normal quantiles in blocks of 64, float inputs, embedding and head in F16",    \
+      WEIGHTS("nf4 block:64 f32 dynamic") HALF_ENDS)                                                                   \
+    X("fp4", "the same with bitsandbytes' FP4 levels", WEIGHTS("fp4 block:64 f32 dynamic") HALF_ENDS)                  \
     X("q4_k", "llama.cpp's Q4_K layers without minima, embedding and head in Q6_K, 8-bit inputs in groups of 256",        \
       WEIGHTS("int4 group:32 super6 learned") K_ENDS K_INPUTS)                                                         \
     X("q6_k", "llama.cpp's Q6_K throughout, 8-bit inputs in groups of 256",                                            \

@@ -103,6 +103,8 @@ static status fit(fq_site *s, int64_t head_size)
         whole_supers(g, s->cols);
     else if (kn_has_super(g))
         return nb_fail(NB_USAGE, "two-level scales belong to weights");
+    else if (kn_has_table(g))
+        return nb_fail(NB_USAGE, "%s: levels of a table belong to weights", kn_table_text((kn_table_name)g->table));
     TRY(kn_grid_check(g));
     if (s->spec.before_rotation && !ends_with(s->name, "attn.k"))
         return nb_fail(NB_USAGE, "before-rotation belongs to keys (attn.k)");

@@ -1,5 +1,5 @@
 /* spec.c - the text form of a spec: words in any order, one of each kind.
- *   levels   float [f16 | bf16: a weight as stored] | int2 .. int8, int16 | seq2 .. seq7 | ternary | sign
+ *   levels   float [f16 | bf16: a weight as stored] | int2 .. int8, int16 | seq2 .. seq7 | ternary | sign | nf4 | fp4 | iq4_nl
  *   codes    narrow | asym | codes:LO..HI
  *   grain    tensor | row (token) | head | group:N | block:N               default row
  *   scale    f32 | f16 | bf16 | pow2 | super6 | super8                     default f32
@@ -50,7 +50,7 @@ enum {
     OFFSET = 2048
 };
 typedef struct {
-    int said, bits, ste;
+    int said, bits, ste, table; /* table: -1 for none */
     bool ternary, half_step;
     int32_t lo, hi;
     fq_spec s;
@@ -101,11 +101,24 @@ static status read_method(reading *r, const char *text, const char *word)
     return NB_OK;
 }
 
+static int table_named(const char *word)
+{
+    for (int i = 0; i < KN_TABLE_COUNT; i++)
+        if (!strcmp(word, kn_table_text((kn_table_name)i)))
+            return i;
+    return -1;
+}
+
 static status read_levels(reading *r, const char *word)
 {
     TRY(once(r, LEVELS, word));
     if (!strcmp(word, "float"))
         return NB_OK;
+    r->table = table_named(word);
+    if (r->table >= 0) {
+        r->bits = 4;
+        return NB_OK;
+    }
     if (!strcmp(word, "sign"))
         r->bits = 1;
     else if (!strcmp(word, "ternary"))
@@ -178,7 +191,7 @@ static status read_word(reading *r, const char *word)
     size_t n = colon ? (size_t)(colon - word) : strlen(word);
     int i;
     if (!strncmp(word, "int", 3) || !strncmp(word, "seq", 3) || !strcmp(word, "float") || !strcmp(word, "ternary") ||
-        !strcmp(word, "sign"))
+        !strcmp(word, "sign") || table_named(word) >= 0)
         return read_levels(r, word);
     if (!strncmp(word, "codes:", 6))
         return read_codes(r, word);
@@ -228,6 +241,8 @@ static fq_ste default_ste(int range)
 static kn_grid grid_of(const reading *r)
 {
     const kn_grid *said = &r->s.grid;
+    if (r->table >= 0)
+        return kn_grid_table((kn_table_name)r->table, said->grain, said->group, said->scale);
     kn_grid g =
         kn_grid_int(r->bits, (r->said & NARROW) != 0, (r->said & ZERO) != 0, said->grain, said->group, said->scale);
     if (r->half_step) {
@@ -257,10 +272,11 @@ static status check(const reading *r)
         return (r->said & ~SCALE) == LEVELS && s->grid.scale <= KN_SCALE_BF16
                    ? NB_OK
                    : nb_fail(NB_USAGE, "float takes f16 or bf16 and no further words");
-    bool levels_only = r->half_step || r->ternary || r->bits == 1;
-    if (levels_only && r->said & (NARROW | ZERO | CODES))
-        return nb_fail(NB_USAGE, "%s: narrow, asym and codes belong to int",
-                       r->half_step ? "seq"
+    bool levels_only = r->half_step || r->ternary || r->bits == 1 || r->table >= 0;
+    if (levels_only && r->said & (NARROW | ZERO | CODES | (r->table >= 0 ? RULE : 0)))
+        return nb_fail(NB_USAGE, "%s: narrow, asym, codes and rules belong to int",
+                       r->table >= 0  ? kn_table_text((kn_table_name)r->table)
+                       : r->half_step ? "seq"
                        : r->ternary ? "ternary"
                                     : "sign");
     if (r->said & START && s->range == FQ_DYNAMIC)
@@ -275,7 +291,7 @@ static status check(const reading *r)
 
 status fq_spec_parse(fq_spec *s, const char *text)
 {
-    reading r = {.s.grid.grain = KN_ROW};
+    reading r = {.s.grid.grain = KN_ROW, .table = -1};
     char word[64];
     *s = (fq_spec){0};
     for (const char *p = text;;) {
@@ -325,6 +341,10 @@ static void put_levels(output *o, const kn_grid *g)
     }
     if (g->levels == KN_LEVELS_HALF_STEP) {
         put(o, "seq%d", g->bits);
+        return;
+    }
+    if (kn_has_table(g)) {
+        put(o, "%s", kn_table_text((kn_table_name)g->table));
         return;
     }
     if (g->bits == 2 && g->lo == -1 && g->hi == 1 && !g->has_zero) {

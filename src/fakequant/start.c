@@ -24,7 +24,10 @@ static void levels_of(real *level, const kn_codes *c, int64_t at, int64_t n, int
 {
     const int mul = kn_mul(&c->grid), add = kn_add(&c->grid) - zero;
     const int64_t q = at / c->cols * c->ld + at % c->cols;
-    if (c->q)
+    if (kn_has_table(&c->grid))
+        for (int64_t i = 0; i < n; i++)
+            level[i] = kn_table_levels(&c->grid)[c->q[q + i]];
+    else if (c->q)
         for (int64_t i = 0; i < n; i++)
             level[i] = (real)(mul * c->q[q + i] + add);
     else
@@ -139,7 +142,7 @@ static status mse(kn_codes *c, const real *x, const real *h)
 {
     const kn_grid *g = &c->grid;
     /* a power of two is stored as its exponent, SUPER6 as a natural number: no sign */
-    bool signs = g->levels == KN_LEVELS_INT && !g->has_zero && g->lo != -g->hi && g->scale != KN_SCALE_POW2 &&
+    bool signs = (g->levels == KN_LEVELS_INT || kn_has_table(g)) && !g->has_zero && g->lo != -g->hi && g->scale != KN_SCALE_POW2 &&
                  g->scale != KN_SCALE_SUPER6;
     kn_encode_mse(c, x, h, SEARCH_FROM, SEARCH_TO, SEARCH_STEPS, signs);
     return g->has_zero ? NB_OK : refit(c, x, h);

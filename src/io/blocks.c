@@ -1,6 +1,6 @@
 /* blocks.c - bit layout of ggml's blocks (ggml/src/ggml-common.h), all little-endian; q: codes, d and m binary16 bits.
  *   Q8_0: u16 d, i8 q[32]             Q4_0: u16 d, u8 s[16]             Q4_1: u16 d, u16 m, u8 s[16]
- *   s[j] = c[j] | c[j+16] << 4 with c = q + 8 (Q4_0) or q (Q4_1)
+ *   s[j] = c[j] | c[j+16] << 4 with c = q + 8 (Q4_0) or q (Q4_1)        IQ4_NL: as Q4_0 with c = q, a place in the table
  *   Q5_0: u16 d, u32 h, u8 s[16]      low four bits of c = q + 16 in s, the fifth of c[i] is bit i of h
  *   256 elements, p: scales of 32 (Q4_K) or 16 (Q6_K) in units of d:
  *   Q4_K:  u16 d, u16 8 d, u8 scales[12], u8 s[128]: value d p c - (8 d) p = d p q, c = q + 8; the minima are the scales again
@@ -35,6 +35,13 @@ static status q4_0(uint8_t *out, const content *c)
 {
     memcpy(out, &c->d, 2);
     nibbles(out + 2, c->q, BLOCK / 2, -8);
+    return NB_OK;
+}
+
+static status iq4_nl(uint8_t *out, const content *c)
+{
+    memcpy(out, &c->d, 2);
+    nibbles(out + 2, c->q, BLOCK / 2, 0);
     return NB_OK;
 }
 
@@ -117,8 +124,9 @@ typedef struct {
 
 static const layout *layout_of(fm_dtype t)
 {
-    static const layout known[] = {{FM_Q8_0, -128, 127, 0, q8_0}, {FM_Q4_0, -8, 7, 0, q4_0},  {FM_Q4_1, 0, 15, 0, q4_1}, {FM_Q5_0, -16, 15, 0, q5_0},
-                                   {FM_Q4_K, -8, 7, 8, q4_k},     {FM_Q6_K, -32, 31, 16, q6_k}, {FM_TQ2_0, -1, 1, 0, tq2_0}};
+    static const layout known[] = {{FM_Q8_0, -128, 127, 0, q8_0}, {FM_Q4_0, -8, 7, 0, q4_0},   {FM_Q4_1, 0, 15, 0, q4_1},
+                                   {FM_Q5_0, -16, 15, 0, q5_0},   {FM_Q4_K, -8, 7, 8, q4_k},   {FM_Q6_K, -32, 31, 16, q6_k},
+                                   {FM_TQ2_0, -1, 1, 0, tq2_0},   {FM_IQ4_NL, 0, 15, 0, iq4_nl}};
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (known[i].type == t)
             return &known[i];

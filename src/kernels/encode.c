@@ -36,6 +36,10 @@ static void encode_away(int8_t *q, const real *x, int64_t n, real scale, const k
 static void encode_span(kn_codes *c, const kn_table *t, const real *x, int64_t row, int64_t col, int64_t n)
 {
     const int64_t i = kn_scale_index(c, row, col), at = row * c->ld + col;
+    if (kn_has_table(&c->grid)) {
+        kn_encode_levels(c->q + at, x, n, &c->grid, kn_inverse(c->scale[i]));
+        return;
+    }
     const kn_rounding r = kn_rounding_of(&c->grid, c->scale[i], c->zero ? c->zero[i] : 0);
     if (c->q16)
         t->encode16(c->q16 + at, x, n, &r);
@@ -108,7 +112,7 @@ static void encode_own(kn_codes *c, const kn_table *t, const real *x, int64_t ro
 
 static bool in_tables(const kn_grid *g)
 {
-    return g->bits <= 8 && (g->rule == KN_RULE_NIBBLE || g->rule == KN_RULE_GGML_Q8_0);
+    return g->bits <= 8 && !kn_has_table(g) && (g->rule == KN_RULE_NIBBLE || g->rule == KN_RULE_GGML_Q8_0);
 }
 
 /* n spans of `size` numbers without gaps, codes at `at`, scales from `first`. */
@@ -220,7 +224,9 @@ static void decode_row(real *x, const kn_codes *c, const kn_table *t, int64_t ro
     for (int64_t col = 0; col < c->cols;) {
         const int64_t end = span_end(c, row, col), i = kn_scale_index(c, row, col), at = row * c->ld + col;
         const real offset = kn_offset(&c->grid, c->zero ? c->zero[i] : 0);
-        if (c->q16)
+        if (kn_has_table(&c->grid))
+            kn_decode_levels(x + col, c->q + at, end - col, &c->grid, c->scale[i]);
+        else if (c->q16)
             t->decode16(x + col, c->q16 + at, end - col, c->scale[i], mul, offset);
         else
             t->decode8(x + col, c->q + at, end - col, c->scale[i], mul, offset);
@@ -232,7 +238,7 @@ static void decode_row(real *x, const kn_codes *c, const kn_table *t, int64_t ro
 static bool small_spans(const kn_codes *c)
 {
     const bool grouped = c->grid.grain == KN_GROUP || c->grid.grain == KN_HEAD;
-    return grouped && c->q && 16 % c->grid.group == 0 && c->cols % c->grid.group == 0;
+    return grouped && c->q && !kn_has_table(&c->grid) && 16 % c->grid.group == 0 && c->cols % c->grid.group == 0;
 }
 
 void kn_decode(real *x, const kn_codes *c, int64_t row, int64_t n)

@@ -2,6 +2,7 @@
 #include "kernels/kernels_isa.h"
 
 #include <float.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <tgmath.h>
@@ -33,7 +34,7 @@ bool kn_grid_equal(const kn_grid *a, const kn_grid *b)
     if (a->bits == 0 && b->bits == 0)
         return true;
     return a->levels == b->levels && a->bits == b->bits && a->grain == b->grain && a->scale == b->scale &&
-           a->rule == b->rule && a->has_zero == b->has_zero && a->lo == b->lo && a->hi == b->hi && a->group == b->group;
+           a->rule == b->rule && a->table == b->table && a->has_zero == b->has_zero && a->lo == b->lo && a->hi == b->hi && a->group == b->group;
 }
 
 static status check_levels(const kn_grid *g)
@@ -41,6 +42,8 @@ static status check_levels(const kn_grid *g)
     if (g->bits > 8 && g->bits != 16)
         return nb_fail(NB_USAGE, "a grid of %d bits: 0 to 8 and 16 exist", g->bits);
     const int32_t limit = 1 << (g->bits - 1);
+    if (g->table >= KN_TABLE_COUNT || (g->table && !kn_has_table(g)))
+        return nb_fail(NB_USAGE, "unknown table %d of levels", g->table);
     switch (g->levels) {
     case KN_LEVELS_INT:
         if (g->lo < -limit || g->hi >= limit + (g->bits == 1) || g->lo >= g->hi || g->lo > 0 || g->hi <= 0)
@@ -54,6 +57,12 @@ static status check_levels(const kn_grid *g)
         if (g->bits != 1 || g->has_zero || g->lo != -1 || g->hi != 1)
             return nb_fail(NB_USAGE, "sign levels have 1 bit, codes -1 and 1, and no zero point");
         return NB_OK;
+    case KN_LEVELS_TABLE: {
+        const kn_grid t = kn_grid_table((kn_table_name)g->table, KN_ROW, 0, KN_SCALE_F32);
+        if (g->bits != t.bits || g->has_zero || g->lo != t.lo || g->hi != t.hi || g->rule != KN_RULE_NIBBLE)
+            return nb_fail(NB_USAGE, "%s has %d bits, all its codes, and no zero point", kn_table_text((kn_table_name)g->table), t.bits);
+        return NB_OK;
+    }
     default:
         return nb_fail(NB_USAGE, "levels %d with %d bits", g->levels, g->bits);
     }
@@ -102,6 +111,8 @@ int kn_largest(const kn_grid *g)
         return 0;
     if (g->has_zero)
         return g->hi - g->lo;
+    if (kn_has_table(g))
+        return kn_table_has_integers(g) ? (int)kn_top_level(g) : INT_MAX;
     const int a = abs(kn_mul(g) * g->lo + kn_add(g)), b = abs(kn_mul(g) * g->hi + kn_add(g));
     return a > b ? a : b;
 }
@@ -225,6 +236,11 @@ int32_t kn_encode_one(const kn_grid *g, real x, real inv, int32_t zero)
     const real t = x * inv;
     if (g->levels == KN_LEVELS_SIGN)
         return t >= 0 ? 1 : -1;
+    if (kn_has_table(g)) {
+        int8_t q;
+        kn_encode_levels(&q, &x, 1, g, inv);
+        return q;
+    }
     const real q = rint(g->levels == KN_LEVELS_HALF_STEP ? t * (real)0.5 - (real)0.5 : t) + (real)zero;
     if (!(q > (real)g->lo)) /* also where NaN */
         return g->lo;
@@ -235,6 +251,8 @@ real kn_decode_one(const kn_codes *c, int64_t row, int64_t col)
 {
     const int64_t i = kn_scale_index(c, row, col), at = row * c->ld + col;
     const int32_t q = c->q ? c->q[at] : c->q16[at];
+    if (kn_has_table(&c->grid))
+        return kn_table_levels(&c->grid)[q] * c->scale[i];
     return (real)(kn_mul(&c->grid) * q + kn_add(&c->grid) - (c->zero ? c->zero[i] : 0)) * c->scale[i];
 }
 

@@ -28,7 +28,8 @@ status kn_isa_check(void);
 
 /* ---- the grid ----------------------------------------------------------------------------- */
 
-typedef enum { KN_LEVELS_NONE, KN_LEVELS_INT, KN_LEVELS_HALF_STEP, KN_LEVELS_SIGN } kn_levels;
+typedef enum { KN_LEVELS_NONE, KN_LEVELS_INT, KN_LEVELS_HALF_STEP, KN_LEVELS_SIGN, KN_LEVELS_TABLE } kn_levels;
+typedef enum { KN_TABLE_NF4, KN_TABLE_FP4, KN_TABLE_IQ4_NL, KN_TABLE_COUNT } kn_table_name;
 typedef enum { KN_TENSOR, KN_ROW, KN_HEAD, KN_GROUP, KN_BLOCK } kn_grain;
 typedef enum { KN_SCALE_F32, KN_SCALE_F16, KN_SCALE_BF16, KN_SCALE_POW2, KN_SCALE_SUPER6, KN_SCALE_SUPER8 } kn_scale_type;
 typedef enum { KN_RULE_NIBBLE, KN_RULE_GGML_Q8_0, KN_RULE_GGML_Q4_0, KN_RULE_LLAMA2C } kn_rule;
@@ -37,6 +38,7 @@ typedef enum { KN_RULE_NIBBLE, KN_RULE_GGML_Q8_0, KN_RULE_GGML_Q4_0, KN_RULE_LLA
  *   INT        value = (q - zero) * scale, lo <= q <= hi        (ternary: lo -1, hi 1)
  *   HALF_STEP  value = (2 q + 1) * scale, lo <= q <= hi         (2 bits: SEQ, scale = alpha / 4; ParetoQ, Liu et al. 2025)
  *   SIGN       value = q * scale, q in {-1, +1}, sign(0) = +1
+ *   TABLE      value = level[q] * scale, 0 <= q <= hi, levels ascending (kn_table_levels); x * inv goes to the nearest, the lower of two as near
  * encode: q = clamp(rne(x * inv) + zero, lo, hi), inv = 1 / scale as stored (0 where |scale| < FLT_MIN).
  * grain: what shares a scale: the tensor | a row (output channel of a weight, token of an activation) | a head (the
  *   row in parts of `group` = head size) | a group of `group` along the row, the last may be shorter | a block of
@@ -46,6 +48,7 @@ typedef enum { KN_RULE_NIBBLE, KN_RULE_GGML_Q8_0, KN_RULE_GGML_Q4_0, KN_RULE_LLA
  *   fp16(amax/127)); as a *file* rule see kn_range_of. LLAMA2C: round half away from zero, fp32 scale. */
 typedef struct {
     uint8_t levels, bits, grain, scale, rule;
+    uint8_t table; /* a kn_table_name, for TABLE; else 0 */
     bool has_zero;  /* integer zero point, lo <= zero <= hi */
     int32_t lo, hi; /* range of codes */
     int32_t group;  /* elements, for HEAD, GROUP, BLOCK; 0 otherwise */
@@ -53,9 +56,21 @@ typedef struct {
 
 /* Integer grid of `bits` (2..8, 16): symmetric -2^(b-1)..2^(b-1)-1, narrow (symmetric) -(2^(b-1)-1)..; 1 bit: SIGN. */
 kn_grid kn_grid_int(int bits, bool narrow, bool has_zero, kn_grain grain, int group, kn_scale_type scale);
+/* A grid of the levels of a table: 4 bits.
+ *   NF4     bitsandbytes': quantiles of a normal distribution over [-1, 1], one of them 0     (Dettmers et al. 2023, QLoRA)
+ *   FP4     bitsandbytes': sign, 2 bits of exponent, 1 of mantissa over 12: 0, 1/192, 1/6, 1/4, 1/3, 1/2, 2/3, 1 and their negatives
+ *   IQ4_NL  ggml's integers -127 .. 113                                                       (ggml-quants.c, kvalues_iq4nl) */
+kn_grid kn_grid_table(kn_table_name table, kn_grain grain, int group, kn_scale_type scale);
+const real *kn_table_levels(const kn_grid *g); /* [hi + 1], of a TABLE */
+static inline bool kn_has_table(const kn_grid *g)
+{
+    return g->levels == KN_LEVELS_TABLE;
+}
+/* "nf4", "fp4", "iq4_nl" */
+const char *kn_table_text(kn_table_name table);
 bool kn_grid_equal(const kn_grid *a, const kn_grid *b);
 status kn_grid_check(const kn_grid *g); /* NB_USAGE and the reason where the fields make no sense */
-/* What one step of code is worth beside the scale: value = (mul * q + add - zero) * scale. */
+/* What one step of code is worth beside the scale: value = (mul * q + add - zero) * scale. Not of a TABLE. */
 static inline int kn_mul(const kn_grid *g)
 {
     return g->levels == KN_LEVELS_HALF_STEP ? 2 : 1;
@@ -64,7 +79,8 @@ static inline int kn_add(const kn_grid *g)
 {
     return g->levels == KN_LEVELS_HALF_STEP ? 1 : 0;
 }
-/* The largest |mul*q + add - zero| a code can stand for (q8: 127 or 128, asymmetric: hi - lo). */
+/* The largest |mul*q + add - zero| a code can stand for (q8: 127 or 128, asymmetric: hi - lo); of a table of integers the largest |level|,
+ * of one of fractions INT_MAX: no integer operand. */
 int kn_largest(const kn_grid *g);
 /* s as the file will hold it: rounded to storage (nearest even; POW2: to the nearest exponent), above the range the largest finite
  * one, below FLT_MIN in magnitude 0. In the double build fp32 storage leaves s alone. */
@@ -220,7 +236,7 @@ typedef struct {
     size_t capacity; /* bytes behind `memory`, reused when packed again */
 } kn_packed;
 /* True where a kn_linear_int product exists: both at most 8 bits, weights without zero point and with grain TENSOR, ROW or GROUP with group % 4 == 0,
- * activations TENSOR, ROW, or GROUP equal to the weights' group and without zero; K * max|a| * max|w| < 2^31. */
+ * (a table's levels are integers); activations TENSOR, ROW, or GROUP equal to the weights' group and without zero; K * max|a| * max|w| < 2^31. */
 bool kn_can_multiply(const kn_grid *a, const kn_grid *w, int64_t k);
 status kn_pack(kn_packed *p, const kn_codes *w); /* reuses p's memory; zeroed p is empty */
 void kn_packed_free(kn_packed *p);

@@ -189,8 +189,16 @@ static inline real kn_offset(const kn_grid *g, int32_t zero)
 /* What the largest magnitude is divided by to give the scale; see kn_range_of. */
 static inline real kn_top_level(const kn_grid *g)
 {
+    if (kn_has_table(g))
+        return -kn_table_levels(g)[0]; /* no level is larger */
     return (real)(g->levels == KN_LEVELS_SIGN ? 1 : g->levels == KN_LEVELS_HALF_STEP ? 2 * g->hi + 2 : g->hi);
 }
+bool kn_table_has_integers(const kn_grid *g);
+/* Spans of a TABLE, whose kernels are plain C (levels.c): codes of x under inv = 1 / scale, their values, and
+ * sum_i h_i (x_i - value(code(x_i)))^2, h NULL: ones. */
+void kn_encode_levels(int8_t *q, const real *x, int64_t n, const kn_grid *g, real inv);
+void kn_decode_levels(real *x, const int8_t *q, int64_t n, const kn_grid *g, real scale);
+double kn_levels_error(const real *x, const real *h, int64_t n, const kn_grid *g, real scale);
 
 static inline int64_t kn_min(int64_t a, int64_t b)
 {

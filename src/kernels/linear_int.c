@@ -27,7 +27,7 @@ static bool one_scale_a_row(const kn_grid *g)
 
 bool kn_can_multiply(const kn_grid *a, const kn_grid *w, int64_t k)
 {
-    const bool a_fits = a->bits >= 1 && a->bits <= 8 && a->levels != KN_LEVELS_HALF_STEP;
+    const bool a_fits = a->bits >= 1 && a->bits <= 8 && a->levels != KN_LEVELS_HALF_STEP && !kn_has_table(a);
     const bool w_fits = w->bits >= 1 && w->bits <= 8 && !w->has_zero && kn_largest(w) <= 128 &&
                         (one_scale_a_row(w) || (w->grain == KN_GROUP && w->group % 4 == 0));
     if (!a_fits || !w_fits)
@@ -61,11 +61,23 @@ static status reserve(kn_packed *p, bool half_scale)
     return NB_OK;
 }
 
-/* One panel: 16 rows of codes, interleaved by fours along k, their sums and scales by group. */
-static void pack_panel(const kn_packed *p, const kn_codes *w, int64_t panel)
+/* own [n] <- what n codes stand for in a table of integers. */
+static void operands_of(int8_t *own, const int8_t *q, int64_t n, const kn_grid *g)
+{
+    const real *level = kn_table_levels(g);
+    for (int64_t i = 0; i < n; i++)
+        own[i] = (int8_t)level[q[i]];
+}
+
+/* One panel: 16 rows of codes, interleaved by fours along k, their sums and scales by group. own [16, ld]: room for the operands of
+ * a table's codes, else unused. */
+static void pack_panel(const kn_packed *p, const kn_codes *w, int64_t panel, int8_t *own)
 {
     const int64_t stride = p->panels * 16, row = panel * 16, rows = kn_min(16, w->rows - row);
-    kn_isa()->pack(p->w + panel * kn_panel_bytes(p), p->sum + row, stride, w->q + row * w->ld, w->ld, rows, w->cols,
+    const bool table = kn_has_table(&w->grid);
+    for (int64_t i = 0; table && i < rows; i++)
+        operands_of(own + i * w->ld, w->q + (row + i) * w->ld, w->cols, &w->grid);
+    kn_isa()->pack(p->w + panel * kn_panel_bytes(p), p->sum + row, stride, table ? own : w->q + row * w->ld, w->ld, rows, w->cols,
                    p->group, kn_mul(&w->grid) == 2, p->half);
     for (int64_t g = 0; g < p->groups; g++)
         for (int64_t i = 0; i < 16; i++) {
@@ -81,6 +93,8 @@ static void pack_panel(const kn_packed *p, const kn_codes *w, int64_t panel)
 static bool fits_half(const kn_codes *w)
 {
     const kn_grid *g = &w->grid;
+    if (kn_has_table(g))
+        return false;
     const int lo = g->levels == KN_LEVELS_SIGN ? -1 : kn_mul(g) * g->lo + kn_add(g), hi = kn_mul(g) * g->hi + kn_add(g);
     return lo >= -8 && hi <= 7 && (g->grain != KN_GROUP || g->group % 8 == 0 || w->spans == 1);
 }
@@ -88,7 +102,7 @@ static bool fits_half(const kn_codes *w)
 status kn_pack(kn_packed *p, const kn_codes *w)
 {
     const bool grouped = w->grid.grain == KN_GROUP;
-    if (!w->q || w->zero || w->cols < 1 || w->rows < 1 || (grouped && w->grid.group % 4))
+    if (!w->q || w->zero || w->cols < 1 || w->rows < 1 || (grouped && w->grid.group % 4) || kn_largest(&w->grid) == INT_MAX)
         return nb_fail(NB_SHAPE, "codes of %lld x %lld, %d bits: no integer product takes them", (long long)w->rows,
                        (long long)w->cols, w->grid.bits);
     p->n = w->rows;
@@ -99,10 +113,22 @@ status kn_pack(kn_packed *p, const kn_codes *w)
     p->group = grouped && w->spans > 1 ? w->grid.group : p->k4 * 4;
     p->half = fits_half(w);
     TRY(reserve(p, w->grid.scale == KN_SCALE_F16));
-#pragma omp parallel for if (w->rows * w->cols > KN_PARALLEL) schedule(static)
-    for (int64_t panel = 0; panel < p->panels; panel++)
-        pack_panel(p, w, panel);
-    return NB_OK;
+    bool failed = false;
+#pragma omp parallel if (w->rows * w->cols > KN_PARALLEL)
+    {
+        int8_t *own = kn_has_table(&w->grid) ? nb_alloc_aligned((size_t)w->ld, 16) : NULL;
+        const bool ready = own || !kn_has_table(&w->grid);
+        if (!ready) {
+#pragma omp atomic write
+            failed = true;
+        }
+#pragma omp for schedule(static)
+        for (int64_t panel = 0; panel < p->panels; panel++)
+            if (ready)
+                pack_panel(p, w, panel, own);
+        free(own);
+    }
+    return failed ? NB_NOMEM : NB_OK;
 }
 
 void kn_packed_free(kn_packed *p)
@@ -208,7 +234,9 @@ void kn_decode_part(real *x, const kn_codes *c, int64_t row, int64_t k, int64_t 
         else if (!one_scale_a_row(&c->grid))
             end = kn_min(end, (at / group + 1) * group);
         const real offset = kn_offset(&c->grid, c->zero ? c->zero[i] : 0);
-        if (c->q16)
+        if (kn_has_table(&c->grid))
+            kn_decode_levels(x + at - k, c->q + row * c->ld + at, end - at, &c->grid, c->scale[i]);
+        else if (c->q16)
             t->decode16(x + at - k, c->q16 + row * c->ld + at, end - at, c->scale[i], mul, offset);
         else
             t->decode8(x + at - k, c->q + row * c->ld + at, end - at, c->scale[i], mul, offset);
@@ -245,7 +273,7 @@ static void decode_dots(real *y, const real *x, int64_t M, const kn_codes *w, in
 void kn_linear_decode(kn_precision p, real *y, const real *x, int64_t M, const kn_codes *w, const real *b)
 {
     (void)p; /* decoded tiles are multiplied in fp32 */
-    const bool dots = M <= FEW_DECODED && w->q && w->grid.grain != KN_BLOCK;
+    const bool dots = M <= FEW_DECODED && w->q && w->grid.grain != KN_BLOCK && !kn_has_table(&w->grid);
 #pragma omp parallel for if (M * w->rows * w->cols > KN_PARALLEL * 4) schedule(static)
     for (int64_t n = 0; n < w->rows; n += DECODED_ROWS) {
         const int64_t rows = kn_min(DECODED_ROWS, w->rows - n);

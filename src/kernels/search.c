@@ -24,7 +24,10 @@ static double span_error(const kn_codes *c, const real *x, const real *h, int64_
     double error = 0;
     for (int64_t at = first; at < first + n;) {
         const int64_t col = at % c->cols, m = kn_min(first + n - at, c->cols - col);
-        error += (double)t->rounding_error(x + at, h ? h + at : NULL, m, &r, k->scale, mul, offset);
+        if (kn_has_table(&c->grid))
+            error += kn_levels_error(x + at, h ? h + at : NULL, m, &c->grid, k->scale);
+        else
+            error += (double)t->rounding_error(x + at, h ? h + at : NULL, m, &r, k->scale, mul, offset);
         at += m;
     }
     return error;

@@ -162,7 +162,7 @@ void md_operands(int8_t *dst, int64_t n, const kn_codes *c, int64_t row)
 bool md_operands_fit(const kn_grid *g, int lo, int hi)
 {
     const int span = g->hi - g->lo;
-    if (g->bits > 8)
+    if (g->bits > 8 || kn_has_table(g))
         return false;
     if (g->has_zero)
         return -span >= lo && span <= hi;

@@ -5,6 +5,7 @@
  *   at most 4 bits with zero points         Q4_1   value = d * q + m, m = (lo - zero) * scale, where every m is exact in fp16; else Q8_0
  *   two-level scales, rows of whole 256     Q4_K   operands -8..7, SUPER6 groups of 32;  Q6_K  -32..31, SUPER8 groups of 16
  *   -1..1, a scale for each 256             TQ2_0
+ *   levels of the table IQ4_NL              IQ4_NL value = d * level[q]
  *   floats                                  F32; F16 or BF16 where the spec says so
  * d is the scale, which must be exact in fp16 and constant over blocks of 32 along the row. K (the row) is whole blocks: hidden is padded with zeros,
  * which changes nothing; dim cannot be. GPT-2's q, k and v are one array and have one type, the widest where some are Q4_0, some Q5_0 or Q8_0. `gguf-f32`, `gguf-f16` and `gguf-bf16` write values; vectors are F32 in all. Rotated rows are put into interleaved order (qwen2: half).
@@ -14,7 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define FITS "recipes that fit: q4_0, q8_0, q4_k, q6_k, tq2_0, w4a16g32"
+#define FITS "recipes that fit: q4_0, iq4_nl, q8_0, q4_k, q6_k, tq2_0, w4a16g32"
 enum { BLOCK = 32 };
 
 static bool is_half(real x)
@@ -64,9 +65,15 @@ static status type_of_codes(fm_dtype *t, const kn_codes *c, const char *name)
     *t = super_type_of(c);
     if (*t == FM_Q4_K || *t == FM_Q6_K)
         return NB_OK;
+    if (kn_has_table(&c->grid) && c->grid.table != KN_TABLE_IQ4_NL)
+        return nb_fail(NB_UNSUPPORTED, "%s: GGUF has no levels of %s; %s", name, kn_table_text((kn_table_name)c->grid.table), FITS);
     TRY(check_scales(c, name));
     if (*t == FM_TQ2_0)
         return NB_OK;
+    if (kn_has_table(&c->grid)) {
+        *t = FM_IQ4_NL;
+        return NB_OK;
+    }
     bool is_q4_1 = c->zero && c->grid.hi - c->grid.lo <= 15;
     for (int64_t i = 0; i < c->n_scales && is_q4_1; i++)
         is_q4_1 = is_half(minimum_of(c, i));
@@ -224,6 +231,9 @@ static status plan_new(plan *p, const md_model *m, bool is_float, fm_dtype float
 
 /* ---- writing ------------------------------------------------------------------------------ */
 
+/* Place of the level nearest 0 (it is 1): the table has no 0, and what multiplies a padded column is 0. */
+enum { IQ4_NL_LEAST = 8 };
+
 /* Blocks of one row of the file; from < 0: padding. */
 typedef struct {
     int8_t *codes, *parts;
@@ -247,6 +257,8 @@ static void fill_row(row_buffers *b, const kn_codes *c, fm_dtype t, int64_t cols
         return;
     if (t != FM_Q4_1)
         md_operands(b->codes, cols, c, from);
+    for (int64_t j = c->cols; t == FM_IQ4_NL && j < cols; j++)
+        b->codes[j] = IQ4_NL_LEAST;
     if (is_k_type(t)) {
         kn_split_scales(b->scales, b->parts, &c->grid, c->scale + from * c->spans, 1, c->spans);
         return;
@@ -314,8 +326,8 @@ static int file_type(const plan *p)
     static const struct {
         fm_dtype type;
         int number;
-    } list[] = {{FM_F32, 0},  {FM_Q4_0, 2},  {FM_Q4_1, 3},   {FM_Q5_0, 8},   {FM_Q8_0, 7},  {FM_F16, 1},
-                {FM_BF16, 32}, {FM_Q4_K, 14}, {FM_Q6_K, 18}, {FM_TQ2_0, 37}};
+    } list[] = {{FM_F32, 0},   {FM_Q4_0, 2},  {FM_Q4_1, 3},  {FM_Q5_0, 8},    {FM_Q8_0, 7},  {FM_F16, 1},
+                {FM_BF16, 32}, {FM_Q4_K, 14}, {FM_Q6_K, 18}, {FM_IQ4_NL, 25}, {FM_TQ2_0, 37}};
     int best = 0;
     for (size_t i = 1; i < sizeof list / sizeof *list; i++)
         if (p->matrices[list[i].type] > p->matrices[list[best].type])
@@ -350,7 +362,7 @@ static void describe(const plan *p, char *report, size_t bytes)
                (long long)m->config.hidden, (long long)p->e.shape.hidden);
     if (p->matrices[FM_Q4_K] + p->matrices[FM_Q6_K] + p->matrices[FM_TQ2_0])
         md_say_inputs(report, bytes, m, "llama.cpp quantizes inputs of coded matrices to 8 bits in groups of 256 with fp32 scales");
-    else if (p->matrices[FM_Q4_0] + p->matrices[FM_Q4_1] + p->matrices[FM_Q5_0] + p->matrices[FM_Q8_0])
+    else if (p->matrices[FM_Q4_0] + p->matrices[FM_Q4_1] + p->matrices[FM_Q5_0] + p->matrices[FM_Q8_0] + p->matrices[FM_IQ4_NL])
         md_say_inputs(
             report, bytes, m,
             "llama.cpp quantizes inputs of coded matrices to 8 bits in groups of 32 with fp16 scales (rule q8_0)");

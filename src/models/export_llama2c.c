@@ -36,6 +36,9 @@ static status check_codes(const kn_codes *c, const char *name)
                        FITS);
     if (c->grid.has_zero)
         return nb_fail(NB_UNSUPPORTED, "%s has zero points, llama2.c's int8 has none; %s", name, FITS);
+    if (kn_has_table(&c->grid))
+        return nb_fail(NB_UNSUPPORTED, "%s has levels of %s, llama2.c's int8 has steps; %s; floats: --to llama2c-f32", name,
+                       kn_table_text((kn_table_name)c->grid.table), FITS);
     if (!md_operands_fit(&c->grid, -128, 127))
         return nb_fail(NB_UNSUPPORTED, "%s has %d bits, llama2.c's int8 has 8; %s; floats: --to llama2c-f32", name,
                        c->grid.bits, FITS);
