@@ -159,6 +159,11 @@ static const struct {
     {"q4_k", "int4 group:32 super6 learned", K6, K6, K8_INPUT, K8_INPUT, "float", "float", "float"},
     {"q6_k", K6, K6, K6, K8_INPUT, K8_INPUT, "float", "float", "float"},
     {"tq2_0", "ternary group:256 f16 learned", K6, K6, K8_INPUT, K8_INPUT, "float", "float", "float"},
+#define PICTURES(name, w) {name, w, w, w, "float", "float", "float", "float", "float"}
+    PICTURES("w8a8", "int8 narrow row f32 dynamic"),
+    PICTURES("w4a8", "int4 row f32 learned:lsq"),
+    PICTURES("w4a4", "int4 row f32 learned:lsq"),
+    PICTURES("w2a4", "seq2 row f32 learned:lsq"),
 #define LLMQAT(name, w, a, k, v)                                                                                       \
     {                                                                                                                  \
         name, w, "float", "float", a, "float", "float", k, v                                                           \
@@ -214,6 +219,23 @@ START_TEST(named_recipe_means_what_it_says)
     check_site(&r, "head.input", meanings[_i].head_input);
     check_site(&r, "head.bias", "float");
     fq_recipe_free(&r);
+}
+END_TEST
+
+START_TEST(recipes_of_pictures_give_results_static_ranges)
+{
+    static const char *const rules[][2] = {{"w8a8", "int8 asym tensor f32 static:average"},
+                                           {"w4a8", "int8 asym tensor f32 static:average"},
+                                           {"w4a4", "int4 asym tensor f32 learned:lsq from:mse"},
+                                           {"w2a4", "int4 asym tensor f32 learned:lsq from:mse"}};
+    for (size_t i = 0; i < sizeof rules / sizeof *rules; i++) {
+        fq_recipe r;
+        ck_assert_msg(fq_recipe_open(&r, rules[i][0]) == NB_OK, "%s", nb_fail_message());
+        check_site(&r, "conv1.output", rules[i][1]);
+        check_site(&r, "input", "int8 asym tensor f32 static:minmax");
+        check_site(&r, "head.output", "int8 asym tensor f32 static:average");
+        fq_recipe_free(&r);
+    }
 }
 END_TEST
 
@@ -397,6 +419,7 @@ int main(void)
     LOOP(tc, named_recipe_means_what_it_says, meanings);
     LOOP(tc, recipe_survives_its_text, meanings);
     tcase_add_test(tc, every_recipe_that_ships_is_in_that_table_and_in_the_docs);
+    tcase_add_test(tc, recipes_of_pictures_give_results_static_ranges);
     LOOP(tc, pattern_matches_as_documented, patterns);
     tcase_add_test(tc, later_rule_wins_and_an_alias_is_heard);
     LOOP(tc, bad_recipe_names_its_line, bad_recipes);
