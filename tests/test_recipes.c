@@ -232,7 +232,7 @@ START_TEST(recipes_of_pictures_give_results_static_ranges)
         fq_recipe r;
         ck_assert_msg(fq_recipe_open(&r, rules[i][0]) == NB_OK, "%s", nb_fail_message());
         check_site(&r, "conv1.output", rules[i][1]);
-        check_site(&r, "input", "int8 asym tensor f32 static:minmax");
+        check_site(&r, "input", "int8 asym tensor f32 static");
         check_site(&r, "head.output", "int8 asym tensor f32 static:average");
         fq_recipe_free(&r);
     }
