@@ -1,31 +1,12 @@
 /* cli_shrink.c - nibble shrink: from a float model to a file of integers in a given time, all steps in one.
  *
- * In a work folder: heldout.h5 (what is measured on), plan.json (how many steps the time allows: 1/r seconds a token to train on and 1/g
- * to generate, both measured once), data.h5, run/. Said again it goes on with what is there.
+ * In a work folder: heldout.h5 (what is measured on), plan.json (how many steps the time allows), data.h5, run/. Said again it goes on
+ * with what is there.
  */
-#include "cli/cli.h"
+#include "cli/shrink.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-
-typedef struct {
-    cl_common common;
-    const char *recipe, *time, *text, *work;
-    double text_share, seconds;
-} shrink_options;
-
-typedef struct {
-    const shrink_options *o;
-    const char *model;
-    double begin;
-    char *work, *heldout_path, *data_path, *run_path, *plan_path;
-    const char *target; /* of md_export; NULL: a folded file */
-    md_model teacher;
-    fm_tokens heldout, data, text, scored;
-    int64_t ctx, batch, steps, tokens; /* tokens: to generate */
-    double trained;                    /* tokens/s, measured */
-    kn_precision precision;
-} shrinker;
 
 /* A row of the table at the end. */
 typedef struct {
@@ -33,22 +14,6 @@ typedef struct {
     int64_t bytes;
     kd_eval own, text; /* on held-out samples; on --data */
 } result;
-
-enum {
-    HELDOUT_ROWS = 32,       /* of large models; small ones get HELDOUT_TOKENS */
-    HELDOUT_TOKENS = 25000,
-    EVALUATIONS = 4,         /* while training */
-    EVAL_TOKENS = 4096,      /* of one, of a large model */
-    MEASURED_TOKENS = 8192,  /* of a large model, at the end, of each text */
-    CALIBRATED = 16,         /* rows that find the start */
-    LARGE = 256              /* channels from which a model is large */
-};
-static const double RESERVED = 0.05; /* of the time: what is not counted below */
-
-static bool is_large(const shrinker *s)
-{
-    return s->teacher.config.dim >= LARGE;
-}
 
 /* "90s", "20m", "1.5h"; minutes without a unit. */
 static status read_time(double *seconds, const char *text)
@@ -89,203 +54,6 @@ static status choose_target(const char **target, const char *path)
     return nb_fail(NB_USAGE, "-o %s: the name says the format: .gguf (llama.cpp), .bin (llama2.c) or .h5 (nibble)", path);
 }
 
-/* ---- the plan ----------------------------------------------------------------------------- */
-
-static status read_plan(shrinker *s, bool *found)
-{
-    nb_mapped file;
-    *found = nb_path_exists(s->plan_path);
-    if (!*found)
-        return NB_OK;
-    TRY(nb_map(&file, s->plan_path));
-    nb_json *j = nb_json_parse((const char *)file.data, file.bytes);
-    nb_unmap(&file);
-    s->steps = (int64_t)nb_json_number(nb_json_get(j, "steps"), 0);
-    s->tokens = (int64_t)nb_json_number(nb_json_get(j, "tokens"), 0);
-    const char *recipe = nb_json_string(nb_json_get(j, "recipe"));
-    const bool same = recipe && !strcmp(recipe, s->o->recipe);
-    const double seconds = nb_json_number(nb_json_get(j, "seconds"), 0), seed = nb_json_number(nb_json_get(j, "seed"), 0);
-    nb_json_free(j);
-    if (s->steps < 1 || s->tokens < 1)
-        return nb_fail(NB_FORMAT, "%s: is no plan of nibble shrink; remove the folder to start over", s->plan_path);
-    if (!same || seconds != s->o->seconds || seed != (double)s->o->common.seed)
-        return nb_fail(NB_USAGE, "%s holds a run of another --recipe, --time or --seed: say the same again to resume it, or name another folder (--work)",
-                       s->work);
-    return NB_OK;
-}
-
-static status write_plan(const shrinker *s, double trained, double generated)
-{
-    nb_writer w = {0};
-    nb_atomic file = {0};
-    nb_json_open(&w, NULL, '{');
-    nb_json_put_string(&w, "recipe", s->o->recipe);
-    nb_json_put_number(&w, "seconds", s->o->seconds);
-    nb_json_put_int(&w, "seed", (int64_t)s->o->common.seed);
-    nb_json_put_int(&w, "steps", s->steps);
-    nb_json_put_int(&w, "tokens", s->tokens);
-    nb_json_put_number(&w, "trained_tokens_per_second", trained);
-    nb_json_put_number(&w, "generated_tokens_per_second", generated);
-    nb_json_close(&w, '}');
-    char *text = nb_json_text(&w);
-    status st = text ? nb_atomic_begin(&file, s->plan_path) : NB_NOMEM;
-    if (st == NB_OK && fputs(text, file.file) < 0)
-        st = nb_fail(NB_IO, "%s: cannot be written", s->plan_path);
-    if (st == NB_OK)
-        st = nb_atomic_commit(&file);
-    nb_atomic_abort(&file);
-    free(text);
-    return st;
-}
-
-/* Embedding and head lose nothing at 8 bits, so training them would be for nothing. */
-static bool has_wide_ends(const md_model *student)
-{
-    static const char *const end[] = {"embed.weight", "head.weight"};
-    bool wide = true;
-    for (int i = 0; i < 2; i++) {
-        const fq_site *site = fq_site_find(&student->sites, end[i]);
-        wide = wide && (!site || site->spec.grid.bits == 0 || site->spec.grid.bits >= 8);
-    }
-    return wide;
-}
-
-static kd_train_options training(const shrinker *s, const md_model *student)
-{
-    kd_train_options k = kd_train_defaults(true, &student->recipe, &student->config);
-    k.batch = s->batch;
-    k.ctx = s->ctx;
-    k.seed = s->o->common.seed;
-    k.precision = s->precision;
-    k.text_share = s->o->text_share;
-    k.steps = s->steps > 0 ? s->steps : 1;
-    k.eval_every = (k.steps + EVALUATIONS - 1) / EVALUATIONS;
-    k.eval_tokens = is_large(s) ? EVAL_TOKENS : HELDOUT_TOKENS;
-    k.freeze_ends = is_large(s) && has_wide_ends(student);
-    return k;
-}
-
-static status open_student(const shrinker *s, md_model *student, const char *recipe)
-{
-    TRY(cl_open_model(student, s->model, &s->o->common, recipe, true));
-    if (student->recipe.n == 0)
-        return nb_fail(NB_USAGE, "--recipe %s leaves the model in floats", recipe);
-    return NB_OK;
-}
-
-/* Times three steps on the held-out samples; the student is thrown away. */
-static status time_training(shrinker *s, double *rate)
-{
-    md_model student = {0};
-    kd_train_report r;
-    const kd_run_options how = {.dry_run = true};
-    const kd_train_data data = {.data = &s->heldout, .heldout = &s->heldout};
-    status st = open_student(s, &student, s->o->recipe);
-    if (st == NB_OK) {
-        kd_train_options k = training(s, &student);
-        k.start = FQ_START_ABSMAX; /* any will do */
-        st = kd_train(s->work, &student, &s->teacher, &data, &k, &how, &r);
-    }
-    md_free(&student);
-    *rate = st == NB_OK ? r.tokens_per_second : 0;
-    return st;
-}
-
-/* Seconds left for training and what it needs, in units of tokens trained: a token evaluated with both models costs about as much. */
-static double tokens_left(const shrinker *s, double each)
-{
-    const bool large = is_large(s);
-    const double evaluated = large ? EVALUATIONS * EVAL_TOKENS + 2 * MEASURED_TOKENS + CALIBRATED * (double)s->ctx : (EVALUATIONS + 2) * HELDOUT_TOKENS;
-    const double left = s->o->seconds * (1 - RESERVED) - (nb_seconds() - s->begin) - evaluated / s->trained;
-    return left / each;
-}
-
-static status make_plan(shrinker *s, double generated)
-{
-    TRY(time_training(s, &s->trained));
-    const double own = s->o->text ? 1 - s->o->text_share : 1; /* share of rows that are generated */
-    const double tokens = tokens_left(s, 1 / s->trained + own / generated);
-    s->steps = (int64_t)(tokens / (double)(s->batch * s->ctx));
-    if (s->steps < 10)
-        return nb_fail(NB_USAGE, "--time %s is too short here: %.0f tokens/s trained and %.0f generated make %lld steps, at least 10 are needed",
-                       s->o->time, s->trained, generated, (long long)(s->steps > 0 ? s->steps : 0));
-    s->tokens = (int64_t)ceil((double)s->steps * (double)s->batch * own) * s->ctx;
-    return write_plan(s, s->trained, generated);
-}
-
-/* Generation done sooner than thought leaves time for more steps, later for fewer; rows may then be seen twice. */
-static status mend_plan(shrinker *s, double generated)
-{
-    const double tokens = tokens_left(s, 1 / s->trained);
-    s->steps = (int64_t)(tokens / (double)(s->batch * s->ctx));
-    s->steps = s->steps > 10 ? s->steps : 10;
-    return write_plan(s, s->trained, generated);
-}
-
-/* ---- data --------------------------------------------------------------------------------- */
-
-static status generate(shrinker *s, const char *path, int64_t tokens, uint64_t seed, const char *what, kd_data_report *r)
-{
-    static const char separator[] = "<|endoftext|>";
-    cl_progress line;
-    const bool mixed = fm_tokenizer_find(&s->teacher.tokenizer, separator, strlen(separator)) >= 0;
-    const bool bos = s->teacher.config.bos >= 0;
-    const kd_data_options k = {.start = !bos ? KD_START_HYBRID : mixed ? KD_START_MIXED : KD_START_BOS,
-                               .sampling = {.temperature = 1},
-                               .tokens = tokens,
-                               .ctx = s->ctx,
-                               .seed = seed,
-                               .precision = s->precision};
-    const nb_progress progress = cl_progress_start(&line, what, "tokens", s->o->common.quiet);
-    status st = kd_generate(&s->teacher, &k, path, false, &progress, r);
-    cl_progress_end(&line);
-    return st;
-}
-
-/* A second of generation, for its rate: into a file that is thrown away. */
-static status time_generation(shrinker *s, double *rate)
-{
-    kd_data_report r;
-    char *path = nb_path_join(s->work, "timing.h5");
-    if (!path)
-        return NB_NOMEM;
-    status st = generate(s, path, (is_large(s) ? HELDOUT_ROWS : 64) * s->ctx, s->o->common.seed + 2, "timing", &r);
-    remove(path);
-    free(path);
-    *rate = st == NB_OK ? (double)r.tokens / r.seconds : 0;
-    return st;
-}
-
-static status prepare(shrinker *s)
-{
-    bool planned;
-    const int64_t held = is_large(s) ? HELDOUT_ROWS * s->ctx : HELDOUT_TOKENS;
-    kd_data_report r = {0};
-    TRY(read_plan(s, &planned));
-    if (!nb_path_exists(s->heldout_path))
-        TRY(generate(s, s->heldout_path, held, s->o->common.seed + 1, "held-out samples", &r));
-    TRY(cl_open_data(&s->heldout, s->heldout_path, &s->o->common, &s->teacher));
-    if (!planned) {
-        double rate = r.tokens > r.resumed_tokens ? (double)(r.tokens - r.resumed_tokens) / r.seconds : 0;
-        if (rate == 0)
-            TRY(time_generation(s, &rate));
-        TRY(make_plan(s, rate));
-    }
-    if (!s->o->common.quiet)
-        cl_say("%s: %lld steps of %lld tokens, %lld tokens to generate\n", s->plan_path, (long long)s->steps,
-               (long long)(s->batch * s->ctx), (long long)s->tokens);
-    if (!nb_path_exists(s->data_path)) {
-        TRY(generate(s, s->data_path, s->tokens, s->o->common.seed, "generating", &r));
-        if (!planned) {
-            TRY(mend_plan(s, (double)r.tokens / r.seconds));
-            if (!s->o->common.quiet)
-                cl_say("%s: %lld steps in the time that is left\n", s->plan_path, (long long)s->steps);
-        }
-    }
-    TRY(cl_open_data(&s->data, s->data_path, &s->o->common, &s->teacher));
-    return s->o->text ? cl_open_data(&s->text, s->o->text, &s->o->common, &s->teacher) : NB_OK;
-}
-
 /* ---- training and the file ---------------------------------------------------------------- */
 
 static status train(shrinker *s)
@@ -294,8 +62,8 @@ static status train(shrinker *s)
     cl_progress line;
     kd_train_report r;
     const kd_train_data data = {&s->data, s->o->text ? &s->text : NULL, &s->heldout};
-    TRY(open_student(s, &student, s->o->recipe));
-    const kd_train_options k = training(s, &student);
+    TRY(shrink_open_student(s, &student, s->o->recipe));
+    const kd_train_options k = shrink_training(s, &student);
     const kd_run_options how = {.progress = cl_progress_start(&line, "training", "steps", s->o->common.quiet)};
     status st = kd_train(s->run_path, &student, &s->teacher, &data, &k, &how, &r);
     cl_progress_end(&line);
@@ -308,7 +76,7 @@ static status measure(shrinker *s, result *r, md_model *m)
     md_size size;
     cl_progress line;
     const nb_progress progress = cl_progress_start(&line, r->name, "tokens", s->o->common.quiet);
-    kd_eval_options k = {.max_tokens = is_large(s) ? MEASURED_TOKENS : 0, .progress = &progress};
+    kd_eval_options k = {.max_tokens = shrink_is_large(s) ? MEASURED_TOKENS : 0, .progress = &progress};
     md_measure(&size, m);
     r->bytes = md_size_bytes(&size);
     status st = kd_evaluate(&r->own, m, &s->teacher, &s->heldout, &k);
@@ -324,7 +92,7 @@ static status measure_rounded(shrinker *s, result *r)
 {
     md_model m = {0};
     const kd_calibration c = {.samples = HELDOUT_ROWS, .seed = s->o->common.seed, .precision = s->precision};
-    status st = open_student(s, &m, s->o->recipe);
+    status st = shrink_open_student(s, &m, s->o->recipe);
     if (st == NB_OK)
         st = kd_find_ranges(&m, FQ_START_ABSMAX, &s->data, &c);
     if (st == NB_OK)
@@ -436,7 +204,7 @@ static status begin(shrinker *s)
     TRY(cl_open_model(&s->teacher, s->model, &o->common, NULL, false));
     if (s->teacher.recipe.n)
         return nb_fail(NB_USAGE, "%s: is quantized by recipe %s already; the float model is wanted", s->model, s->teacher.recipe.name);
-    status st = open_student(s, &student, o->recipe);
+    status st = shrink_open_student(s, &student, o->recipe);
     const md_target *target = st == NB_OK && s->target ? md_target_find(s->target) : NULL;
     char report[1024];
     if (target)
@@ -445,9 +213,9 @@ static status begin(shrinker *s)
     TRY(st);
     if (o->common.data)
         TRY(cl_open_data(&s->scored, o->common.data, &o->common, &s->teacher));
-    const int64_t limit = s->teacher.config.ctx, wanted = o->common.ctx ? o->common.ctx : is_large(s) ? 512 : 256;
+    const int64_t limit = s->teacher.config.ctx, wanted = o->common.ctx ? o->common.ctx : shrink_is_large(s) ? 512 : 256;
     s->ctx = wanted < limit ? wanted : limit;
-    s->batch = is_large(s) ? (1023 + s->ctx) / s->ctx : 16;
+    s->batch = shrink_is_large(s) ? (1023 + s->ctx) / s->ctx : 16;
     TRY(cl_precision(&s->precision, &o->common, &s->teacher.config));
     return nb_make_folder(s->work);
 }
@@ -457,7 +225,7 @@ static status work(shrinker *s)
     result r[3] = {{.name = "float"}, {.name = "rounded to nearest"}, {.name = "trained"}};
     char report[2048] = "";
     TRY(begin(s));
-    TRY(prepare(s));
+    TRY(shrink_prepare(s));
     TRY(train(s));
     TRY(measure_rounded(s, &r[1]));
     TRY(write_file(s, &r[2], report, sizeof report));
