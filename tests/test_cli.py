@@ -307,6 +307,28 @@ class Commands(unittest.TestCase):
         self.assertEqual(content("whole.h5"), content("parts.h5"))
         self.assertFalse(os.path.exists("parts.h5.part"))
 
+    def test_a_stopped_evaluation_goes_on(self):
+        line = ["eval", "student.h5", "--teacher", MODEL, *TOKENIZER, "--data", STORIES, "--split", "line", "--json"]
+        whole = parsed(*line, "--resume", "unused.part")
+        self.assertFalse(os.path.exists("unused.part"))
+        for number in range(20):
+            started = subprocess.Popen([PROGRAM, *line, "--resume", "e.part"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            time.sleep(0.05 * (number + 1))
+            started.send_signal(signal.SIGINT)
+            out = started.communicate()[0]
+            if started.returncode == 0 or os.path.exists("e.part"):
+                break
+        if started.returncode != 0:  # a fast machine may have finished
+            self.assertEqual(started.returncode, 130)
+            self.assertIn("another evaluation", run(*line, "--ctx", "64", "--resume", "e.part", code=2)[1])
+            out = run(*line, "--resume", "e.part")[0]
+        self.assertEqual(json.loads(out), whole)
+        self.assertFalse(os.path.exists("e.part"))
+        with open("e.part", "wb") as f:
+            f.write(b"no scores")
+        self.assertIn("e.part", run(*line, "--resume", "e.part", code=1)[1])
+        self.assertEqual(content("e.part"), b"no scores")
+
     def test_a_finished_run_says_so(self):
         self.assertIn("finished before", run(*self.qat("run"))[1])
         told = parsed(*self.qat("run"))

@@ -34,6 +34,8 @@ status cl_begin(const cl_common *c);
 /* What the program itself has put into OPENBLAS_CORETYPE (main.c), so that it is told from what the user did. */
 #define CL_BLAS_CORE "NIBBLE_BLAS_CORE"
 const char *cl_users_blas_core(void); /* OPENBLAS_CORETYPE as the user set it, or NULL */
+/* h with a file's name, size and time of its last change: a stamp of what is kept of it. A name that is no file counts as a name. */
+uint64_t cl_hash_file(uint64_t h, const char *path);
 int cl_exit(status s); /* the exit code; prints "nibble: message" where s is no success */
 
 /* What -o names must not be there unless --force, and its folder must be: asked before any work. is_folder: what

@@ -5,7 +5,6 @@
 #include "ptq/ptq.h"
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 enum { LARGE = 256 /* channels from which a model is large */, LENGTH = 256, LINE = 160 };
 
@@ -110,24 +109,14 @@ static status plan(comparison *c, const char *const *file)
 
 /* ---- what decides a row --------------------------------------------------------------------- */
 
-static uint64_t hash_file(uint64_t h, const char *path)
-{
-    struct stat st = {0};
-    h = nb_hash(h, path, strlen(path));
-    if (stat(path, &st))
-        return h;
-    const int64_t stamp[3] = {(int64_t)st.st_size, (int64_t)st.st_mtim.tv_sec, (int64_t)st.st_mtim.tv_nsec};
-    return nb_hash(h, stamp, sizeof stamp);
-}
-
 static void hash_settings(comparison *c)
 {
     const compare_options *o = c->o;
     const int64_t n[] = {o->samples, o->length, (int64_t)o->common.seed, o->eval_tokens, o->windows, o->common.split, o->common.threads};
-    uint64_t h = hash_file(NB_HASH_START, "/proc/self/exe"); /* another program, other rows */
-    h = hash_file(h, c->model);
-    h = hash_file(h, c->calibration);
-    h = hash_file(h, c->scored);
+    uint64_t h = cl_hash_file(NB_HASH_START, "/proc/self/exe"); /* another program, other rows */
+    h = cl_hash_file(h, c->model);
+    h = cl_hash_file(h, c->calibration);
+    h = cl_hash_file(h, c->scored);
     c->settings = nb_hash(h, n, sizeof n);
 }
 

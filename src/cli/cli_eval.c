@@ -4,7 +4,7 @@
 
 typedef struct {
     cl_common common;
-    const char *teacher;
+    const char *teacher, *part;
     int64_t tokens, windows;
 } eval_options;
 
@@ -56,7 +56,20 @@ static status print_table(const kd_eval *e)
     return cl_table_print(stdout, &t, "lrl");
 }
 
-static status measure(kd_eval *e, md_model *m, md_model *teacher, fm_tokens *data, const eval_options *o)
+/* Of all that decides what a window scores. */
+static uint64_t key_of(const char *model, const eval_options *o, const kd_eval_options *k)
+{
+    const int64_t n[] = {k->ctx, k->max_tokens, k->windows, k->precision, k->cut, o->common.split, o->teacher != NULL, o->common.which};
+    uint64_t h = cl_hash_file(NB_HASH_START, model);
+    h = cl_hash_file(h, o->common.data);
+    const char *const more[] = {o->teacher, o->common.tokenizer};
+    for (int i = 0; i < 2; i++)
+        if (more[i])
+            h = cl_hash_file(h, more[i]);
+    return nb_hash(h, n, sizeof n);
+}
+
+static status measure(kd_eval *e, md_model *m, md_model *teacher, fm_tokens *data, const char *model, const eval_options *o)
 {
     cl_progress line;
     nb_progress progress = cl_progress_start(&line, "evaluating", "tokens", o->common.quiet);
@@ -66,6 +79,8 @@ static status measure(kd_eval *e, md_model *m, md_model *teacher, fm_tokens *dat
                          .progress = &progress,
                          .cut = data->from_text && o->common.split != FM_SPLIT_NONE};
     TRY(cl_precision(&k.precision, &o->common, &m->config));
+    k.part = o->part;
+    k.part_key = key_of(model, o, &k);
     status s = kd_evaluate(e, m, teacher, data, &k);
     cl_progress_end(&line);
     return s;
@@ -85,9 +100,11 @@ static status evaluate(const char *model, const eval_options *o)
     if (s == NB_OK)
         s = cl_open_data(&data, o->common.data, &o->common, &m);
     if (s == NB_OK)
-        s = measure(&e, &m, o->teacher ? &teacher : NULL, &data, o);
+        s = measure(&e, &m, o->teacher ? &teacher : NULL, &data, model, o);
     if (s == NB_OK)
         s = o->common.json ? print_json(&e) : print_table(&e);
+    if (s == NB_OK && o->part)
+        remove(o->part);
     fm_tokens_close(&data);
     md_free(&teacher);
     md_free(&m);
@@ -102,6 +119,8 @@ int cl_eval(int argc, char **argv)
         {"--tokens", "N", CL_COUNT, &o.tokens, "0", "score at most about this many tokens in all (0: all)"},
         {"--windows", "N", CL_COUNT, &o.windows, "0",
          "as llama-perplexity does: the first N full windows of --ctx (512) tokens, their second halves scored (0: not)"},
+        {"--resume", "FILE", CL_TEXT, &o.part, NULL,
+         "for long texts: what is scored is kept here while it runs; stopped, the same command goes on; removed at the end"},
     };
     const cl_command command = {
         .name = "eval",

@@ -27,6 +27,16 @@ status cl_begin(const cl_common *c)
     return NB_OK;
 }
 
+uint64_t cl_hash_file(uint64_t h, const char *path)
+{
+    struct stat st = {0};
+    h = nb_hash(h, path, strlen(path));
+    if (stat(path, &st))
+        return h;
+    const int64_t stamp[3] = {(int64_t)st.st_size, (int64_t)st.st_mtim.tv_sec, (int64_t)st.st_mtim.tv_nsec};
+    return nb_hash(h, stamp, sizeof stamp);
+}
+
 int cl_exit(status s)
 {
     if (s == NB_OK && (fflush(stdout) || ferror(stdout)))

@@ -5,7 +5,6 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
 cl_row_of *compare_add(comparison *c, const char *method, const char *how, const char *path)
 {
@@ -45,15 +44,9 @@ status compare_write(const char *path, const char *text)
 static char *file_of(const comparison *c, const cl_row_of *r, const char *tail)
 {
     char name[400];
-    struct stat st = {0};
     uint64_t h = nb_hash(c->settings, r->method, strlen(r->method));
     h = nb_hash(h, r->how, strlen(r->how));
-    const char *source = *r->how ? r->how : r->path; /* a recipe's file or the row's own: another content is another row */
-    if (stat(source, &st) == 0) {
-        const int64_t stamp[3] = {(int64_t)st.st_size, (int64_t)st.st_mtim.tv_sec, (int64_t)st.st_mtim.tv_nsec};
-        h = nb_hash(h, stamp, sizeof stamp);
-        h = nb_hash(h, source, strlen(source));
-    }
+    h = cl_hash_file(h, *r->how ? r->how : r->path); /* a recipe's file or the row's own: another content is another row */
     snprintf(name, sizeof name, "%.120s%s%.120s-%08x%s", r->method, *r->recipe ? "-" : "", r->recipe, (unsigned)(h >> 32), tail);
     for (char *p = name; *p; p++)
         if (!strchr("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.+", *p))
@@ -323,12 +316,7 @@ static status generate(const comparison *c, const char *path, int64_t tokens, in
 static status samples(const comparison *c, char **path, const char *kind, int64_t tokens, int64_t length, uint64_t seed, const char *what)
 {
     char name[128];
-    struct stat st = {0};
-    uint64_t h = nb_hash(NB_HASH_START, c->model, strlen(c->model));
-    if (stat(c->model, &st) == 0) {
-        const int64_t stamp[2] = {(int64_t)st.st_size, (int64_t)st.st_mtim.tv_sec};
-        h = nb_hash(h, stamp, sizeof stamp);
-    }
+    const uint64_t h = cl_hash_file(NB_HASH_START, c->model);
     snprintf(name, sizeof name, "%s-%lldx%lld-seed%llu-%08x.h5", kind, (long long)(tokens / length), (long long)length,
              (unsigned long long)seed, (unsigned)(h >> 32));
     *path = nb_path_join(c->work, name);

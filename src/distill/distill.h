@@ -87,6 +87,8 @@ typedef struct {
                            second halves scored; 0: every token of every window but its first */
     kn_precision precision; /* of the model under test; the teacher is fp32 always */
     const nb_progress *progress;
+    const char *part;   /* a file that is written every 20 seconds and when stopped, and gone on from if it is there; NULL: none */
+    uint64_t part_key;  /* of the model, the teacher and the data: such a file of another key is refused */
 } kd_eval_options;
 /* Means over scored tokens: every token of a window but its first. ppl_low, ppl_high: 95 % interval from the windows' means (weighted by tokens).
  * kl: KL(teacher || model), natural logarithm. */

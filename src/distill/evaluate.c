@@ -1,11 +1,12 @@
 /* evaluate.c - likelihood of data under a model, and its distance to a teacher, window by window.
  *   nll = mean over scored tokens of -log q(x_t | x_<t);  kl = mean_t sum_v p_v (log p_v - log q_v), p the teacher's
  */
+#include "distill/scores.h"
 #include "distill/windows.h"
 #include <math.h>
 #include <stdlib.h>
 
-enum { CHUNK = 256 };
+enum { CHUNK = 256, SAVE_SECONDS = 20 };
 
 typedef struct {
     md_model *model;
@@ -27,12 +28,7 @@ typedef struct {
     int32_t bos;  /* what every window begins with instead of its first token; -1: that */
     int32_t *ids, *length, *slot, *place; /* slot: a row's window in the batch, place: where it stands there */
     row_result *row; /* [CHUNK] */
-    float *kl;       /* of every scored token so far */
-    int64_t n_kl, kl_capacity;
-    double sum_kl, sum_teacher;
-    int64_t same;
-    double *window_nll; /* [windows] sums */
-    int64_t *window_tokens;
+    kd_scores scores;
 } evaluator;
 
 static void side_free(side *s)
@@ -84,20 +80,6 @@ static void score(evaluator *e, row_result *r, int64_t i, int32_t target)
     r->same_top = top(z, e->V) == top(zt, e->V);
 }
 
-static status keep_kl(evaluator *e, float kl)
-{
-    if (e->n_kl == e->kl_capacity) {
-        int64_t capacity = e->kl_capacity ? 2 * e->kl_capacity : 4096;
-        float *p = nb_resize(e->kl, (size_t)capacity, sizeof *p);
-        if (!p)
-            return NB_NOMEM;
-        e->kl = p;
-        e->kl_capacity = capacity;
-    }
-    e->kl[e->n_kl++] = kl;
-    return NB_OK;
-}
-
 /* Scores a batch of windows whose tokens lie in rows, window after window without padding. */
 static status score_batch(evaluator *e, int64_t first, int64_t rows)
 {
@@ -125,13 +107,13 @@ static status score_batch(evaluator *e, int64_t first, int64_t rows)
             const int64_t window = first + e->slot[from + i];
             if (!e->row[i].scored)
                 continue;
-            e->window_nll[window] += e->row[i].nll;
-            e->window_tokens[window]++;
+            e->scores.nll[window] += e->row[i].nll;
+            e->scores.tokens[window]++;
             if (e->teacher.model) {
-                e->sum_kl += (double)e->row[i].kl;
-                e->sum_teacher += e->row[i].teacher_nll;
-                e->same += e->row[i].same_top;
-                TRY(keep_kl(e, e->row[i].kl));
+                e->scores.sum_kl += (double)e->row[i].kl;
+                e->scores.sum_teacher += e->row[i].teacher_nll;
+                e->scores.same += e->row[i].same_top;
+                TRY(kd_scores_keep(&e->scores, e->row[i].kl));
             }
         }
     }
@@ -144,25 +126,26 @@ static int rising(const void *a, const void *b)
     return *x < *y ? -1 : *x > *y;
 }
 
-static void summarize(kd_eval *r, evaluator *e, int64_t windows)
+static void summarize(kd_eval *r, kd_scores *e, bool has_teacher)
 {
+    const int64_t windows = e->windows;
     double sum = 0, square = 0;
     for (int64_t i = 0; i < windows; i++) {
-        sum += e->window_nll[i];
-        r->tokens += e->window_tokens[i];
+        sum += e->nll[i];
+        r->tokens += e->tokens[i];
     }
     double n = (double)r->tokens;
     r->windows = windows;
     r->nll = sum / n;
     for (int64_t i = 0; i < windows; i++) {
-        double d = e->window_nll[i] - r->nll * (double)e->window_tokens[i];
+        double d = e->nll[i] - r->nll * (double)e->tokens[i];
         square += d * d;
     }
     double error = windows > 1 ? sqrt(square * (double)windows / (double)(windows - 1)) / n : 0;
     r->ppl = exp(r->nll);
     r->ppl_low = exp(r->nll - 1.96 * error);
     r->ppl_high = exp(r->nll + 1.96 * error);
-    if (!e->teacher.model)
+    if (!has_teacher)
         return;
     r->has_teacher = true;
     r->kl = e->sum_kl / n;
@@ -173,12 +156,16 @@ static void summarize(kd_eval *r, evaluator *e, int64_t windows)
     r->kl_p99 = (double)e->kl[(int64_t)(0.99 * (double)(e->n_kl - 1))];
 }
 
-static status run(evaluator *e, const kd_windows *w, fm_tokens *data, int64_t windows, const nb_progress *progress)
+static status run(evaluator *e, const kd_windows *w, fm_tokens *data, const kd_eval_options *o)
 {
+    const int64_t windows = e->scores.windows;
     int64_t total = 0, done = 0;
-    for (int64_t i = 0; i < windows; i++)
+    double saved = nb_seconds();
+    for (int64_t i = 0; i < windows; i++) {
         total += w->length[i];
-    for (int64_t first = 0; first < windows; first += e->per_batch) {
+        done += i < e->scores.done ? w->length[i] : 0;
+    }
+    for (int64_t first = e->scores.done; first < windows; first += e->per_batch) {
         int64_t n = windows - first < e->per_batch ? windows - first : e->per_batch, rows = 0;
         for (int64_t i = 0; i < n; i++) {
             e->length[i] = w->length[first + i];
@@ -195,7 +182,13 @@ static status run(evaluator *e, const kd_windows *w, fm_tokens *data, int64_t wi
             TRY(side_run(&e->teacher, n, rows, e->slot, e->ids));
         TRY(score_batch(e, first, rows));
         done += rows;
-        if (!nb_progress_report(progress, done, total, "evaluating"))
+        e->scores.done = first + n;
+        const bool goes_on = nb_progress_report(o->progress, done, total, "evaluating");
+        if (o->part && (!goes_on || nb_seconds() - saved > SAVE_SECONDS)) {
+            TRY(kd_scores_save(&e->scores, o->part, o->part_key));
+            saved = nb_seconds();
+        }
+        if (!goes_on)
             return nb_fail(NB_INTERRUPTED, "evaluation stopped at %lld of %lld tokens", (long long)done, (long long)total);
     }
     return NB_OK;
@@ -218,13 +211,14 @@ static status evaluate(kd_eval *r, evaluator *e, md_model *m, md_model *teacher,
     e->place = nb_alloc((size_t)e->rows, sizeof *e->place);
     e->length = nb_alloc((size_t)e->per_batch, sizeof *e->length);
     e->row = nb_alloc_zeroed(CHUNK, sizeof *e->row);
-    e->window_nll = nb_alloc_zeroed((size_t)windows, sizeof *e->window_nll);
-    e->window_tokens = nb_alloc_zeroed((size_t)windows, sizeof *e->window_tokens);
-    if (!e->ids || !e->slot || !e->place || !e->length || !e->row || !e->window_nll || !e->window_tokens)
+    if (!e->ids || !e->slot || !e->place || !e->length || !e->row)
         return NB_NOMEM;
-    TRY(run(e, w, data, windows, o->progress));
+    TRY(kd_scores_new(&e->scores, windows));
+    if (o->part)
+        TRY(kd_scores_load(&e->scores, o->part, o->part_key));
+    TRY(run(e, w, data, o));
     r->cut_tokens = w->cut_tokens;
-    summarize(r, e, windows);
+    summarize(r, &e->scores, teacher != NULL);
     return NB_OK;
 }
 
@@ -246,9 +240,7 @@ status kd_evaluate_windows(kd_eval *r, md_model *m, md_model *teacher, fm_tokens
     free(e.place);
     free(e.length);
     free(e.row);
-    free(e.kl);
-    free(e.window_nll);
-    free(e.window_tokens);
+    kd_scores_free(&e.scores);
     r->seconds = nb_seconds() - start;
     return s;
 }
