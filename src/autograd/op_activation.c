@@ -145,13 +145,56 @@ static void swiglu_backward(const ag_tensor *out)
 
 static const ag_op op_swiglu = {"swiglu", swiglu_forward, swiglu_backward, AG_KEEP(0) | AG_KEEP(1)};
 
+/* Where products round to bf16, gate and up are kept in bf16: half the memory, and what they were is free for the next block. */
+typedef struct {
+    uint16_t *gate, *up;
+} save_swiglu;
+
+static void swiglu_bf16_forward(ag_tensor *out)
+{
+    const real *gate = ag_in(out, 0), *up = ag_in(out, 1);
+    save_swiglu *s = out->save;
+    const int64_t n = ag_count(out);
+    s->gate = ag_take(out->tape, (size_t)n * sizeof *s->gate);
+    s->up = ag_take(out->tape, (size_t)n * sizeof *s->up);
+    if (!gate || !up || !s->gate || !s->up)
+        return;
+    kn_swiglu(out->x, gate, up, n);
+    kn_to_bf16(s->gate, gate, n);
+    kn_to_bf16(s->up, up, n);
+}
+
+static void swiglu_bf16_backward(const ag_tensor *out)
+{
+    const save_swiglu *s = out->save;
+    const size_t n = (size_t)ag_count(out);
+    real beta[2], *g[2] = {ag_grad_write(out->src[0], &beta[0]), ag_grad_write(out->src[1], &beta[1])}, *own[2];
+    for (int i = 0; i < 2; i++) /* what is there already is added to, by way of memory of its own */
+        own[i] = g[i] && beta[i] == 0 ? g[i] : ag_take(out->tape, n * sizeof(real));
+    if (own[0] && own[1])
+        kn_swiglu_backward_bf16(own[0], own[1], out->g, s->gate, s->up, (int64_t)n);
+    for (int i = 0; i < 2; i++) {
+        if (own[i] == g[i])
+            continue;
+        if (g[i] && own[i])
+            kn_add_to(g[i], own[i], (int64_t)n);
+        ag_give_back(out->tape, own[i], n * sizeof(real));
+    }
+    ag_give_back(out->tape, s->gate, n * sizeof *s->gate);
+    ag_give_back(out->tape, s->up, n * sizeof *s->up);
+}
+
+static const ag_op op_swiglu_bf16 = {"swiglu", swiglu_bf16_forward, swiglu_bf16_backward, 0};
+
 ag_tensor *ag_swiglu(ag_tape *t, ag_tensor *gate, ag_tensor *up)
 {
     if (!gate || !up)
         return NULL;
     if (!ag_same_shape(gate, up))
         return ag_fail(t, NB_SHAPE, "swiglu: gate %s, up %s", ag_words_of(gate).text, ag_words_of(up).text);
-    return ag_run(t, ag_node(t, &op_swiglu, 2, (ag_tensor *[]){gate, up}, gate->n_dim, gate->dim, 0));
+    const bool bf16 = t->precision == KN_BF16 && !t->no_grad && gate->needs_grad && up->needs_grad && gate != up;
+    return ag_run(t, ag_node(t, bf16 ? &op_swiglu_bf16 : &op_swiglu, 2, (ag_tensor *[]){gate, up}, gate->n_dim, gate->dim,
+                             bf16 ? sizeof(save_swiglu) : 0));
 }
 
 static void softmax_forward(ag_tensor *out)

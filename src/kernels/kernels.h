@@ -174,7 +174,7 @@ typedef struct {
 /* ---- float products (library; not bit-stable across threads or batch) --------------------- */
 
 typedef enum { KN_FP32, KN_BF16 } kn_precision; /* what operands are rounded to inside a product */
-bool kn_has_bf16(void);                         /* oneDNN is built in and this CPU multiplies bf16 fast */
+bool kn_has_bf16(void);                         /* this CPU multiplies bf16 fast, by our tiles (AMX) or oneDNN where it is built in */
 /* Row-major; beta 0 writes, 1 adds. Leading dimensions are the natural ones.
  *   nt: c[M,N] = a[M,K] b[N,K]' + beta c     nn: c[M,N] = a[M,K] b[K,N] + beta c     tn: c[M,N] = a[K,M]' b[K,N] + beta c */
 void kn_product_nt(kn_precision p, real *c, const real *a, const real *b, int64_t M, int64_t N, int64_t K, real beta);
@@ -284,6 +284,9 @@ void kn_gelu_backward(real *dx, const real *dy, const real *x, int64_t n, bool t
 void kn_swiglu(real *y, const real *gate, const real *up, int64_t n); /* silu(gate) * up (Shazeer 2020) */
 void kn_swiglu_backward(real *dgate, real *dup, const real *dy, const real *gate, const real *up,
                         int64_t n);                             /* adds; either may be NULL */
+/* The same where gate and up were kept in bf16 (kn_to_bf16); both gradients are written, not added to. */
+void kn_swiglu_backward_bf16(real *dgate, real *dup, const real *dy, const uint16_t *gate, const uint16_t *up, int64_t n);
+void kn_to_bf16(uint16_t *y, const real *x, int64_t n); /* to nearest even */
 void kn_add_to(real *y, const real *x, int64_t n);              /* y += x */
 void kn_sum2(real *y, const real *a, const real *b, int64_t n); /* y = a + b */
 void kn_axpy(real *y, real a, const real *x, int64_t n);        /* y += a x */

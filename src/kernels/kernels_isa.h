@@ -7,6 +7,8 @@
 #define NIBBLE_KERNELS_ISA_H
 #include "kernels/kernels.h"
 
+#include <string.h>
+
 /* How a span of numbers that share a scale is rounded to codes:
  *   q = clamp(rne((x * inv) * step - shift) + zero, lo, hi), NaN -> lo;   sign: x * inv >= 0 ? 1 : -1 */
 typedef struct {
@@ -151,6 +153,8 @@ enum {
 typedef struct {
     const char *name;
     bool bf16; /* library products may use bfloat16 beside it */
+    bool (*has_bf16)(void); /* multiply_bf16 works on this CPU; both NULL: the library's product */
+    void (*multiply_bf16)(real *c, const uint16_t *a, int64_t lda, const uint16_t *b, int64_t M, int64_t N, bool add);
     void (*linear_tall)(const kn_linear_job *job); /* the same product for KN_TALL rows and more; NULL: linear does them */
 #define X(result, name, arguments) result(*name) arguments;
     KN_FUNCTIONS(X)
@@ -168,6 +172,9 @@ typedef struct {
     X(amx, kn_isa_named("avx512") && kn_amx_usable())
 bool kn_amx_usable(void); /* this CPU has byte products of tiles, and the system lets us use them (isa_amx.c) */
 void kn_amx_linear(const kn_linear_job *job);
+bool kn_amx_bf16_usable(void); /* the same of bf16 products (isa_amxbf16.c) */
+/* kn_bf16_multiply for K <= lda, zeros behind it */
+void kn_amx_bf16_multiply(real *c, const uint16_t *a, int64_t lda, const uint16_t *b, int64_t M, int64_t N, bool add);
 #else
 #define KN_TABLES(X) X(scalar, true)
 #endif
@@ -177,6 +184,14 @@ KN_TABLES(X)
 
 const kn_table *kn_isa(void);                   /* the table in use */
 const kn_table *kn_isa_named(const char *name); /* NULL where unknown or not for this CPU */
+
+static inline float kn_bf16_value(uint16_t h) /* nb_bf16_to, for loops over many */
+{
+    const uint32_t u = (uint32_t)h << 16;
+    float f;
+    memcpy(&f, &u, sizeof f);
+    return f;
+}
 
 /* How the span with this scale and zero is rounded. */
 kn_rounding kn_rounding_of(const kn_grid *g, real scale, int32_t zero);

@@ -14,14 +14,6 @@ static void adamw(real *restrict x, real *restrict m, real *restrict v, const re
     }
 }
 
-static inline float float_of_bf16(uint16_t h)
-{
-    const uint32_t u = (uint32_t)h << 16;
-    float f;
-    memcpy(&f, &u, sizeof f);
-    return f;
-}
-
 /* x up or down to a bf16 number: up with the chance of the share that is cut off; r is uniform in 0..65535. */
 static inline uint16_t bf16_at_random(float x, uint32_t r)
 {
@@ -44,8 +36,8 @@ static void adamw_bf16(real *restrict x, uint16_t *restrict m, uint16_t *restric
     const kn_adamw_factors f = *how;
     for (int64_t i = 0; i < n; i++) {
         const real d = g[i] * f.clip;
-        const real first = f.b1 * (real)float_of_bf16(m[i]) + f.a1 * d;
-        const real second = f.b2 * (real)float_of_bf16(v[i]) + f.a2 * d * d;
+        const real first = f.b1 * (real)kn_bf16_value(m[i]) + f.a1 * d;
+        const real second = f.b2 * (real)kn_bf16_value(v[i]) + f.a2 * d * d;
         const uint32_t r = mixed(key + (uint32_t)i);
         m[i] = bf16_at_random((float)first, r & 0xFFFF);
         v[i] = bf16_at_random((float)second, r >> 16);

@@ -3,6 +3,7 @@
  * not free. */
 #include "kernels/kernels_isa.h"
 
+#include <string.h>
 #include <tgmath.h>
 
 enum { ROWS = 16 }; /* rows of one unit of work */
@@ -101,6 +102,33 @@ void kn_swiglu_backward(real *dgate, real *dup, const real *dy, const real *gate
     for (int64_t i = 0; i < n; i += KN_CHUNK)
         t->swiglu_backward(dgate ? dgate + i : NULL, dup ? dup + i : NULL, dy + i, gate + i, up + i,
                            kn_min(KN_CHUNK, n - i));
+}
+
+void kn_to_bf16(uint16_t *y, const real *x, int64_t n)
+{
+    const kn_table *t = kn_isa();
+#pragma omp parallel for if (n > KN_PARALLEL) schedule(static)
+    for (int64_t i = 0; i < n; i += KN_CHUNK)
+        t->to_bf16(y + i, x + i, kn_min(KN_CHUNK, n - i));
+}
+
+/* A chunk's values and zeroed gradients stay in the first cache level between the loops. */
+void kn_swiglu_backward_bf16(real *dgate, real *dup, const real *dy, const uint16_t *gate, const uint16_t *up, int64_t n)
+{
+    enum { CHUNK = 1024 };
+    const kn_table *t = kn_isa();
+#pragma omp parallel for if (n > KN_PARALLEL) schedule(static)
+    for (int64_t i = 0; i < n; i += CHUNK) {
+        const int64_t count = kn_min(CHUNK, n - i);
+        real own[2][CHUNK];
+        for (int64_t j = 0; j < count; j++) {
+            own[0][j] = (real)kn_bf16_value(gate[i + j]);
+            own[1][j] = (real)kn_bf16_value(up[i + j]);
+        }
+        memset(dgate + i, 0, (size_t)count * sizeof *dgate);
+        memset(dup + i, 0, (size_t)count * sizeof *dup);
+        t->swiglu_backward(dgate + i, dup + i, dy + i, own[0], own[1], count);
+    }
 }
 
 void kn_add_to(real *y, const real *x, int64_t n)
