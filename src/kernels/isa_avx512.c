@@ -285,6 +285,8 @@ static inline v16 v_pow2(v16 n) /* of integral lanes -126..127 */
 const kn_table kn_table_amx = {.name = "amx",
                                .bf16 = true,
                                .linear_tall = kn_amx_linear,
+                               .has_bf16 = kn_amx_bf16_usable,
+                               .multiply_bf16 = kn_amx_bf16_multiply,
 #define X(result, function, arguments) .function = function,
                                KN_FUNCTIONS(X)
 #undef X

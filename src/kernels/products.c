@@ -82,11 +82,6 @@ void kn_tile_tn(real *c, int64_t ldc, const real *a, int64_t lda, const real *b,
     kn_isa()->tile(c, ldc, a, 1, lda, b, ldb, M, N, K, beta != 0);
 }
 
-bool kn_has_bf16(void)
-{
-    return kn_bf16_fast();
-}
-
 void kn_libraries(char *text, size_t bytes)
 {
     char blas[128], bf16[64];

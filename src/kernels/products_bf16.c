@@ -26,9 +26,20 @@ static int64_t blocks(int64_t n, int64_t size)
     return (n + size - 1) / size;
 }
 
+/* Tiles of our own, where the table has some and the CPU can. */
+static bool own_tiles(void)
+{
+    return kn_isa()->has_bf16 && kn_isa()->has_bf16();
+}
+
+bool kn_has_bf16(void)
+{
+    return own_tiles() || kn_bf16_fast();
+}
+
 bool kn_takes_bf16(kn_precision p, int64_t M, int64_t N, int64_t K)
 {
-    return p == KN_BF16 && kn_bf16_fast() && M >= LEAST && N >= LEAST && K >= LEAST && M * N >= LEAST_WORK / K;
+    return p == KN_BF16 && kn_has_bf16() && M >= LEAST && N >= LEAST && K >= LEAST && M * N >= LEAST_WORK / K;
 }
 
 size_t kn_bf16_right_bytes(int64_t K, int64_t N)
@@ -200,7 +211,10 @@ static bool multiply(real *c, const real *a, const kn_bf16_right *b, int64_t M, 
         pack_left_transposed(left, lda, a, b->scale, M, b->K);
     else
         pack_left(left, lda, a, b->scale, M, b->K, scaled);
-    return kn_bf16_multiply(c, left, lda, b->b, M, b->N, b->K, add);
+    if (!own_tiles())
+        return kn_bf16_multiply(c, left, lda, b->b, M, b->N, b->K, add);
+    kn_isa()->multiply_bf16(c, left, lda, b->b, M, b->N, add);
+    return true;
 }
 
 static status product_right(real *c, const real *a, const kn_bf16_right *b, int64_t M, real beta, bool transposed)

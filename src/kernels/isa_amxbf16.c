@@ -1,0 +1,141 @@
+/* isa_amxbf16.c - products of bf16 operands by tiles: 16 x 16 sums of 32 products a step (Intel AMX). Compiled with the flags of AMX
+ * and AVX-512; linkage: kn_amx_bf16_usable, kn_amx_bf16_multiply.
+ *   c[M,N] (+)= a[M,K] b[K,N], sums in fp32, operands laid out as products_bf16.c makes them
+ *
+ * A row of a is a row of a tile as it lies, and so are 16 columns of a panel of b. Two by two tiles of c stay in registers over a stretch of
+ * DEPTH of the sum, so short that what is read again (256 rows of a) stays in the second cache level. A unit of work owns its part of c. */
+#include "kernels/kernels_isa.h"
+
+#if defined(__x86_64__) && !defined(NB_DOUBLE)
+#include <cpuid.h>
+#include <immintrin.h>
+#include <string.h>
+
+enum {
+    WIDE = 64,   /* columns of a panel of b, */
+    DEEP = 32,   /* rows of a step of it */
+    PANELS = 8,  /* panels and */
+    ROWS = 256,  /* rows of a unit of work, */
+    DEPTH = 1536 /* and the stretch of the sum that is added up in registers */
+};
+
+bool kn_amx_bf16_usable(void)
+{
+    static _Atomic int known; /* 1: yes, 2: no; asking takes long */
+    unsigned a, b, c, d;
+    if (!known)
+        known = __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d & 1u << 22) && kn_amx_usable() ? 1 : 2;
+    return known == 1;
+}
+
+/* Tiles 0 to 3: sums of (upper, lower rows) x (left, right 16 columns); 4, 5: a; 6, 7: b. */
+typedef struct {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+} tile_shapes;
+
+static void shape_tiles(int64_t rows)
+{
+    const uint8_t upper = (uint8_t)kn_min(rows, 16), lower = (uint8_t)kn_max(rows - 16, 1);
+    tile_shapes s = {.palette = 1, .rows = {upper, upper, lower, lower, upper, lower, 16, 16}};
+    for (int i = 0; i < 8; i++)
+        s.row_bytes[i] = 64;
+    _tile_loadconfig(&s);
+}
+
+/* Two rows of 32 of what will be stored, early in a sum of 16 steps or more: fetched, they are there when the sum is. */
+static inline void fetch_rows(const real *c, int64_t ldc, int64_t step)
+{
+    for (int i = 0; i < (step < 16 ? 2 : 0); i++) {
+        __builtin_prefetch(c + i * ldc, 1, 3);
+        __builtin_prefetch(c + i * ldc + 16, 1, 3);
+    }
+}
+
+/* c [32, 32] (+)= steps of a (lda) and b, rows beyond 16 only where `lower` */
+static void tiles(real *c, int64_t ldc, const uint16_t *a, int64_t lda, const uint16_t *b, int64_t steps, bool lower, bool add)
+{
+    const int64_t row = ldc * (int64_t)sizeof *c;
+    if (add) {
+        _tile_loadd(0, c, row);
+        _tile_loadd(1, c + 16, row);
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+    }
+    if (add && lower) {
+        _tile_loadd(2, c + 16 * ldc, row);
+        _tile_loadd(3, c + 16 * ldc + 16, row);
+    } else {
+        _tile_zero(2);
+        _tile_zero(3);
+    }
+    for (int64_t i = 0; i < steps; i++) {
+        _tile_loadd(6, b + i * DEEP * WIDE, 4 * WIDE);
+        _tile_loadd(7, b + i * DEEP * WIDE + 2 * 16, 4 * WIDE);
+        _tile_loadd(4, a + i * DEEP, 2 * lda);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        fetch_rows(c + 2 * i * ldc, ldc, i);
+        if (lower) {
+            _tile_loadd(5, a + 16 * lda + i * DEEP, 2 * lda);
+            _tile_dpbf16ps(2, 5, 6);
+            _tile_dpbf16ps(3, 5, 7);
+        }
+    }
+    _tile_stored(0, c, row);
+    _tile_stored(1, c + 16, row);
+    if (lower) {
+        _tile_stored(2, c + 16 * ldc, row);
+        _tile_stored(3, c + 16 * ldc + 16, row);
+    }
+}
+
+/* The same where fewer than 32 columns of c exist: in a piece of its own. */
+static void tiles_at_edge(real *c, int64_t ldc, const uint16_t *a, int64_t lda, const uint16_t *b, int64_t steps, int64_t rows,
+                          int64_t columns, bool add)
+{
+    _Alignas(64) real piece[32 * 32] = {0};
+    for (int64_t i = 0; add && i < rows; i++)
+        memcpy(piece + i * 32, c + i * ldc, (size_t)columns * sizeof *c);
+    tiles(piece, 32, a, lda, b, steps, rows > 16, add);
+    for (int64_t i = 0; i < rows; i++)
+        memcpy(c + i * ldc, piece + i * 32, (size_t)columns * sizeof *c);
+}
+
+/* Rows [m0, m1) and panels [p0, p1) */
+static void unit(real *c, const uint16_t *a, int64_t lda, const uint16_t *b, int64_t N, bool add, int64_t m0, int64_t m1, int64_t p0,
+                 int64_t p1)
+{
+    int64_t shaped = 0;
+    for (int64_t k = 0; k < lda; k += DEPTH) {
+        const int64_t steps = (kn_min(lda, k + DEPTH) - k) / DEEP;
+        for (int64_t n = p0 * WIDE; n < kn_min(N, p1 * WIDE); n += 32) {
+            const uint16_t *right = b + (n / WIDE * lda + k) * WIDE + n % WIDE * 2;
+            const int64_t columns = kn_min(32, N - n);
+            for (int64_t m = m0; m < m1; m += 32) {
+                const int64_t rows = kn_min(32, m1 - m);
+                if (rows != shaped)
+                    shape_tiles(rows);
+                shaped = rows;
+                if (columns < 32)
+                    tiles_at_edge(c + m * N + n, N, a + m * lda + k, lda, right, steps, rows, columns, add || k > 0);
+                else
+                    tiles(c + m * N + n, N, a + m * lda + k, lda, right, steps, rows > 16, add || k > 0);
+            }
+        }
+    }
+    _tile_release();
+}
+
+void kn_amx_bf16_multiply(real *c, const uint16_t *a, int64_t lda, const uint16_t *b, int64_t M, int64_t N, bool add)
+{
+    const int64_t panels = (N + WIDE - 1) / WIDE, groups = (panels + PANELS - 1) / PANELS, blocks = (M + ROWS - 1) / ROWS;
+#pragma omp parallel for schedule(dynamic) if (blocks * groups > 1)
+    for (int64_t i = 0; i < blocks * groups; i++) {
+        const int64_t m = i / groups * ROWS, g = i % groups;
+        unit(c, a, lda, b, N, add, m, kn_min(M, m + ROWS), panels * g / groups, panels * (g + 1) / groups);
+    }
+}
+#endif
