@@ -335,6 +335,38 @@ START_TEST(dropout_repeats_its_mask_and_keeps_the_mean)
 }
 END_TEST
 
+/* Where products are bf16, gate and up are kept so: the value is the same, gradients differ by that rounding (2^-8 of each), and are added to
+ * what is there, over more than one chunk. */
+START_TEST(swiglu_kept_in_bf16_errs_by_rounding_alone)
+{
+    enum { N = 2500 };
+    static real gate[N], up[N], r[N], y[2][N], g[2][2][N];
+    ag_tape t[2] = {{.precision = KN_FP32}, {.precision = KN_BF16}};
+    fill(gate, N, 1, 2);
+    fill(up, N, 2, 2);
+    fill(r, N, 3, 1);
+    for (int p = 0; p < 2; p++) {
+        for (int i = 0; i < N; i++)
+            g[p][0][i] = 1, g[p][1][i] = -1;
+        ag_tensor *a = ag_leaf(&t[p], gate, g[p][0], 1, (int64_t[]){N}), *b = ag_leaf(&t[p], up, g[p][1], 1, (int64_t[]){N});
+        ag_tensor *first = ag_swiglu(&t[p], a, b), *again = ag_swiglu(&t[p], a, b);
+        memcpy(y[p], first->x, sizeof y[p]);
+        ck_assert_int_eq(ag_backward(&t[p], ag_dot(&t[p], ag_add(&t[p], first, again), r)), NB_OK);
+    }
+    ck_assert(same_bits(y[0], y[1], N));
+    bool rounded = false;
+    for (int i = 0; i < N; i++)
+        for (int k = 0; k < 2; k++) {
+            const real error = g[0][k][i] - g[1][k][i];
+            ck_assert_msg(fabs((double)error) < 0.04, "%g, from floats %g", (double)g[1][k][i], (double)g[0][k][i]);
+            rounded |= error != 0;
+        }
+    ck_assert(rounded);
+    ag_tape_free(&t[0]);
+    ag_tape_free(&t[1]);
+}
+END_TEST
+
 #define COUNT(a) ((int)(sizeof(a) / sizeof *(a)))
 
 int main(void)
@@ -349,6 +381,7 @@ int main(void)
     tcase_add_loop_test(tc, misfits_are_refused_by_name_and_null_flows, 0, COUNT(refusals));
     tcase_add_test(tc, ids_outside_the_table_are_refused);
     tcase_add_test(tc, dropout_repeats_its_mask_and_keeps_the_mean);
+    tcase_add_test(tc, swiglu_kept_in_bf16_errs_by_rounding_alone);
     suite_add_tcase(s, tc);
     return run_suite(s);
 }

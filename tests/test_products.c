@@ -107,9 +107,10 @@ END_TEST
 
 START_TEST(bf16_products_err_by_rounding_alone)
 {
-    enum { M = 130, N = 257, K = 192 };
-    float *a = nb_alloc(M * K, 4), *b = nb_alloc(N * K, 4), *c = nb_alloc(M * N, 4), *y = nb_alloc(M * N, 4);
-    float *at = nb_alloc(M * K, 4), *bt = nb_alloc(N * K, 4);
+    static const int64_t sizes[][3] = {{130, 257, 192}, {33, 40, 1600}}; /* with rest rows and columns; a sum in stretches */
+    const int64_t M = sizes[_i][0], N = sizes[_i][1], K = sizes[_i][2];
+    float *a = nb_alloc((size_t)(M * K), 4), *b = nb_alloc((size_t)(N * K), 4), *c = nb_alloc((size_t)(M * N), 4), *y = nb_alloc((size_t)(M * N), 4);
+    float *at = nb_alloc((size_t)(M * K), 4), *bt = nb_alloc((size_t)(N * K), 4);
     fill(a, M * K, 31, 1);
     fill(b, N * K, 32, 1);
     for (int i = 0; i < M * K; i++)
@@ -415,7 +416,7 @@ int main(void)
     tcase_set_timeout(c, 120);
     tcase_add_test(c, tiles_are_chains_of_fused_steps);
     tcase_add_test(c, small_products_equal_plain_loops);
-    tcase_add_test(c, bf16_products_err_by_rounding_alone);
+    tcase_add_loop_test(c, bf16_products_err_by_rounding_alone, 0, 2);
     tcase_add_test(c, roundings_to_bf16_agree_in_every_table);
     tcase_add_test(c, right_operands_of_bf16_products_hold_codes_exactly);
     tcase_add_loop_test(c, integer_products_are_exact, 0, COUNT(linear_cases));

@@ -239,6 +239,35 @@ START_TEST(runtime_equals_fake_quant_forward)
 }
 END_TEST
 
+/* Weights that are bf16 numbers lose nothing; what products then round is their left operand alone. */
+START_TEST(a_model_kept_in_bf16_runs_without_its_floats)
+{
+    enum { SHAPE = 2 };
+    md_model m;
+    int32_t ids[B * T];
+    build(&m, "float", SHAPE, 5);
+    draw(ids, B * T, m.config.vocab, 3);
+    for (int64_t i = 0; i < m.params.n; i++)
+        for (int64_t k = 0; k < m.params.p[i]->count; k++)
+            m.params.p[i]->x[k] = nb_bf16_to(nb_bf16_from(m.params.p[i]->x[k]));
+    const int64_t n = B * T * m.config.vocab;
+    real *floats = runtime_logits(&m, ids, T), largest = 0;
+    ck_assert_int_eq(rt_keep_bf16(&m), NB_OK);
+    ck_assert_int_eq(!m.embed->x, kn_has_bf16());
+    real *kept = runtime_logits(&m, ids, T), *single = runtime_logits(&m, ids, 1);
+    for (int64_t i = 0; i < n; i++)
+        largest = floats[i] > largest ? floats[i] : largest;
+    for (int64_t i = 0; i < n; i++) {
+        ck_assert_float_eq_tol(kept[i], floats[i], (real)0.02 * largest);
+        ck_assert_float_eq_tol(single[i], floats[i], (real)0.02 * largest);
+    }
+    free(floats);
+    free(kept);
+    free(single);
+    md_free(&m);
+}
+END_TEST
+
 START_TEST(bad_requests_are_refused)
 {
     md_model m;
@@ -295,6 +324,7 @@ int main(void)
     TCase *tc = tcase_create("runtime");
     tcase_set_timeout(tc, 120);
     tcase_add_loop_test(tc, runtime_equals_fake_quant_forward, 0, N_SHAPES * N_RECIPES);
+    tcase_add_test(tc, a_model_kept_in_bf16_runs_without_its_floats);
     tcase_add_test(tc, bad_requests_are_refused);
     tcase_add_test(tc, sampling_follows_its_distribution);
     suite_add_tcase(suite, tc);

@@ -85,6 +85,8 @@ static status open_workbench(workbench *w, const md_config *c, const char *recip
     fq_recipe_free(&r);
     TRY(s);
     TRY(fq_start_weights(&w->student.sites, FQ_START_ABSMAX, NULL, NULL));
+    if (w->precision == KN_BF16)
+        TRY(rt_keep_bf16(&w->teacher));
     TRY(rt_open(&w->session, &w->teacher, &o));
     w->hidden = nb_alloc_aligned(n * (size_t)c->dim, sizeof(real));
     w->ids = nb_alloc(n, sizeof *w->ids);

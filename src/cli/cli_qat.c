@@ -175,6 +175,7 @@ static status work(workshop *w, const char *path, cl_train_options *o, int argc,
     if (!cl_parse(command, argc, argv, unused, &code)) /* again, over the defaults of this model */
         return NB_USAGE;
     TRY(settle(o, &w->student.config));
+    o->run.lean_teacher = true;
     o->run.progress = cl_progress_start(&line, o->distill ? "qat" : "train", "steps", o->common.quiet);
     const kd_train_data data = {&w->data, o->text ? &w->text : NULL, o->heldout ? &w->heldout : NULL};
     status s = kd_train(o->common.output, &w->student, o->distill ? &w->teacher : NULL, &data, &o->train, &o->run, &r);

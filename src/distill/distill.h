@@ -129,6 +129,7 @@ typedef struct {
 typedef struct {
     int64_t save_every, keep; /* 0: 5 times a run; 1 */
     bool restart, dry_run;
+    bool lean_teacher;        /* the teacher may lose its floats where products are bf16 (rt_keep_bf16); evaluations then use it so, too */
     const char *logits;       /* file of stored logits, shared by runs; NULL: logits.h5 in the folder */
     nb_progress progress;
 } kd_run_options;

@@ -309,6 +309,8 @@ static status run(kd_trainer *t, kd_train_report *r)
     bool found = false;
     TRY(resolve(t));
     freeze_ends(t);
+    if (t->run->lean_teacher && t->teacher && t->o.precision == KN_BF16 && t->o.hidden == 0 && t->o.top_k == 0)
+        TRY(rt_keep_bf16(t->teacher));
     TRY(buffers(t));
     TRY(kd_pins_new(t));
     if (t->run->dry_run) {

@@ -113,6 +113,8 @@ const kn_codes *fq_site_codes(fq_site *site, const ag_params *ps);
 const kn_packed *fq_site_packed(fq_site *site, const ag_params *ps);
 /* A weight that is left alone (bits 0), as the right operand w' [cols, rows] of bf16 products, rounded once per version of the parameters. NULL: out of memory. */
 const kn_bf16_right *fq_site_right(fq_site *site, const ag_params *ps);
+/* The same, and the weight's own floats are freed: nothing but fq_site_right may read it from then on. */
+status fq_site_keep_right(fq_site *site, const ag_params *ps);
 /* Scale and zero of an activation site with static or learned range into c (laid out, rows x cols); then kn_encode_with. Dynamic: kn_encode. This is what the tape and the runtime call. */
 void fq_encode_activation(const fq_site *site, kn_codes *c, const real *x, int64_t row, int64_t n);
 

@@ -277,12 +277,23 @@ const kn_bf16_right *fq_site_right(fq_site *s, const ag_params *ps)
 {
     const uint64_t now = ps->version + 1;
     assert(s->is_weight && s->w && !s->spec.grid.bits);
+    if (!s->w->x)
+        return &s->right;
     if (!s->right_memory && !(s->right_memory = nb_alloc_aligned(kn_bf16_right_bytes(s->cols, s->rows), 1)))
         return NULL;
     if (s->packed_version != now)
         kn_bf16_columns(&s->right, s->w->x, s->rows, s->cols, s->right_memory);
     s->packed_version = now;
     return &s->right;
+}
+
+status fq_site_keep_right(fq_site *s, const ag_params *ps)
+{
+    if (!fq_site_right(s, ps))
+        return NB_NOMEM;
+    free(s->w->x);
+    s->w->x = NULL;
+    return NB_OK;
 }
 
 /* ---- activations -------------------------------------------------------------------------- */

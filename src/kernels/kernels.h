@@ -194,6 +194,7 @@ size_t kn_bf16_right_bytes(int64_t K, int64_t N);
 /* memory: of that many bytes, 64-byte aligned. rows: b is rows [row, row + K) of o; columns: b = w', w [N, K] floats. */
 void kn_bf16_rows(kn_bf16_right *b, kn_operand o, int64_t row, int64_t K, int64_t N, void *memory);
 void kn_bf16_columns(kn_bf16_right *b, const real *w, int64_t N, int64_t K, void *memory);
+void kn_bf16_column(real *x, const kn_bf16_right *b, int64_t n); /* x [K] <- column n of b, as it was rounded (its scales are 1) */
 /* c[M,N] = a[M,K] b + beta c;  t: c[M,N] = a[K,M]' b + beta c. M is free where kn_takes_bf16 held for some M. */
 status kn_product_right(real *c, const real *a, const kn_bf16_right *b, int64_t M, real beta);
 status kn_product_t_right(real *c, const real *a, const kn_bf16_right *b, int64_t M, real beta);

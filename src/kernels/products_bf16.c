@@ -134,6 +134,12 @@ void kn_bf16_columns(kn_bf16_right *b, const real *w, int64_t N, int64_t K, void
         }
 }
 
+void kn_bf16_column(real *x, const kn_bf16_right *b, int64_t n)
+{
+    for (int64_t k = 0; k < b->K; k++)
+        x[k] = (real)kn_bf16_value((uint16_t)(words_of(b, n / WIDE, k / 2)[n % WIDE] >> (k % 2 ? 16 : 0)));
+}
+
 /* a [M, K] -> rows of lda */
 static void pack_left(uint16_t *to, int64_t lda, const real *a, const real *scale, int64_t M, int64_t K, bool scaled)
 {

@@ -14,6 +14,10 @@ typedef struct {
     kn_precision precision; /* of float products */
 } rt_options;
 
+/* A float model that will only be run, in bf16 (the teacher of a training run): what products read is rounded to bf16 now, 2 bytes a weight instead of
+ * 4 and 2 more, and its floats are freed. Sessions use it at any precision; nothing else may read the parameters. Does nothing where
+ * this CPU has no bf16 products, or a matrix is too small for them. */
+status rt_keep_bf16(md_model *m);
 /* A session over a model that outlives it. Weights are encoded and packed on first use, again when ps->version moved. */
 status rt_open(rt_session **s, md_model *m, const rt_options *o);
 void rt_close(rt_session *s); /* NULL is fine */

@@ -219,7 +219,7 @@ static status linear(rt_session *s, const ly_linear *l, real *y, operand *a, int
     const ag_params *ps = &s->model->params;
     const real *b = bias_of(s, l);
     if (l->w_site->spec.grid.bits == 0) {
-        const bool bf16 = kn_takes_bf16(s->precision, n, l->out, l->in);
+        const bool bf16 = !l->w->x || kn_takes_bf16(s->precision, n, l->out, l->in);
         const kn_bf16_right *w = bf16 ? fq_site_right(l->w_site, ps) : NULL;
         if (bf16 && !w)
             return NB_NOMEM;
@@ -362,6 +362,8 @@ static status look_up(rt_session *s, real *x, fq_site *site, const ag_param *w, 
     for (int64_t i = 0; i < n; i++) {
         if (c)
             kn_decode(x + i * C, c, row[i], 1);
+        else if (!w->x)
+            kn_bf16_column(x + i * C, &site->right, row[i]);
         else
             memcpy(x + i * C, w->x + row[i] * C, (size_t)C * sizeof(real));
     }
