@@ -63,6 +63,8 @@ static const md_recipe_fit table[] = {
     {"iq4_nl", FITS(MD_NO, MD_PADDED)},        {"nf4", FITS(MD_NO, MD_NO)},
     {"fp4", FITS(MD_NO, MD_NO)},               {"q4_0_all", FITS(MD_PADDED, MD_PADDED)},  {"q4_k", FITS(MD_PADDED, MD_PADDED)},
     {"q6_k", FITS(MD_PADDED, MD_PADDED)},      {"tq2_0", FITS(MD_PADDED, MD_PADDED)},
+    {"w8a8", FITS(MD_PADDED, MD_NO)},          {"w4a8", FITS(MD_PADDED, MD_NO)},
+    {"w4a4", FITS(MD_PADDED, MD_NO)},          {"w2a4", FITS(MD_PADDED, MD_NO)},
     {"llmqat-4-8-4", FITS(MD_NO, MD_NO)},
     {"llmqat-4-8-8", FITS(MD_NO, MD_NO)},      {"llmqat-4-8-16", FITS(MD_NO, MD_NO)},
     {"llmqat-4-6-16", FITS(MD_NO, MD_NO)},     {"llmqat-4-16-16", FITS(MD_NO, MD_NO)},
