@@ -28,7 +28,7 @@ static const md_config made_shapes[] = {
     MADE(40, 7, 2, 10, 5, 4, 9, .tied = false),
     MADE(64, 96, 1, 4, 2, 16, 33, .pairing = KN_ROPE_HALF, .qkv_bias = true),
     MADE(32, 64, 1, 4, 4, 8, 35, .tied = true, .qkv_bias = true, .out_bias = true, .norm_eps = 1e-6),
-    MADE(256, 512, 1, 4, 2, 64, 39, .pairing = KN_ROPE_HALF), /* rows of whole blocks of 256 */
+    MADE(256, 256, 1, 4, 1, 64, 39, .pairing = KN_ROPE_HALF), /* rows of whole blocks of 256 */
     MADE_GPT2(32, 52, 2, 4, 38, .tied = true),
     MADE_GPT2(64, 96, 1, 2, 35, .tied = false),
 };

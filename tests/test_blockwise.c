@@ -91,7 +91,32 @@ static real *float_hidden(void)
     return y;
 }
 
-START_TEST(nearer_to_the_floats_than_rounding)
+/* The file's codes and those of its latent floats, encoded anew, are those of the model that was trained. */
+static void check_folding(md_model *m)
+{
+    md_model folded, start;
+    OK(md_save_folded(m, scratch_path("folded.h5"), true));
+    opened(&folded, scratch_path("folded.h5"), NULL);
+    opened(&start, scratch_path("folded.h5"), &(md_open_options){.train = true});
+    made_compare_models(m, &folded, "folded");
+    int64_t compared = 0;
+    for (int64_t i = 0; i < m->sites.n; i++) {
+        fq_site *s = m->sites.s[i], *other = fq_site_find(&start.sites, s->name);
+        if (!s->is_weight || !s->spec.grid.bits)
+            continue;
+        const kn_codes *a = fq_site_codes(s, &m->params), *b = fq_site_codes(other, &start.params);
+        ck_assert(a && b && a->n_scales == b->n_scales);
+        ck_assert(!memcmp(a->scale, b->scale, (size_t)a->n_scales * sizeof *a->scale));
+        for (int64_t r = 0; r < a->rows; r++)
+            ck_assert_msg(!memcmp(a->q + r * a->ld, b->q + r * b->ld, (size_t)a->cols), "%s, row %lld", s->name, (long long)r);
+        compared += a->rows * a->cols;
+    }
+    ck_assert_int_gt(compared, 1000);
+    md_free(&start);
+    md_free(&folded);
+}
+
+START_TEST(nearer_to_the_floats_than_rounding_and_folded_as_trained)
 {
     md_model m;
     fm_tokens data;
@@ -107,41 +132,8 @@ START_TEST(nearer_to_the_floats_than_rounding)
                   rounded);
     for (int64_t i = 0; i < m.params.n; i++)
         ck_assert(!m.params.p[i]->frozen && !m.params.p[i]->has_grad);
+    check_folding(&m);
     free(wanted);
-    fm_tokens_close(&data);
-    md_free(&m);
-    scratch_end();
-}
-END_TEST
-
-/* The file's codes and those of its latent floats, encoded anew, are those of the model that was trained. */
-START_TEST(folding_gives_the_codes_that_were_trained)
-{
-    md_model m, folded, start;
-    fm_tokens data;
-    scratch_begin();
-    made_data(&m, &data, cases[_i].recipe);
-    pt_options o = options(&data);
-    OK(pt_method_find(cases[_i].method)->run(&m, &o));
-    OK(md_save_folded(&m, scratch_path("folded.h5"), true));
-    opened(&folded, scratch_path("folded.h5"), NULL);
-    opened(&start, scratch_path("folded.h5"), &(md_open_options){.train = true});
-    made_compare_models(&m, &folded, "folded");
-    int64_t compared = 0;
-    for (int64_t i = 0; i < m.sites.n; i++) {
-        fq_site *s = m.sites.s[i], *other = fq_site_find(&start.sites, s->name);
-        if (!s->is_weight || !s->spec.grid.bits)
-            continue;
-        const kn_codes *a = fq_site_codes(s, &m.params), *b = fq_site_codes(other, &start.params);
-        ck_assert(a && b && a->n_scales == b->n_scales);
-        ck_assert(!memcmp(a->scale, b->scale, (size_t)a->n_scales * sizeof *a->scale));
-        for (int64_t r = 0; r < a->rows; r++)
-            ck_assert_msg(!memcmp(a->q + r * a->ld, b->q + r * b->ld, (size_t)a->cols), "%s, row %lld", s->name, (long long)r);
-        compared += a->rows * a->cols;
-    }
-    ck_assert_int_gt(compared, 1000);
-    md_free(&start);
-    md_free(&folded);
     fm_tokens_close(&data);
     md_free(&m);
     scratch_end();
@@ -214,8 +206,7 @@ int main(void)
     Suite *s = suite_create("blockwise");
     TCase *c = tcase_create("blockwise");
     tcase_set_timeout(c, 240);
-    tcase_add_loop_test(c, nearer_to_the_floats_than_rounding, 0, N_CASES);
-    tcase_add_loop_test(c, folding_gives_the_codes_that_were_trained, 0, N_CASES);
+    tcase_add_loop_test(c, nearer_to_the_floats_than_rounding_and_folded_as_trained, 0, N_CASES);
     tcase_add_loop_test(c, a_stopped_run_goes_on_to_the_same_bits, 0, N_CASES);
     tcase_add_test(c, what_cannot_be_trained_is_refused);
     suite_add_tcase(s, c);

@@ -20,6 +20,8 @@ DATA = os.path.abspath("../shared/data")
 MODEL = f"{DATA}/stories260k/stories260K.bin"
 TOKENIZER = ["--tokenizer", f"{DATA}/stories260k/tok512.bin"]
 STORIES = f"{DATA}/reference/stories100.txt"
+if not os.environ.get("TMPDIR") and os.access("/dev/shm", os.W_OK) and shutil.disk_usage("/dev/shm").free > 1 << 30:
+    tempfile.tempdir = "/dev/shm"  # every file is flushed to its disk, which takes longer than what is tested
 needs_data = unittest.skipUnless(os.path.exists(MODEL), f"no {MODEL}")
 
 
