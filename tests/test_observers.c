@@ -61,6 +61,8 @@ static const char *const strange_specs[] = {"int8 tensor static",
                                             "int4 asym tensor static:kl",
                                             "int8 tensor static:kl",
                                             "int8 group:3 f16 static:mse",
+                                            "int8 tensor static:admm",
+                                            "int4 asym tensor static:admm",
                                             "seq2 tensor static:kl"};
 
 START_TEST(strange_data_gives_a_finite_range)

@@ -272,6 +272,75 @@ START_TEST(kl_range_is_the_least_of_all_candidates)
 }
 END_TEST
 
+/* MNN's rounds as they are stated, over the bins' middles: codes to nearest, then the scale of least squares. */
+static double plain_alternation(const fq_histogram *h, int top, double scale)
+{
+    for (int round = 0; round < 300; round++) {
+        double qx = 0, qq = 0;
+        for (int sign = 0; sign < 2; sign++)
+            for (int i = 0; i < FQ_BINS; i++) {
+                const double x = (sign ? -1 : 1) * (i + 0.5) * h->top / FQ_BINS, q = fmin(fmax(rint(x / scale), -top), top);
+                qx += h->count[sign][i] * q * x;
+                qq += h->count[sign][i] * q * q;
+            }
+        scale = qx / qq;
+    }
+    return scale;
+}
+
+static const struct {
+    const char *spec, *largest;
+    int top;
+} admm_cases[] = {{"int8 narrow tensor static:admm", "int8 narrow tensor static", 127},
+                  {"int4 narrow tensor static:admm", "int4 narrow tensor static", 7},
+                  {"int4 asym tensor static:admm", "int4 asym tensor static", 0},
+                  {"int8 asym tensor static:admm", "int8 asym tensor static", 0}};
+
+START_TEST(admm_alternates_codes_and_scale)
+{
+    const fq_spec s = spec_of(admm_cases[_i].spec), plain = spec_of(admm_cases[_i].largest);
+    for (int kind = 0; kind < DATA_COUNT; kind++) {
+        double min, max, low, high;
+        real *x = sample((data)kind);
+        fq_histogram *h = histogram_of(x, SAMPLES);
+        fq_histogram_range(h, &s, &min, &max);
+        fq_histogram_range(h, &plain, &low, &high);
+        const double error = error_at(x, &s.grid, min, max), start = error_at(x, &s.grid, low / 2.5, high / 2.5);
+        ck_assert_msg(error <= start, "%s, data %d: %g, where it began %g", admm_cases[_i].spec, kind, error, start);
+        if (admm_cases[_i].top) {
+            const double t = fmax(-h->min, h->max), top = admm_cases[_i].top, scale = plain_alternation(h, admm_cases[_i].top, t / (top * 2.5));
+            ck_assert_msg(fabs(max / top - scale) < 1e-4 * scale && min == -max, "%s, data %d: %.9g, plainly %.9g", admm_cases[_i].spec, kind,
+                          max / top, scale);
+        }
+        free(x);
+        free(h);
+    }
+}
+END_TEST
+
+START_TEST(admm_of_weights_ends_where_no_scale_is_better)
+{
+    world m, n;
+    world_new(&m, "int4 row f32 learned from:admm");
+    world_new(&n, "int4 row f32 learned");
+    fq_site *s = weight_site(&m, "a", 16, 96, 9), *absmax = weight_site(&n, "a", 16, 96, 9);
+    ck_assert(fq_start_weights(&m.sites, FQ_START_ABSMAX, NULL, NULL) == NB_OK);
+    ck_assert(fq_start_weights(&n.sites, FQ_START_ABSMAX, NULL, NULL) == NB_OK);
+    ck_assert_double_lt(error_of(s, NULL), error_of(absmax, NULL));
+    for (int64_t r = 0; r < 16; r++) {
+        double qx = 0, qq = 0;
+        for (int64_t i = 0; i < 96; i++) {
+            const double x = (double)s->w->x[r * 96 + i], q = fmin(fmax(rint(x / (double)s->start[r]), -8), 7);
+            qx += q * x;
+            qq += q * q;
+        }
+        ck_assert_double_eq_tol(qx / qq, (double)s->start[r], 1e-3 * (double)s->start[r]);
+    }
+    world_free(&m);
+    world_free(&n);
+}
+END_TEST
+
 START_TEST(histogram_grows_without_losing_a_value)
 {
     fq_histogram *h = nb_alloc_zeroed(1, sizeof *h), *all = nb_alloc_zeroed(1, sizeof *all);
@@ -333,12 +402,14 @@ int main(void)
     tcase_set_timeout(tc, 60);
     tcase_add_test(tc, absmax_starts_are_the_stated_ones);
     LOOP(tc, searched_starts_have_less_error_than_absmax, starts);
+    tcase_add_test(tc, admm_of_weights_ends_where_no_scale_is_better);
     suite_add_tcase(s, tc);
     tc = tcase_create("histograms");
     tcase_set_timeout(tc, 60);
     tcase_add_loop_test(tc, percentile_is_that_of_the_sorted_values, 0, DATA_COUNT);
     LOOP(tc, mse_range_is_as_good_as_searching_the_data, searched);
     LOOP(tc, kl_range_is_the_least_of_all_candidates, kl_cases);
+    LOOP(tc, admm_alternates_codes_and_scale, admm_cases);
     tcase_add_test(tc, histogram_grows_without_losing_a_value);
     tcase_add_test(tc, merged_histograms_hold_both);
     suite_add_tcase(s, tc);

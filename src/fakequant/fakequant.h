@@ -11,8 +11,8 @@
 
 typedef enum { FQ_DYNAMIC, FQ_STATIC, FQ_LEARNED } fq_range;
 /* How static ranges (and the start of learned ones) come from data: running min-max | moving average | percentile of |x| | least squared error | least KL
- * of the histogram (TensorRT's search over 2048 bins). */
-typedef enum { FQ_MINMAX, FQ_MOVING_AVERAGE, FQ_PERCENTILE, FQ_MSE, FQ_KL } fq_method;
+ * of the histogram (TensorRT's search over 2048 bins) | codes and least-squares scale in turn (MNN's "ADMM"). */
+typedef enum { FQ_MINMAX, FQ_MOVING_AVERAGE, FQ_PERCENTILE, FQ_MSE, FQ_KL, FQ_ADMM } fq_method;
 /* Gradient of what was clipped: let through | zero outside the codes' range | LLM-QAT's: zero where |x| >= 2 (Liu et al. 2023). */
 typedef enum { FQ_STE_IDENTITY, FQ_STE_CLIPPED, FQ_STE_LLMQAT } fq_ste;
 /* Learned ranges: s = s0 e^u with the gradient of u as it is | times LSQ's 1/sqrt(n hi) (Esser et al. 2020) | both ends of the range learned (PACT, Choi et al. 2018). LSQ with a

@@ -1,6 +1,8 @@
 /* histogram.c - growing histograms of |x| and the clipped ranges that methods take from them.
  *   percentile P: the least t with a share P of |x| <= t (linear within a bin); with a zero point (1 - P) / 2 is cut at each end
  *   mse: the shrink p in 1.00, 0.99, .. 0.01 of [min, max] with the least sum over bins of count (x - decode(encode(x)))^2
+ *   admm: from the range divided by 2.5, codes to nearest and then the scale of least squares for them,  s = sum q x / sum q^2  (with a zero
+ *        point: the line x = s (q - z) through the bins), until the scale stays (alibaba/MNN, TensorStatistic.cpp: 300 rounds)
  *   kl:  TensorRT's search. With L levels of one sign, for i = L .. bins: P = counts of the first i bins, what lies beyond added to the
  *        last; Q = the first i bins merged into L of i / L each, spread evenly over their non-empty bins; zeros of Q where P is not
  *        count 1e-4. threshold = (argmin KL(P || Q) + 1/2) bin widths (Migacz 2017), at most max |x|. Sums of every prefix are kept,
@@ -163,6 +165,61 @@ static void least_squares(const fq_histogram *h, const kn_grid *g, double *min, 
     *max *= most;
 }
 
+/* ---- codes and scale in turn -------------------------------------------------------------- */
+
+typedef struct {
+    double n, q, x, qq, qx; /* sums over what was counted: 1, level, value, and products */
+} line;
+
+static void add_bin(line *l, double count, double level, double x)
+{
+    l->n += count;
+    l->q += count * level;
+    l->x += count * x;
+    l->qq += count * level * level;
+    l->qx += count * level * x;
+}
+
+/* Sums over all bins, their codes by the range [min, max]; levels less the zero point. */
+static line sums_of(const fq_histogram *h, const kn_grid *g, double min, double max, double *scale)
+{
+    const double width = h->top / FQ_BINS;
+    line l = {0};
+    real stored;
+    int32_t zero = 0;
+    kn_range_of(g, (real)min, (real)max, &stored, &zero);
+    const real inv = kn_inverse(stored);
+    *scale = (double)stored;
+    for (int sign = 0; sign < 2; sign++)
+        for (int i = 0; i < FQ_BINS; i++)
+            if (h->count[sign][i] > 0) {
+                const double x = (sign ? -1 : 1) * (i + 0.5) * width;
+                add_bin(&l, h->count[sign][i], kn_mul(g) * kn_encode_one(g, (real)x, inv, zero) + kn_add(g) - zero, x);
+            }
+    if (g->has_zero && h->zeros > 0)
+        add_bin(&l, h->zeros, 0, 0);
+    return l;
+}
+
+static void alternate(const fq_histogram *h, const kn_grid *g, double *min, double *max)
+{
+    enum { ROUNDS = 300 };
+    const double shrink = 2.5, least = *min, most = *max;
+    *min /= shrink;
+    *max /= shrink;
+    for (int i = 0; i < ROUNDS; i++) {
+        double scale;
+        const line l = sums_of(h, g, *min, *max, &scale);
+        const double variance = g->has_zero ? l.qq - l.q * l.q / l.n : l.qq,
+                     fitted = variance > 0 ? (g->has_zero ? l.qx - l.q * l.x / l.n : l.qx) / variance : 0;
+        if (!(scale > 0) || !(fitted > 0) || fabs(fitted - scale) <= 1e-7 * scale)
+            return;
+        const double ratio = fitted / scale, shift = g->has_zero ? l.x / l.n - fitted * l.q / l.n : 0;
+        *min = fmin(fmax(*min * ratio + shift, g->has_zero ? least : -INFINITY), 0);
+        *max = fmax(fmin(*max * ratio + shift, g->has_zero ? most : INFINITY), 0);
+    }
+}
+
 /* ---- KL ----------------------------------------------------------------------------------- */
 
 typedef struct {
@@ -235,5 +292,9 @@ void fq_histogram_range(const fq_histogram *h, const fq_spec *spec, double *min,
         *max = g->has_zero ? fmin(t, h->max) : t;
     } else if (spec->method == FQ_MSE) {
         least_squares(h, g, min, max);
+    } else if (spec->method == FQ_ADMM) {
+        if (!g->has_zero)
+            *min = -(*max = fmax(-h->min, h->max));
+        alternate(h, g, min, max);
     }
 }

@@ -1,6 +1,6 @@
 /* observer.c - statistics of activations for static ranges, one set per scale (tensor, head or group of channels).
  *   minmax: running minimum and maximum          average: x <- x + c (x^ - x) once per step, the first observation sets it
- *   percentile, mse, kl: a histogram of all that was seen (histogram.c)
+ *   percentile, mse, kl, admm: a histogram of all that was seen (histogram.c)
  * What is not finite is left out. Calls come in a fixed order from one thread, so ranges do not depend on scheduling.
  */
 #include "fakequant/ranges.h"
@@ -23,7 +23,7 @@ struct fq_observer {
 
 fq_observer *fq_observer_new(const fq_spec *spec, int64_t spans)
 {
-    const bool counts = spec->method == FQ_PERCENTILE || spec->method == FQ_MSE || spec->method == FQ_KL;
+    const bool counts = spec->method != FQ_MINMAX && spec->method != FQ_MOVING_AVERAGE;
     fq_observer *o = nb_alloc_zeroed(1, sizeof *o);
     if (!o)
         return NULL;

@@ -42,7 +42,7 @@ void fq_histogram_add(fq_histogram *h, const real *x, int64_t rows, int64_t widt
 /* h += other; bins of other are spread over the bins they overlap. */
 void fq_histogram_merge(fq_histogram *h, const fq_histogram *other);
 double fq_histogram_total(const fq_histogram *h);
-/* The range that a method chooses for a grid (FQ_PERCENTILE, FQ_MSE, FQ_KL); without zero point min = -max. */
+/* The range that a method chooses for a grid (FQ_PERCENTILE, FQ_MSE, FQ_KL, FQ_ADMM); without zero point min = -max. */
 void fq_histogram_range(const fq_histogram *h, const fq_spec *spec, double *min, double *max);
 
 /* ---- observer ----------------------------------------------------------------------------- */

@@ -5,7 +5,7 @@
  *   scale    f32 | f16 | bf16 | pow2 | super6 | super8                     default f32
  *   rule     q8_0 | q4_0 | llama2c                                         default nibble's own
  *   range    dynamic | static[:METHOD] | learned[:log|lsq|pact]            default dynamic
- *   start    from:METHOD of a learned range; METHOD: minmax | average[:RATE] | percentile[:P] | mse | kl
+ *   start    from:METHOD of a learned range; METHOD: minmax | average[:RATE] | percentile[:P] | mse | kl (entropy) | admm
  *   gradient identity | clipped | llmqat                  default identity where dynamic, else clipped
  *   place    before-rotation (K); offset (K: less its mean)
  */
@@ -28,7 +28,8 @@ static const char *const method_word[] = {[FQ_MINMAX] = "minmax",
                                           [FQ_MOVING_AVERAGE] = "average",
                                           [FQ_PERCENTILE] = "percentile",
                                           [FQ_MSE] = "mse",
-                                          [FQ_KL] = "kl"};
+                                          [FQ_KL] = "kl",
+                                          [FQ_ADMM] = "admm"};
 static const char *const ste_word[] = {
     [FQ_STE_IDENTITY] = "identity", [FQ_STE_CLIPPED] = "clipped", [FQ_STE_LLMQAT] = "llmqat"};
 static const char *const learning_word[] = {[FQ_LOG] = "log", [FQ_LSQ] = "lsq", [FQ_PACT] = "pact"};
@@ -88,8 +89,9 @@ static status read_method(reading *r, const char *text, const char *word)
 {
     const char *colon = strchr(text, ':');
     int m = find(method_word, COUNT(method_word), text, colon ? (size_t)(colon - text) : strlen(text));
+    m = strcmp(text, "entropy") ? m : FQ_KL;
     if (m < 0)
-        return nb_fail(NB_USAGE, "'%s': wanted minmax, average, percentile, mse or kl", word);
+        return nb_fail(NB_USAGE, "'%s': wanted minmax, average, percentile, mse, kl (entropy) or admm", word);
     r->s.method = (uint8_t)m;
     if (!colon)
         return NB_OK;

@@ -3,6 +3,7 @@
  *            (ParetoQ, Liu et al. 2025)    rules q8_0, q4_0: ggml's own formula
  *   mse:     argmin_s sum_j h_j (w_j - s l_j)^2 by search, then s <- sum h w l / sum h l^2 for the levels l found, while that helps
  *            h = 1; importance: h_j = E[x_j^2] sqrt(mean of the row's w^2 + w_j^2), x the input of the weight   (ggml-quants.c)
+ *   admm:    from absmax / 1.25 (ADMM of alibaba/MNN), codes and least-squares scale in turn until no span gets better
  * A weight whose spec names a method (from:mse, static:kl, ...) takes that.
  */
 #include "fakequant/ranges.h"
@@ -13,7 +14,7 @@
 /* Candidates of the search, as shares of the absmax scale: 1 % steps. Heavy tails at 2 bits want less than a third. */
 #define SEARCH_FROM ((real)0.2)
 #define SEARCH_TO   ((real)1.1)
-enum { SEARCH_STEPS = 91, REFITS = 3, CHUNK = 256 };
+enum { SEARCH_STEPS = 91, REFITS = 3, ALTERNATIONS = 1000, CHUNK = 256 };
 
 typedef struct {
     double error, wl, ll; /* sums of h (w - s l)^2, h w l, h l^2 */
@@ -74,12 +75,13 @@ static void fit_all(fit *f, fit *part, const kn_codes *c, const real *x, const r
     }
 }
 
-/* Least-squares scales for the codes found, then new codes; spans that got worse go back. */
-static status refit(kn_codes *c, const real *x, const real *h)
+/* Least-squares scales for the codes found, then new codes; spans that got worse go back; until none gets better, at most `rounds` times. */
+static status refit(kn_codes *c, const real *x, const real *h, int rounds)
 {
     fit *f = nb_alloc((size_t)c->n_scales * 2 + (size_t)fq_units(c), sizeof *f);
     real *old = nb_alloc((size_t)c->n_scales, sizeof *old);
-    for (int round = 0; f && old && round < REFITS; round++) {
+    bool moves = true;
+    for (int round = 0; f && old && moves && round < rounds; round++) {
         fit *before = f, *after = f + c->n_scales, *part = f + 2 * c->n_scales;
         fit_all(before, part, c, x, h);
         memcpy(old, c->scale, (size_t)c->n_scales * sizeof *old);
@@ -89,9 +91,12 @@ static status refit(kn_codes *c, const real *x, const real *h)
         kn_store_scales(&c->grid, c->scale, c->rows, c->spans);
         kn_encode_with(c, x);
         fit_all(after, part, c, x, h);
-        for (int64_t i = 0; i < c->n_scales; i++)
-            if (!(after[i].error < before[i].error))
-                c->scale[i] = old[i];
+        moves = false;
+        for (int64_t i = 0; i < c->n_scales; i++) {
+            const bool better = after[i].error < before[i].error;
+            moves = moves || better;
+            c->scale[i] = better ? c->scale[i] : old[i];
+        }
         kn_store_scales(&c->grid, c->scale, c->rows, c->spans);
         kn_encode_with(c, x);
     }
@@ -101,7 +106,7 @@ static status refit(kn_codes *c, const real *x, const real *h)
     return s;
 }
 
-/* Clipped ranges from a histogram per span (percentile, KL). */
+/* Clipped ranges from a histogram per span (percentile, KL; ADMM with a zero point). */
 static status by_histogram(kn_codes *c, const fq_spec *spec, const real *x)
 {
     fq_histogram *h = nb_alloc_zeroed(1, sizeof *h);
@@ -145,7 +150,17 @@ static status mse(kn_codes *c, const real *x, const real *h)
     bool signs = (g->levels == KN_LEVELS_INT || kn_has_table(g)) && !g->has_zero && g->lo != -g->hi && g->scale != KN_SCALE_POW2 &&
                  g->scale != KN_SCALE_SUPER6;
     kn_encode_mse(c, x, h, SEARCH_FROM, SEARCH_TO, SEARCH_STEPS, signs);
-    return g->has_zero ? NB_OK : refit(c, x, h);
+    return g->has_zero ? NB_OK : refit(c, x, h, REFITS);
+}
+
+static status admm(kn_codes *c, const real *x)
+{
+    TRY(absmax(c, x));
+    for (int64_t i = 0; i < c->n_scales; i++)
+        c->scale[i] = kn_store(&c->grid, c->scale[i] / (real)1.25);
+    kn_store_scales(&c->grid, c->scale, c->rows, c->spans);
+    kn_encode_with(c, x);
+    return refit(c, x, NULL, ALTERNATIONS);
 }
 
 /* h [rows, cols] of the squared errors; the caller frees them. importance NULL: no input was seen, E = 1. */
@@ -167,8 +182,10 @@ static real *error_weights(const fq_site *s, const real *importance)
 
 static status ranges(kn_codes *c, const fq_spec *spec, const real *x, fq_start how, const real *h)
 {
-    if (spec->method == FQ_PERCENTILE || spec->method == FQ_KL)
+    if (spec->method == FQ_PERCENTILE || spec->method == FQ_KL || (spec->method == FQ_ADMM && spec->grid.has_zero))
         return by_histogram(c, spec, x);
+    if (spec->method == FQ_ADMM)
+        return admm(c, x);
     return how != FQ_START_ABSMAX || spec->method == FQ_MSE ? mse(c, x, h) : absmax(c, x);
 }
 
