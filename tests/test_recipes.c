@@ -137,6 +137,8 @@ static const struct {
     const char *recipe, *weight, *embed, *head, *input, *head_input, *q, *k, *v;
 } meanings[] = {
     {"float", "float", "float", "float", "float", "float", "float", "float", "float"},
+    {"f16", "float f16", "float f16", "float f16", "float", "float", "float", "float", "float"},
+    {"w16a16", "int16 narrow row f32 learned", "int16 narrow row f32 learned", "int16 narrow row f32 learned", "float", "float", "float", "float", "float"},
     {"w8a8kv16", W8, W8, W8, A8, A8, "float", "float", "float"},
     {"w8a8kv8", W8, W8, W8, A8, A8, Q8, "int8 asym head f16 dynamic", "int8 asym head f16 dynamic"},
     {"w4a8kv16", W4, W8, W8, A8, A8, "float", "float", "float"},

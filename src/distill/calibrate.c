@@ -28,6 +28,15 @@ typedef struct {
     const kd_calibration *o;
 } reading;
 
+/* A moving average is of batches, other ranges of all that is seen. */
+static bool moves_on(const md_model *m, const ag_tape *tape)
+{
+    for (int64_t i = 0; i < m->sites.n && tape->tap.fn == fq_observe; i++)
+        if (m->sites.s[i]->observer && m->sites.s[i]->spec.method == FQ_MOVING_AVERAGE)
+            return true;
+    return false;
+}
+
 static status watch_all(const reading *r, ag_tape *tape, int64_t *order)
 {
     const int64_t samples = r->o->samples < r->w->n ? r->o->samples : r->w->n,
@@ -43,6 +52,8 @@ static status watch_all(const reading *r, ag_tape *tape, int64_t *order)
             s = nb_fail(NB_INTERRUPTED, "interrupted");
         else
             s = watch_batch(r->m, tape, r->data, r->w, order + i, n, length, ids);
+        if (s == NB_OK && moves_on(r->m, tape))
+            s = fq_observe_end(&r->m->sites);
     }
     free(ids);
     return s;

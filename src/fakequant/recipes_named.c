@@ -49,6 +49,8 @@
 /* X(name, explanation, text) */
 #define RECIPES(X)                                                                                                     \
     X("float", "nothing is quantized", "* float\n")                                                                    \
+    X("f16", "weights as fp16 stores them, nothing else", "*.weight            float f16\n")                           \
+    X("w16a16", "16-bit rows, embedding and head too, float inputs", "*.weight            int16 narrow row f32 learned\n") \
     X("w8a8kv16", "8-bit rows, 8-bit inputs per token, float cache",                                                   \
       WEIGHTS("int8 narrow row f32 learned") ROWS_ENDS8 A8)                                                            \
     X("w8a8kv8", "8-bit rows, 8-bit inputs per token, 8-bit cache per head",                                           \

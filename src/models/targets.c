@@ -53,7 +53,8 @@ enum { N_TARGETS = sizeof targets / sizeof *targets };
             MD_ROUNDED, MD_ROUNDED                                                                                     \
     }
 static const md_recipe_fit table[] = {
-    {"float", FITS(MD_NO, MD_EXACT)},          {"w8a8kv16", FITS(MD_PADDED, MD_NO)},
+    {"float", FITS(MD_NO, MD_EXACT)},          {"f16", FITS(MD_NO, MD_EXACT)},
+    {"w16a16", FITS(MD_NO, MD_NO)},            {"w8a8kv16", FITS(MD_PADDED, MD_NO)},
     {"w8a8kv8", FITS(MD_PADDED, MD_NO)},       {"w4a8kv16", FITS(MD_PADDED, MD_NO)},
     {"w4a8kv8", FITS(MD_PADDED, MD_NO)},       {"w4a8kv4", FITS(MD_PADDED, MD_NO)},
     {"w4all", FITS(MD_PADDED, MD_NO)},         {"w8a16g128", FITS(MD_PADDED, MD_PADDED)},

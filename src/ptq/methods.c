@@ -2,6 +2,7 @@
 #include "ptq/gptq_model.h"
 #include "ptq/blockwise.h"
 #include "ptq/scaling.h"
+#include "ptq/static.h"
 #include <string.h>
 
 static status run_absmax(md_model *m, const pt_options *o)
@@ -61,6 +62,27 @@ static const pt_method methods[] = {
                     "the baseline of every other method",
      .needs_recipe = true,
      .run = run_absmax},
+    {.name = "dynamic",
+     .explanation = "weights to nearest, 8-bit activations whose range is found at run time, token by token; no data. Inputs that the\n"
+                    "recipe leaves in floats get 8 bits too; weights of 16 bits: --recipe w16a16, f16",
+     .needs_recipe = true,
+     .run = pt_run_dynamic,
+     .settings = pt_static_settings},
+    {.name = "static",
+     .explanation = "the same with ranges of activations found beforehand on data, by --calib-method, kept in the file and used by the integer\n"
+                    "runtime; behind a method for weights: smoothquant+static, gptq+static",
+     .needs_recipe = true,
+     .needs_data = true,
+     .run = pt_run_static,
+     .settings = pt_static_settings},
+    {.name = "easyquant",
+     .explanation = "static, then scales of weights (a factor for each row) and of activations searched in turn for the cosine of each layer's\n"
+                    "output with the float one; inputs come from the quantized layers before (50 samples)",
+     .needs_recipe = true,
+     .needs_data = true,
+     .run = pt_run_easyquant,
+     .unit = "blocks",
+     .settings = pt_static_settings},
     {.name = "mse",
      .explanation = "scales by search for the least squared error of the weights, then least squares for the codes found;\n"
                     "better than rtn for rows and few bits, hardly for groups of 32",

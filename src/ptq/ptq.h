@@ -54,6 +54,9 @@ typedef struct {
     double block_lr, block_scale_lr;
     double alpha; /* smoothquant.c */
     bool smooth_all;
+    int calib_method; /* static.c; calib_parameter of the method, 0: its default */
+    double calib_parameter;
+    bool calib_groups, calib_asym;
 } pt_options;
 
 /* A setting of a pass: a field of pt_options, by its place in the struct. Types as an option of the command line has them: bool |

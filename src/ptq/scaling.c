@@ -5,24 +5,34 @@
 #include <stdlib.h>
 #include <string.h>
 
+void pt_readers(pt_pair pair[PT_PAIRS], md_model *m, int64_t layer)
+{
+    md_block *b = &m->block[layer];
+    ly_attention *a = &b->attn;
+    const bool gated = b->mlp.activation == LY_SWIGLU;
+    pair[0] = (pt_pair){.input = a->input, .reader = {&a->wq, &a->wk, &a->wv}, .n = 3};
+    pair[1] = (pt_pair){.input = a->out_input, .reader = {&a->wo}, .n = 1};
+    pair[2] = (pt_pair){.input = b->mlp.input, .reader = {&b->mlp.up, gated ? &b->mlp.gate : NULL}, .n = gated ? 2 : 1};
+    pair[3] = (pt_pair){.input = b->mlp.down_input, .reader = {&b->mlp.down}, .n = 1};
+    for (int i = 0; i < PT_PAIRS; i++) {
+        pair[i].channels = pair[i].reader[0]->in;
+        pair[i].repeat = 1;
+    }
+}
+
 int pt_pairs(pt_pair pair[PT_PAIRS], md_model *m, int64_t layer)
 {
     md_block *b = &m->block[layer];
     ly_attention *a = &b->attn;
-    const int64_t C = m->config.dim, kv = a->kv_heads * a->head_size;
-    const bool gated = b->mlp.activation == LY_SWIGLU;
-    int n = 0;
-    pair[n++] = (pt_pair){.input = a->input, .channels = C, .norm = &b->attn_norm, .reader = {&a->wq, &a->wk, &a->wv}, .n = 3, .repeat = 1};
-    pair[n++] = (pt_pair){.input = a->out_input, .channels = kv, .source = &a->wv, .reader = {&a->wo}, .n = 1,
-                          .head = a->head_size, .repeat = a->heads / a->kv_heads};
-    pair[n] = (pt_pair){.input = b->mlp.input, .channels = C, .norm = &b->mlp_norm, .reader = {&b->mlp.up}, .n = 1, .repeat = 1};
-    if (gated)
-        pair[n].reader[pair[n].n++] = &b->mlp.gate;
-    n++;
-    if (gated)
-        pair[n++] = (pt_pair){.input = b->mlp.down_input, .channels = b->mlp.up.out, .source = &b->mlp.up, .reader = {&b->mlp.down},
-                              .n = 1, .repeat = 1};
-    return n;
+    pt_readers(pair, m, layer);
+    pair[0].norm = &b->attn_norm;
+    pair[1].source = &a->wv;
+    pair[1].channels = a->kv_heads * a->head_size;
+    pair[1].head = a->head_size;
+    pair[1].repeat = a->heads / a->kv_heads;
+    pair[2].norm = &b->mlp_norm;
+    pair[3].source = &b->mlp.up;
+    return b->mlp.activation == LY_SWIGLU ? PT_PAIRS : PT_PAIRS - 1;
 }
 
 int64_t pt_pair_channel(const pt_pair *p, int64_t column)

@@ -15,6 +15,9 @@ typedef struct {
     int64_t head, repeat; /* values of a kv head are read `repeat` times, once per query head; else repeat 1 */
 } pt_pair;
 enum { PT_PAIRS = 4 };
+/* The inputs of a block's linears in the order of its forward, each with the linears that read it, whether or not a source scales it (norm and
+ * source NULL): attn.input, attn.out.input, mlp.input, mlp.down.input. Always PT_PAIRS of them. */
+void pt_readers(pt_pair pair[PT_PAIRS], md_model *m, int64_t layer);
 /* The exact pairs of a block, in the order of its forward: attn.input (norm -> q, k, v), attn.out.input (v -> o), mlp.input (norm -> gate, up), and
  * where up is linear in what down reads (SwiGLU) mlp.down.input (up -> down). */
 int pt_pairs(pt_pair pair[PT_PAIRS], md_model *m, int64_t layer);

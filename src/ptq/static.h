@@ -1,0 +1,15 @@
+/* static.h - activations with ranges of their own (private to ptq/). */
+#ifndef NIBBLE_PTQ_STATIC_H
+#define NIBBLE_PTQ_STATIC_H
+#include "ptq/ptq.h"
+
+/* Every activation of the model that is quantized, and the input of every weight with codes, gets a static range by `method`, from o->data;
+ * weights without ranges get those of rtn. m is built anew under "RECIPE+static": pointers into it are void. */
+status pt_make_static(md_model *m, fq_method method, const pt_options *o);
+
+status pt_run_static(md_model *m, const pt_options *o);
+status pt_run_dynamic(md_model *m, const pt_options *o);
+status pt_run_easyquant(md_model *m, const pt_options *o);
+extern const pt_setting pt_static_settings[];
+
+#endif
