@@ -377,6 +377,73 @@ START_TEST(integer_products_are_exact)
 }
 END_TEST
 
+static const kn_grid outlier_weights[] = {
+    {.levels = KN_LEVELS_INT, .bits = 8, .grain = KN_ROW, .lo = -127, .hi = 127},
+    {.levels = KN_LEVELS_INT, .bits = 4, .grain = KN_ROW, .lo = -8, .hi = 7},
+    {.levels = KN_LEVELS_INT, .bits = 4, .grain = KN_TENSOR, .scale = KN_SCALE_F16, .lo = -8, .hi = 7},
+    {.levels = KN_LEVELS_INT, .bits = 4, .grain = KN_GROUP, .group = 32, .scale = KN_SCALE_F16, .lo = -8, .hi = 7},
+    {.levels = KN_LEVELS_INT, .bits = 8, .grain = KN_GROUP, .group = 12, .lo = -127, .hi = 127},
+    {.levels = KN_LEVELS_HALF_STEP, .bits = 2, .grain = KN_ROW, .lo = -2, .hi = 1},
+};
+
+/* LLM.int8(): the range is of what is no outlier, an outlier is a binary16 beside the codes, its product is added behind the integers'. */
+START_TEST(outliers_stand_beside_the_integer_product)
+{
+    enum { M = 5, N = 37, K = 75 };
+    const float huge = 1e6f;
+    kn_grid ga = kn_grid_int(8, true, false, KN_ROW, 0, KN_SCALE_F32);
+    ga.outlier = 6;
+    kn_codes a, plain, w;
+    kn_packed packed = {0};
+    float x[M * K], back[M * K], y[M * N], z[M * N], b[N];
+    fill(x, M * K, 71, 2);
+    fill(b, N, 72, 1);
+    x[1] = 6, x[2] = -6, x[3] = 5.999f, x[4] = huge, x[K] = NAN;
+    for (int k = 0; k < K; k++)
+        x[2 * K + k] = 7 + (float)k; /* nothing but outliers */
+    ck_assert_int_eq(kn_grid_check(&ga), NB_OK);
+    ck_assert_int_eq(kn_codes_new(&a, &ga, M, K), NB_OK);
+    kn_encode(&a, x);
+    kn_decode(back, &a, 0, M);
+    for (int m = 0; m < M; m++) {
+        float most = 0;
+        for (int k = 0; k < K; k++)
+            most = fabsf(x[m * K + k]) < 6 ? fmaxf(most, fabsf(x[m * K + k])) : most;
+        ck_assert(a.scale[m] == kn_store(&ga, most / 127));
+        for (int k = 0; k < K; k++) {
+            const float v = x[m * K + k], half = nb_half_to(nb_half_from(v == huge ? 65504 : v));
+            const bool apart = fabsf(v) >= 6;
+            ck_assert(apart ? a.q[m * a.ld + k] == 0 && back[m * K + k] == half : a.wide[m * a.ld + k] == 0);
+            ck_assert(back[m * K + k] == kn_decode_one(&a, m, k));
+            ck_assert(apart || a.q[m * a.ld + k] == kn_encode_one(&ga, v, kn_inverse(a.scale[m]), 0));
+            kn_decode_part(z, &a, m, k, 1);
+            ck_assert(z[0] == back[m * K + k]);
+        }
+    }
+    const kn_grid gw = outlier_weights[_i];
+    ck_assert(kn_can_multiply(&ga, &gw, K));
+    random_codes(&w, gw, N, K, 73, false);
+    ck_assert_int_eq(kn_pack(&packed, &w), NB_OK);
+    kn_linear_int(y, &a, 0, M, &packed, b);
+    plain = a;
+    plain.wide = NULL;
+    kn_linear_int(z, &plain, 0, M, &packed, b);
+    for (int m = 0; m < M; m++)
+        for (int n = 0; n < N; n++) {
+            float sum = z[m * N + n];
+            for (int k = 0; k < K; k++)
+                if (fabsf(x[m * K + k]) >= 6)
+                    sum = fmaf(back[m * K + k], kn_decode_one(&w, n, k), sum);
+            ck_assert_msg(y[m * N + n] == sum, "grid %d, [%d,%d]: %.9g, plainly %.9g", _i, m, n, (double)y[m * N + n], (double)sum);
+        }
+    kn_linear_int(z, &a, 3, 1, &packed, b); /* a row has the same bits alone */
+    ck_assert_mem_eq(z, y + 3 * N, N * sizeof *y);
+    kn_packed_free(&packed);
+    kn_codes_free(&a);
+    kn_codes_free(&w);
+}
+END_TEST
+
 START_TEST(products_that_could_overflow_are_refused)
 {
     const kn_grid a = kn_grid_int(8, false, true, KN_ROW, 0, KN_SCALE_F32);
@@ -434,6 +501,7 @@ int main(void)
     tcase_add_test(c, roundings_to_bf16_agree_in_every_table);
     tcase_add_test(c, right_operands_of_bf16_products_hold_codes_exactly);
     tcase_add_loop_test(c, integer_products_are_exact, 0, COUNT(linear_cases));
+    tcase_add_loop_test(c, outliers_stand_beside_the_integer_product, 0, COUNT(outlier_weights));
     tcase_add_test(c, products_that_could_overflow_are_refused);
     tcase_add_test(c, decoding_products_match_decoded_weights);
     suite_add_tcase(s, c);

@@ -158,6 +158,7 @@ static const struct {
     {"fp4", "fp4 block:64 f32 dynamic", "float f16", "float f16", "float", "float", "float", "float", "float"},
 #define K6       "int6 group:16 super8 learned"
 #define K8_INPUT "int8 narrow group:256 f32 dynamic"
+    {"int8", "int8 narrow row f32 learned", "float f16", "float f16", "int8 narrow row f32 outliers:6 dynamic", "float", "float", "float", "float"},
     {"q4_k", "int4 group:32 super6 learned", K6, K6, K8_INPUT, K8_INPUT, "float", "float", "float"},
     {"q6_k", K6, K6, K6, K8_INPUT, K8_INPUT, "float", "float", "float"},
     {"tq2_0", "ternary group:256 f16 learned", K6, K6, K8_INPUT, K8_INPUT, "float", "float", "float"},

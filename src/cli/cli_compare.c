@@ -20,10 +20,11 @@ static const char *next_word(char word[LINE], const char *list)
     return list[n] ? list + n + 1 : list + n;
 }
 
-/* Whether a composition ends in codes by a recipe; NB_USAGE where a part of it is no method. */
-static status read_composition(bool *by_recipe, const char *text)
+/* Whether a composition ends in codes by a recipe, and the one that it brings itself, or NULL; NB_USAGE where a part of it is no method. */
+static status read_composition(bool *by_recipe, const char **own, const char *text)
 {
     *by_recipe = false;
+    *own = NULL;
     for (const char *p = text; *p;) {
         char name[LINE];
         const size_t n = strcspn(p, "+");
@@ -32,17 +33,25 @@ static status read_composition(bool *by_recipe, const char *text)
         if (!m)
             return nb_fail(NB_USAGE, "--methods: there is no method \"%s\" (`nibble ptq --list` names them)", name);
         *by_recipe = *by_recipe || m->needs_recipe;
+        *own = m->recipe ? m->recipe : *own;
         p += n + (p[n] == '+');
     }
     return NB_OK;
 }
 
-/* A row of a method by each recipe; one that takes none has one row. */
+/* A row of a method by each recipe; one that takes none, or brings its own, has one row. */
 static status add_method(comparison *c, const char *method)
 {
     char how[LINE];
+    const char *own;
     bool by_recipe;
-    TRY(read_composition(&by_recipe, method));
+    TRY(read_composition(&by_recipe, &own, method));
+    if (own) {
+        cl_row_of *r = compare_add(c, method, own, c->model);
+        if (r)
+            r->own_format = true;
+        return r ? NB_OK : NB_NOMEM;
+    }
     if (!by_recipe)
         return compare_add(c, method, "", c->model) ? NB_OK : NB_NOMEM;
     for (const char *p = c->o->recipes; (p = next_word(how, p));)
@@ -167,8 +176,9 @@ static status check(const compare_options *o)
     }
     for (const char *p = o->methods; (p = next_word(word, p));) {
         bool by_recipe;
+        const char *own;
         if (strcmp(word, "all") != 0)
-            TRY(read_composition(&by_recipe, word));
+            TRY(read_composition(&by_recipe, &own, word));
     }
     for (const char *p = o->recipes; (p = next_word(word, p));) {
         fq_recipe r;

@@ -57,6 +57,22 @@ static status read_methods(ptq_options *o, const char *text)
     return o->n ? NB_OK : nb_fail(NB_USAGE, "which method? (`nibble ptq --list` names them)");
 }
 
+/* A method that brings a format of its own decides the recipe. */
+static status own_recipe(ptq_options *o)
+{
+    const pt_method *own = NULL;
+    for (int i = 0; i < o->n; i++) {
+        const pt_method *m = o->method[i];
+        if (own && m->recipe)
+            return nb_fail(NB_USAGE, "%s and %s are two formats, a model has one", own->name, m->name);
+        own = m->recipe ? m : own;
+    }
+    if (own && o->recipe && strcmp(o->recipe, own->recipe) != 0 && !o->common.quiet)
+        cl_say("%s has a format of its own: by recipe %s, not %s\n", own->name, own->recipe, o->recipe);
+    o->recipe = own ? own->recipe : o->recipe;
+    return NB_OK;
+}
+
 static bool any_needs(const ptq_options *o, bool data)
 {
     for (int i = 0; i < o->n; i++)
@@ -146,6 +162,7 @@ static status run(const char *methods, const char *path, ptq_options *o)
     if (!methods || !path)
         return nb_fail(NB_USAGE, "nibble ptq METHOD MODEL -o FILE (`nibble ptq --list` names the methods)");
     TRY(read_methods(o, methods));
+    TRY(own_recipe(o));
     TRY(check(o));
     if (!only_writes_imatrix(o))
         TRY(cl_check_output(&o->common, false));

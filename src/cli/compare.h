@@ -11,6 +11,7 @@ typedef struct {
     const char *path;              /* of the model or the file that the row is */
     char error[512];               /* why there are no figures; "" otherwise */
     bool cached;                   /* read from the work folder */
+    bool own_format;               /* the method brings its recipe, whatever --recipe says */
     int64_t bytes, peak_bytes;
     double bpw, ppl, ppl_low, ppl_high, kl, same_top, seconds;
     double prefill, decode, prefill_ratio, decode_ratio; /* tokens/s, and by those of the float row of the same run */

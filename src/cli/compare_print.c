@@ -48,7 +48,7 @@ static void method(char text[CELL], const comparison *c, const cl_row_of *r)
 static void recipe(char text[CELL], const comparison *c, const cl_row_of *r)
 {
     (void)c;
-    snprintf(text, CELL, "%s", r->recipe);
+    snprintf(text, CELL, "%s%s", r->recipe, r->own_format ? " (its own)" : "");
 }
 
 static void bits(char text[CELL], const comparison *c, const cl_row_of *r)

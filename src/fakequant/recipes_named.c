@@ -83,6 +83,8 @@
     X("nf4", "bitsandbytes' NF4 layers: normal quantiles in blocks of 64, float inputs, embedding and head in F16",    \
       WEIGHTS("nf4 block:64 f32 dynamic") HALF_ENDS)                                                                   \
     X("fp4", "the same with bitsandbytes' FP4 levels", WEIGHTS("fp4 block:64 f32 dynamic") HALF_ENDS)                  \
+    X("int8", "LLM.int8(): 8-bit rows, 8-bit inputs per token but for entries of 6 and more in F16; embedding and head in F16", \
+      WEIGHTS("int8 narrow row f32 learned") HALF_ENDS "layers.*.input      int8 narrow token f32 outliers:6 dynamic\n")    \
     X("q4_k", "llama.cpp's Q4_K layers without minima, embedding and head in Q6_K, 8-bit inputs in groups of 256",        \
       WEIGHTS("int4 group:32 super6 learned") K_ENDS K_INPUTS)                                                         \
     X("q6_k", "llama.cpp's Q6_K throughout, 8-bit inputs in groups of 256",                                            \

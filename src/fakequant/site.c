@@ -106,6 +106,8 @@ static status fit(fq_site *s, int64_t head_size)
     else if (kn_has_table(g))
         return nb_fail(NB_USAGE, "%s: levels of a table belong to weights", kn_table_text((kn_table_name)g->table));
     TRY(kn_grid_check(g));
+    if (g->outlier > 0 && (s->is_weight || s->spec.range != FQ_DYNAMIC || !ends_with(s->name, "input")))
+        return nb_fail(NB_USAGE, "outliers belong to inputs of linears (*.input) with a dynamic range");
     if (s->spec.before_rotation && !ends_with(s->name, "attn.k"))
         return nb_fail(NB_USAGE, "before-rotation belongs to keys (attn.k)");
     if (s->spec.offset && (s->spec.before_rotation || !ends_with(s->name, "attn.k")))

@@ -7,6 +7,7 @@
  *   range    dynamic | static[:METHOD] | learned[:log|lsq|pact]            default dynamic
  *   start    from:METHOD of a learned range; METHOD: minmax | average[:RATE] | percentile[:P] | mse | kl (entropy) | admm
  *   gradient identity | clipped | llmqat                  default identity where dynamic, else clipped
+ *   outliers outliers:X: entries of at least X stay floats of 16 bits (inputs per token)
  *   place    before-rotation (K); offset (K: less its mean)
  */
 #include "fakequant/fakequant.h"
@@ -48,7 +49,8 @@ enum {
     START = 256,
     STE = 512,
     PLACE = 1024,
-    OFFSET = 2048
+    OFFSET = 2048,
+    OUTLIERS = 4096
 };
 typedef struct {
     int said, bits, ste, table; /* table: -1 for none */
@@ -197,6 +199,14 @@ static status read_word(reading *r, const char *word)
         return read_levels(r, word);
     if (!strncmp(word, "codes:", 6))
         return read_codes(r, word);
+    if (!strncmp(word, "outliers:", 9)) {
+        double least;
+        TRY(once(r, OUTLIERS, word));
+        if (nb_parse_number(&least, word + 9) != NB_OK || !(least > 0 && least <= 65504))
+            return nb_fail(NB_USAGE, "'%s': wanted outliers:X with 0 < X <= 65504", word);
+        r->s.grid.outlier = (float)least;
+        return NB_OK;
+    }
     if (!strncmp(word, "from:", 5)) {
         TRY(once(r, START, word));
         return read_method(r, detail, word);
@@ -261,6 +271,7 @@ static kn_grid grid_of(const reading *r)
         g.hi = r->hi;
     }
     g.rule = said->rule;
+    g.outlier = said->outlier;
     return g;
 }
 
@@ -275,7 +286,7 @@ static status check(const reading *r)
                    ? NB_OK
                    : nb_fail(NB_USAGE, "float takes f16 or bf16 and no further words");
     bool levels_only = r->half_step || r->ternary || r->bits == 1 || r->table >= 0;
-    if (levels_only && r->said & (NARROW | ZERO | CODES | (r->table >= 0 ? RULE : 0)))
+    if (levels_only && r->said & (NARROW | ZERO | CODES | (r->table >= 0 ? RULE | OUTLIERS : 0)))
         return nb_fail(NB_USAGE, "%s: narrow, asym, codes and rules belong to int",
                        r->table >= 0  ? kn_table_text((kn_table_name)r->table)
                        : r->half_step ? "seq"
@@ -391,6 +402,8 @@ void fq_spec_print(char *text, size_t bytes, const fq_spec *s)
     put(&o, " %s", scale_word[g->scale]);
     if (g->rule != KN_RULE_NIBBLE)
         put(&o, " %s", rule_word[g->rule]);
+    if (g->outlier > 0)
+        put(&o, " outliers:%.9g", (double)g->outlier);
     put(&o, " %s", range_word[s->range]);
     bool named = s->method != FQ_MINMAX || s->parameter != 0;
     if (s->range == FQ_STATIC && named)

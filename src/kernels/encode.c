@@ -112,7 +112,7 @@ static void encode_own(kn_codes *c, const kn_table *t, const real *x, int64_t ro
 
 static bool in_tables(const kn_grid *g)
 {
-    return g->bits <= 8 && !kn_has_table(g) && (g->rule == KN_RULE_NIBBLE || g->rule == KN_RULE_GGML_Q8_0);
+    return g->outlier == 0 && g->bits <= 8 && !kn_has_table(g) && (g->rule == KN_RULE_NIBBLE || g->rule == KN_RULE_GGML_Q8_0);
 }
 
 /* n spans of `size` numbers without gaps, codes at `at`, scales from `first`. */
@@ -124,11 +124,41 @@ static void encode_spans(kn_codes *c, const kn_table *t, const real *x, int64_t 
                         x + s * size, size, kn_min(16, n - s), size, &c->grid);
 }
 
+/* A row with outliers: the range is that of the others. */
+static void encode_apart(kn_codes *c, const kn_table *t, const real *x, int64_t row)
+{
+    const real least = (real)c->grid.outlier, largest = 65504;
+    real most = 0;
+    for (int64_t i = 0; i < c->cols; i++) {
+        const real a = fabs(x[i]);
+        most = a < least && a > most ? a : most;
+    }
+    kn_range_of(&c->grid, -most, most, &c->scale[row], NULL);
+    encode_span(c, t, x, row, 0, c->cols);
+    for (int64_t i = 0; i < c->cols; i++) {
+        const bool apart = fabs(x[i]) >= least;
+        const real v = fabs(x[i]) > largest ? copysign(largest, x[i]) : x[i];
+        c->wide[row * c->ld + i] = apart ? nb_half_from((float)v) : 0;
+        c->q[row * c->ld + i] = apart ? 0 : c->q[row * c->ld + i];
+    }
+}
+
+void kn_decode_outliers(real *x, const kn_codes *c, int64_t row, int64_t col, int64_t n)
+{
+    const uint16_t *wide = c->wide + row * c->ld + col;
+    for (int64_t i = 0; i < n; i++)
+        if (wide[i])
+            x[i] = (real)nb_half_to(wide[i]);
+}
+
 /* Rows [row, row + n), n <= 16, x at the first of them. */
 static void encode_own_rows(kn_codes *c, const kn_table *t, const real *x, int64_t row, int64_t n)
 {
     const int64_t cols = c->cols, group = c->grid.group;
-    if (!in_tables(&c->grid)) {
+    if (c->wide) {
+        for (int64_t m = 0; m < n; m++)
+            encode_apart(c, t, x + m * cols, row + m);
+    } else if (!in_tables(&c->grid)) {
         for (int64_t m = 0; m < n; m++)
             for (int64_t col = 0; col < cols; col = span_end(c, row + m, col))
                 encode_own(c, t, x + m * cols + col, row + m, col, span_end(c, row + m, col) - col);
@@ -232,6 +262,8 @@ static void decode_row(real *x, const kn_codes *c, const kn_table *t, int64_t ro
             t->decode8(x + col, c->q + at, end - col, c->scale[i], mul, offset);
         col = end;
     }
+    if (c->wide)
+        kn_decode_outliers(x, c, row, 0, c->cols);
 }
 
 /* Rows of small groups, several to a vector. */

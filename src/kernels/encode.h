@@ -7,4 +7,6 @@
 void kn_range_span(const kn_grid *g, const real *x, int64_t n, real *scale, int32_t *zero);
 /* ggml's Q4_0 of one group: codes from the unrounded d, *scale = store(d). */
 void kn_encode_q4_0(int8_t *q, const real *x, int64_t n, const kn_grid *g, real *scale);
+/* x [n] <- outliers of columns [col, col + n) of one row, what is none stays. */
+void kn_decode_outliers(real *x, const kn_codes *c, int64_t row, int64_t col, int64_t n);
 #endif

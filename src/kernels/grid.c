@@ -34,7 +34,8 @@ bool kn_grid_equal(const kn_grid *a, const kn_grid *b)
     if (a->bits == 0 && b->bits == 0)
         return true;
     return a->levels == b->levels && a->bits == b->bits && a->grain == b->grain && a->scale == b->scale &&
-           a->rule == b->rule && a->table == b->table && a->has_zero == b->has_zero && a->lo == b->lo && a->hi == b->hi && a->group == b->group;
+           a->rule == b->rule && a->table == b->table && a->has_zero == b->has_zero && a->lo == b->lo && a->hi == b->hi && a->group == b->group &&
+           a->outlier == b->outlier;
 }
 
 static status check_levels(const kn_grid *g)
@@ -102,6 +103,8 @@ status kn_grid_check(const kn_grid *g)
         return nb_fail(NB_USAGE, "a group of %d where the grain %s", (int)g->group, grouped ? "needs one" : "has none");
     if (kn_has_super(g) && (g->grain != KN_GROUP || KN_SUPER % g->group || g->has_zero))
         return nb_fail(NB_USAGE, "two-level scales belong to groups that divide %d, without zero points", KN_SUPER);
+    if (g->outlier != 0 && (!(g->outlier > 0) || g->levels != KN_LEVELS_INT || g->bits > 8 || g->has_zero || g->grain != KN_ROW || g->rule != KN_RULE_NIBBLE))
+        return nb_fail(NB_USAGE, "outliers are set apart from integers of at most 8 bits per token, without zero points or a client's rule");
     return check_rule(g);
 }
 
@@ -253,6 +256,8 @@ real kn_decode_one(const kn_codes *c, int64_t row, int64_t col)
     const int32_t q = c->q ? c->q[at] : c->q16[at];
     if (kn_has_table(&c->grid))
         return kn_table_levels(&c->grid)[q] * c->scale[i];
+    if (c->wide && c->wide[at])
+        return (real)nb_half_to(c->wide[at]);
     return (real)(kn_mul(&c->grid) * q + kn_add(&c->grid) - (c->zero ? c->zero[i] : 0)) * c->scale[i];
 }
 
@@ -296,7 +301,8 @@ size_t kn_codes_bytes(const kn_grid *g, int64_t rows, int64_t cols)
         return SIZE_MAX;
     const size_t code = g->bits > 8 ? 2 : 1;
     return padded((size_t)rows * (size_t)leading(cols) * code) + padded((size_t)scales * sizeof(real)) +
-           (g->has_zero ? padded((size_t)scales * sizeof(int32_t)) : 0);
+           (g->has_zero ? padded((size_t)scales * sizeof(int32_t)) : 0) +
+           (g->outlier > 0 ? padded((size_t)rows * (size_t)leading(cols) * sizeof(uint16_t)) : 0);
 }
 
 void kn_codes_lay(kn_codes *c, const kn_grid *g, int64_t rows, int64_t cols, void *memory)
@@ -317,12 +323,16 @@ void kn_codes_lay(kn_codes *c, const kn_grid *g, int64_t rows, int64_t cols, voi
     c->scale = (real *)p;
     p += padded((size_t)c->n_scales * sizeof(real));
     c->zero = g->has_zero ? (int32_t *)p : NULL;
+    p += g->has_zero ? padded((size_t)c->n_scales * sizeof(int32_t)) : 0;
+    c->wide = g->outlier > 0 ? (uint16_t *)(void *)p : NULL;
     for (int64_t r = 0; ld != cols && r < rows; r++)
         for (int64_t i = r * ld + cols; i < (r + 1) * ld; i++) {
             if (wide)
                 c->q16[i] = 0;
             else
                 c->q[i] = 0;
+            if (c->wide)
+                c->wide[i] = 0;
         }
 }
 

@@ -45,13 +45,16 @@ typedef enum { KN_RULE_NIBBLE, KN_RULE_GGML_Q8_0, KN_RULE_GGML_Q4_0, KN_RULE_LLA
  *   `group` of the flattened tensor, rows ignored.
  * scale: SUPER6, SUPER8: of groups within KN_SUPER columns, an fp16 number times an integer 1..63, or +-1..127 (ggml's K types).
  * rule: NIBBLE as above. GGML_Q8_0, GGML_Q4_0: ggml's encoder of activations (Q8_0: rne(x * (127/amax)), scale
- *   fp16(amax/127)); as a *file* rule see kn_range_of. LLAMA2C: round half away from zero, fp32 scale. */
+ *   fp16(amax/127)); as a *file* rule see kn_range_of. LLAMA2C: round half away from zero, fp32 scale.
+ * outlier: entries with |x| >= outlier take no part in the range and stay beside the codes as binary16 (their code is 0): of activations per
+ *   row, integer levels without zero point. LLM.int8() (Dettmers et al. 2022) has 6; 0: none. */
 typedef struct {
     uint8_t levels, bits, grain, scale, rule;
     uint8_t table; /* a kn_table_name, for TABLE; else 0 */
     bool has_zero;  /* integer zero point, lo <= zero <= hi */
     int32_t lo, hi; /* range of codes */
     int32_t group;  /* elements, for HEAD, GROUP, BLOCK; 0 otherwise */
+    float outlier;
 } kn_grid;
 
 /* Integer grid of `bits` (2..8, 16): symmetric -2^(b-1)..2^(b-1)-1, narrow (symmetric) -(2^(b-1)-1)..; 1 bit: SIGN. */
@@ -118,6 +121,7 @@ typedef struct {
     int64_t n_scales;
     int8_t *q;     /* [rows, ld], bits <= 8, else NULL */
     int16_t *q16;  /* [rows, ld], bits 16, else NULL */
+    uint16_t *wide; /* [rows, ld] binary16 of outliers, 0 everywhere else; NULL where the grid has none */
     real *scale;   /* [n_scales], as stored; ROW: [rows]; GROUP, HEAD: [rows, spans] */
     int32_t *zero; /* [n_scales], or NULL without zero points */
 } kn_codes;
@@ -244,7 +248,8 @@ void kn_packed_free(kn_packed *p);
 /* y [M, N] (ldy = N) from activation codes a [M, K] (only rows [row, row+M) of a):
  *   acc = sum_k (a - zero_a) w, exact in int32
  *   one group: y = ((float)acc * sw[n]) * sa[m] + b[n]
- *   groups:    y = 0; for g ascending: y = fma((float)acc_g, sw_g[n] * sa_g[m], y); then + b[n]      (b NULL: nothing added) */
+ *   groups:    y = 0; for g ascending: y = fma((float)acc_g, sw_g[n] * sa_g[m], y); then + b[n]      (b NULL: nothing added)
+ *   outliers of row m, k ascending, behind that:  y = fma(x_k, (float)w[n,k] * sw[n], y) */
 void kn_linear_int(real *y, const kn_codes *a, int64_t row, int64_t M, const kn_packed *w, const real *b);
 
 /* The sums alone, sum_k a w: [M, N] from rows of codes lda bytes apart (of which up to 3 behind the K-th are read, and count nothing); w has one group. */

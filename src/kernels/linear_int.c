@@ -9,6 +9,7 @@
 #include <omp.h>
 #include <stdlib.h>
 #include <string.h>
+#include <tgmath.h>
 
 enum {
     ROW_BLOCK = 48,    /* rows of one unit of work, at least */
@@ -173,7 +174,41 @@ static void run_part(const kn_linear_job *j, int64_t part, int64_t parts)
         run(&own);
 }
 
-void kn_linear_int(real *y, const kn_codes *a, int64_t row, int64_t M, const kn_packed *w, const real *b)
+/* The operand of output i of a panel at column k. */
+static int operand_of(const uint8_t *panel, const kn_packed *w, int64_t k, int64_t i)
+{
+    const int64_t four = k / 4, at = i * 4 + k % 4;
+    if (!w->half)
+        return panel[four * 64 + at] - 128;
+    return (panel[four / 2 * 64 + at] >> (four % 2 ? 4 : 0) & 15) - 8;
+}
+
+/* y [N] += x times column k of the weights; groups are whole fours. */
+static void add_column(real *y, real x, const kn_packed *w, int64_t k)
+{
+    const int64_t stride = w->panels * 16, group = k / w->group * stride;
+    for (int64_t panel = 0; panel < w->panels; panel++) {
+        const uint8_t *p = w->w + panel * kn_panel_bytes(w);
+        for (int64_t i = 0; i < kn_min(16, w->n - panel * 16); i++) {
+            const int64_t n = panel * 16 + i;
+            const real scale = w->half_scale ? (real)nb_half_to(w->half_scale[group + n]) : w->scale[group + n];
+            y[n] = fma(x, (real)operand_of(p, w, k, i) * scale, y[n]);
+        }
+    }
+}
+
+static void add_outliers(real *y, const kn_codes *a, int64_t row, int64_t M, const kn_packed *w)
+{
+#pragma omp parallel for schedule(static) if (M > 1 && !omp_in_parallel())
+    for (int64_t m = 0; m < M; m++) {
+        const uint16_t *wide = a->wide + (row + m) * a->ld;
+        for (int64_t k = 0; k < w->k; k++)
+            if (wide[k])
+                add_column(y + m * w->n, (real)nb_half_to(wide[k]), w, k);
+    }
+}
+
+static void multiply(real *y, const kn_codes *a, int64_t row, int64_t M, const kn_packed *w, const real *b)
 {
     const kn_linear_job job = job_of(y, a, row, M, w, b);
     if (M * w->n * w->k <= WORK || omp_in_parallel()) {
@@ -221,6 +256,13 @@ void kn_linear_sums(int32_t *sums, const int8_t *a, int64_t lda, int64_t M, cons
     }
 }
 
+void kn_linear_int(real *y, const kn_codes *a, int64_t row, int64_t M, const kn_packed *w, const real *b)
+{
+    multiply(y, a, row, M, w, b);
+    if (a->wide)
+        add_outliers(y, a, row, M, w);
+}
+
 void kn_decode_part(real *x, const kn_codes *c, int64_t row, int64_t k, int64_t n)
 {
     const kn_table *t = kn_isa();
@@ -242,6 +284,8 @@ void kn_decode_part(real *x, const kn_codes *c, int64_t row, int64_t k, int64_t 
             t->decode8(x + at - k, c->q + row * c->ld + at, end - at, c->scale[i], mul, offset);
         at = end;
     }
+    if (c->wide)
+        kn_decode_outliers(x, c, row, k, n);
 }
 
 /* Outputs [n0, n0 + n), n <= DECODED_ROWS, of all M rows by the library. */

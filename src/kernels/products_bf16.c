@@ -62,7 +62,7 @@ static uint32_t *words_of(const kn_bf16_right *b, int64_t panel, int64_t pair)
 
 static bool as_integers(const kn_codes *c)
 {
-    return c && c->q && !kn_has_table(&c->grid) && (c->grid.grain == KN_ROW || c->grid.grain == KN_TENSOR) && kn_largest(&c->grid) <= LARGEST;
+    return c && c->q && !c->wide && !kn_has_table(&c->grid) && (c->grid.grain == KN_ROW || c->grid.grain == KN_TENSOR) && kn_largest(&c->grid) <= LARGEST;
 }
 
 /* Columns [col, col + n) of row k of the operand: where they are, or decoded into `own`. */

@@ -83,6 +83,12 @@ static const pt_method methods[] = {
      .run = pt_run_easyquant,
      .unit = "blocks",
      .settings = pt_static_settings},
+    {.name = "int8",
+     .explanation = "LLM.int8(): weights by rows and inputs by tokens in 8 bits, input entries of 6 and more as 16-bit floats beside the integer\n"
+                    "product; embedding and head in F16. A format of its own (recipe int8): --recipe is not looked at",
+     .needs_recipe = true,
+     .run = run_absmax,
+     .recipe = "int8"},
     {.name = "mse",
      .explanation = "scales by search for the least squared error of the weights, then least squares for the codes found;\n"
                     "better than rtn for rows and few bits, hardly for groups of 32",

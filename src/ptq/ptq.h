@@ -75,6 +75,7 @@ typedef struct {
     const char *name, *alias; /* alias: another name, or NULL */
     const char *explanation;  /* two lines */
     bool needs_recipe, needs_data;
+    const char *recipe; /* the format that it brings, a recipe by name, in place of the user's; NULL: none */
     status (*run)(md_model *m, const pt_options *o);
     const char *unit;           /* of its progress; NULL: samples */
     const pt_setting *settings; /* its own, up to one without a name; NULL: none. Methods may share them */

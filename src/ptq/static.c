@@ -118,6 +118,7 @@ static void beforehand(fq_spec *s, const fq_site *reader, const wanted *w)
     s->learning = FQ_LOG;
     s->ste = FQ_STE_CLIPPED;
     s->grid.rule = KN_RULE_NIBBLE;
+    s->grid.outlier = 0;
     if (!by_group && s->grid.grain == KN_HEAD)
         return;
     s->grid.grain = by_group ? KN_GROUP : KN_TENSOR;
