@@ -147,17 +147,17 @@ static void together(const attention_data *d, const float *o, const kn_cache *c,
 }
 
 /* All queries of the case in pieces of `step` tokens: put, then attend. */
-static void by_pieces(const attention_data *d, float *o, float *lse, int step)
+static void by_pieces(const attention_data *d, float *o, float *lse, int step, kn_precision floats)
 {
     const attention_case *p = d->p;
     const int64_t D = p->D, capacity = (p->T + 63) / 64 * 64;
     const kn_grid k = d->operand[1].codes ? d->codes[1].grid : (kn_grid){0};
     const kn_grid v = d->operand[2].codes ? d->codes[2].grid : (kn_grid){0};
-    void *memory = nb_alloc_aligned(kn_cache_bytes(&k, &v, D, capacity), 1);
+    void *memory = nb_alloc_aligned(kn_cache_bytes(&k, &v, floats, D, capacity), 1);
     for (int b = 0; b < p->B; b++)
         for (int g = 0; g < p->G; g++) {
             kn_cache c;
-            kn_cache_lay(&c, &k, &v, D, capacity, memory);
+            kn_cache_lay(&c, &k, &v, floats, D, capacity, memory);
             float *scratch = nb_alloc((size_t)kn_attend_scratch(&c), sizeof(float));
             for (int t = 0; t < p->T; t += step) {
                 const int n = t + step < p->T ? step : p->T - t;
@@ -195,11 +195,33 @@ START_TEST(prefill_equals_token_by_token)
         ck_assert_int_eq(kn_attention(d.o, d.lse, d.operand[0], d.operand[1], d.operand[2], NULL, p->B, p->T, p->H,
                                       p->G, p->D, p->quantize_probs),
                          NB_OK);
-        by_pieces(&d, o, lse, steps[i]);
+        by_pieces(&d, o, lse, steps[i], KN_FP32);
         ck_assert_mem_eq(o, d.o, bytes);
         ck_assert_mem_eq(lse, d.lse, n * sizeof(float));
     }
     omp_set_num_threads(before);
+    free(o), free(lse);
+    data_free(&d);
+}
+END_TEST
+
+/* Keys and values that are bf16 numbers lose nothing in a cache of these. */
+START_TEST(a_cache_in_bf16_holds_rounded_values)
+{
+    const attention_case *p = &cases[_i];
+    attention_data d;
+    data_new(&d, p);
+    const size_t n = (size_t)(p->B * p->T * p->H), bytes = n * (size_t)p->D * sizeof(float);
+    float *o = nb_alloc(bytes, 1), *lse = nb_alloc(n, sizeof(float));
+    for (int i = 0; i < p->B * p->T * p->G * p->D; i++)
+        for (int k = 1; k <= 2; k++)
+            d.x[k][i] = nb_bf16_to(nb_bf16_from(d.x[k][i]));
+    for (int step = 1; step <= 7; step += 6) {
+        by_pieces(&d, d.o, d.lse, step, KN_FP32);
+        by_pieces(&d, o, lse, step, KN_BF16);
+        ck_assert_mem_eq(o, d.o, bytes);
+        ck_assert_mem_eq(lse, d.lse, n * sizeof(float));
+    }
     free(o), free(lse);
     data_free(&d);
 }
@@ -213,9 +235,9 @@ START_TEST(tables_attend_alike)
     const int64_t D = p->D, H = p->H, capacity = (p->T + 63) / 64 * 64, n = p->T * D;
     const kn_grid k = d.operand[1].codes ? d.codes[1].grid : (kn_grid){0};
     const kn_grid v = d.operand[2].codes ? d.codes[2].grid : (kn_grid){0};
-    void *memory = nb_alloc_aligned(kn_cache_bytes(&k, &v, D, capacity), 1);
+    void *memory = nb_alloc_aligned(kn_cache_bytes(&k, &v, KN_FP32, D, capacity), 1);
     kn_cache c;
-    kn_cache_lay(&c, &k, &v, D, capacity, memory);
+    kn_cache_lay(&c, &k, &v, KN_FP32, D, capacity, memory);
     kn_cache_put(&c, p->T, d.operand[1].x, d.operand[2].x, p->G * D, d.operand[1].codes, d.operand[2].codes, 0, 0);
     float *wanted = nb_alloc((size_t)n, 4), *found = nb_alloc((size_t)n, 4),
           *scratch = nb_alloc((size_t)kn_attend_scratch(&c), 4);
@@ -344,6 +366,7 @@ int main(void)
     tcase_set_timeout(c, 120);
     tcase_add_loop_test(c, attention_matches_double_precision, 0, COUNT(cases));
     tcase_add_loop_test(c, prefill_equals_token_by_token, 0, COUNT(cases));
+    tcase_add_loop_test(c, a_cache_in_bf16_holds_rounded_values, 0, COUNT(cases));
     tcase_add_loop_test(c, tables_attend_alike, 0, COUNT(cases));
     tcase_add_test(c, a_query_does_not_see_later_keys);
     tcase_add_loop_test(c, gradients_match_differences, 0, COUNT(gradient_cases));

@@ -30,7 +30,8 @@ static void generator_free(generator *g)
 
 static status generator_open(generator *g)
 {
-    rt_options o = {.slots = g->slots, .ctx = g->ctx, .precision = g->o->precision};
+    /* Where products round to bf16 the cache does, too: at a few hundred tokens reading it is most of what attention takes. */
+    rt_options o = {.slots = g->slots, .ctx = g->ctx, .precision = g->o->precision, .cache_floats = g->o->precision};
     size_t n = (size_t)g->slots;
     TRY(rt_open(&g->session, g->teacher, &o));
     g->hidden = nb_alloc_aligned(n * (size_t)g->teacher->config.dim, sizeof(real));
@@ -131,6 +132,7 @@ static char *settings_text(const generator *g)
     nb_json_put_int(&w, "slots", g->slots);
     nb_json_put_int(&w, "tokens", o->tokens);
     nb_json_put_string(&w, "precision", o->precision == KN_BF16 ? "bf16" : "fp32");
+    nb_json_put_string(&w, "cache", o->precision == KN_BF16 ? "bf16" : "fp32");
     uint64_t h = NB_HASH_START;
     for (int64_t i = 0; i < g->teacher->params.n; i++)
         h = nb_hash(h, g->teacher->params.p[i]->x, (size_t)g->teacher->params.p[i]->count * sizeof(real));

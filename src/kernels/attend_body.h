@@ -122,6 +122,13 @@ static void decode_values(real *v, const kn_cache *c, int64_t first, int64_t n)
     }
 }
 
+/* x [n] <- floats kept in bf16 */
+static void widen(real *restrict x, const uint16_t *restrict h, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        x[i] = (real)kn_bf16_value(h[i]);
+}
+
 /* s[0..n) <- p; returns the sum; *max <- the greatest s f. */
 static real exp_row(real *s, int64_t n, real f, real *max)
 {
@@ -186,10 +193,12 @@ static void score_queries(real *s, real *factor, const kn_attend_job *j, int64_t
             score_codes(s + at, ld, c, at / KN_KEYS, codes, q_sum, n);
             continue;
         }
+        const real *k = keys_coded || c->floats == KN_BF16 ? block : (const real *)c->k + at * D;
         if (keys_coded)
             decode_key_block(block, c, at / KN_KEYS);
-        tile(s + at, ld, q, j->codes ? D : j->ldq, 1, keys_coded ? block : (const real *)c->k + at * D, KN_KEYS, n,
-             KN_KEYS, D, false);
+        else if (k == block)
+            widen(block, (const uint16_t *)c->k + at * D, KN_KEYS * D);
+        tile(s + at, ld, q, j->codes ? D : j->ldq, 1, k, KN_KEYS, n, KN_KEYS, D, false);
     }
 }
 
@@ -212,11 +221,11 @@ static void attend_queries(const kn_attend_job *j, int64_t i0, int64_t n)
     }
     for (int64_t at = 0; at <= last; at += KN_KEYS) {
         const int64_t keys = kn_min(KN_KEYS, last + 1 - at);
-        const real *v = (const real *)c->v + at * D;
-        if (c->vgrid.bits) {
+        const real *v = c->vgrid.bits || c->floats == KN_BF16 ? block : (const real *)c->v + at * D;
+        if (c->vgrid.bits)
             decode_values(block, c, at, keys);
-            v = block;
-        }
+        else if (v == block)
+            widen(block, (const uint16_t *)c->v + at * D, keys * D);
         tile_reach(o, j->ldo, s + at, ld, 1, v, D, n, D, keys, j->together ? keys : first + 1 - at, at > 0);
     }
     if (j->quantize_probs)

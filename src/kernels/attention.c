@@ -20,13 +20,13 @@ static size_t padded(size_t bytes)
     return (bytes + 63) / 64 * 64;
 }
 
-static cache_layout layout_of(const kn_grid *kgrid, const kn_grid *vgrid, int64_t D, int64_t capacity)
+static cache_layout layout_of(const kn_grid *kgrid, const kn_grid *vgrid, kn_precision floats, int64_t D, int64_t capacity)
 {
-    const size_t d = (size_t)D, n = (size_t)capacity, d4 = (d + 3) / 4;
-    cache_layout l = {.k = kgrid->bits == 0   ? n * d * sizeof(real)
+    const size_t d = (size_t)D, n = (size_t)capacity, d4 = (d + 3) / 4, each = floats == KN_BF16 ? sizeof(uint16_t) : sizeof(real);
+    cache_layout l = {.k = kgrid->bits == 0   ? n * d * each
                            : kgrid->bits <= 4 ? n * ((d4 + 1) / 2) * 4
                                               : n * d4 * 4,
-                      .v = padded(vgrid->bits == 0   ? n * d * sizeof(real)
+                      .v = padded(vgrid->bits == 0   ? n * d * each
                                   : vgrid->bits <= 4 ? n * ((d + 1) / 2)
                                                      : n * d),
                       .scale = padded(n * sizeof(real)),
@@ -36,17 +36,17 @@ static cache_layout layout_of(const kn_grid *kgrid, const kn_grid *vgrid, int64_
     return l;
 }
 
-size_t kn_cache_bytes(const kn_grid *kgrid, const kn_grid *vgrid, int64_t D, int64_t capacity)
+size_t kn_cache_bytes(const kn_grid *kgrid, const kn_grid *vgrid, kn_precision floats, int64_t D, int64_t capacity)
 {
-    return layout_of(kgrid, vgrid, D, capacity).total;
+    return layout_of(kgrid, vgrid, floats, D, capacity).total;
 }
 
-static void lay_cache(kn_cache *c, const kn_grid *kgrid, const kn_grid *vgrid, int64_t D, int64_t capacity,
-                      void *memory)
+static void lay_cache(kn_cache *c, const kn_grid *kgrid, const kn_grid *vgrid, kn_precision floats, int64_t D,
+                      int64_t capacity, void *memory)
 {
-    const cache_layout l = layout_of(kgrid, vgrid, D, capacity);
+    const cache_layout l = layout_of(kgrid, vgrid, floats, D, capacity);
     uint8_t *p = memory;
-    *c = (kn_cache){.kgrid = *kgrid, .vgrid = *vgrid, .D = D, .capacity = capacity, .k = p, .v = p + l.k};
+    *c = (kn_cache){.kgrid = *kgrid, .vgrid = *vgrid, .floats = floats, .D = D, .capacity = capacity, .k = p, .v = p + l.k};
     p += l.k + l.v;
     if (kgrid->bits) {
         c->k_scale = (real *)(void *)p;
@@ -59,11 +59,12 @@ static void lay_cache(kn_cache *c, const kn_grid *kgrid, const kn_grid *vgrid, i
     }
 }
 
-void kn_cache_lay(kn_cache *c, const kn_grid *kgrid, const kn_grid *vgrid, int64_t D, int64_t capacity, void *memory)
+void kn_cache_lay(kn_cache *c, const kn_grid *kgrid, const kn_grid *vgrid, kn_precision floats, int64_t D, int64_t capacity,
+                  void *memory)
 {
     assert(capacity % KN_KEYS == 0);
-    memset(memory, 0, layout_of(kgrid, vgrid, D, capacity).total);
-    lay_cache(c, kgrid, vgrid, D, capacity, memory);
+    memset(memory, 0, layout_of(kgrid, vgrid, floats, D, capacity).total);
+    lay_cache(c, kgrid, vgrid, floats, D, capacity, memory);
 }
 
 /* Value of u = q - lo is (mul*u - zero') * scale with zero' = zero - mul*lo - add. */
@@ -76,6 +77,14 @@ static int32_t shifted_zero(const kn_codes *c, int64_t index)
 static void put_keys(kn_cache *c, int64_t at, int64_t n, const real *k, int64_t ld)
 {
     const kn_table *t = kn_isa();
+    if (c->floats == KN_BF16) {
+        for (int64_t i = 0; i < n; i++) {
+            uint16_t *to = (uint16_t *)c->k + (at + i) / KN_KEYS * KN_KEYS * c->D + (at + i) % KN_KEYS;
+            for (int64_t d = 0; d < c->D; d++)
+                to[d * KN_KEYS] = nb_bf16_from((float)k[i * ld + d]);
+        }
+        return;
+    }
     for (int64_t i = 0; i < n;) {
         const int64_t in = (at + i) % KN_KEYS, keys = kn_min(KN_KEYS - in, n - i);
         real *to = (real *)c->k + (at + i - in) * c->D + in;
@@ -86,8 +95,12 @@ static void put_keys(kn_cache *c, int64_t at, int64_t n, const real *k, int64_t 
 
 static void put_values(kn_cache *c, int64_t at, int64_t n, const real *v, int64_t ld)
 {
-    for (int64_t i = 0; i < n; i++)
-        memcpy((real *)c->v + (at + i) * c->D, v + i * ld, (size_t)c->D * sizeof(real));
+    for (int64_t i = 0; i < n; i++) {
+        if (c->floats == KN_BF16)
+            kn_isa()->to_bf16((uint16_t *)c->v + (at + i) * c->D, v + i * ld, c->D);
+        else
+            memcpy((real *)c->v + (at + i) * c->D, v + i * ld, (size_t)c->D * sizeof(real));
+    }
 }
 
 static void put_key_codes(kn_cache *c, int64_t at, const kn_codes *codes, int64_t row, int64_t h)
@@ -221,7 +234,7 @@ static void decode_head(real *x, const kn_codes *c, int64_t row, int64_t n, int6
 static size_t own_bytes(const batch_job *j)
 {
     const kn_cache shape = {.D = j->D, .capacity = j->capacity};
-    return padded(kn_cache_bytes(&j->kgrid, &j->vgrid, j->D, j->capacity)) +
+    return padded(kn_cache_bytes(&j->kgrid, &j->vgrid, KN_FP32, j->D, j->capacity)) +
            padded((size_t)(j->D * j->capacity) * sizeof(real)) +
            padded((size_t)kn_attend_scratch(&shape) * sizeof(real));
 }
@@ -250,11 +263,11 @@ static void fill_cache(kn_cache *c, const batch_job *j, int64_t row, int64_t n, 
 static void attend_head(const batch_job *j, int64_t b, int64_t g, int64_t first, int64_t end, uint8_t *memory)
 {
     const int64_t H = j->H, D = j->D, row = b * j->T;
-    real *decoded = (real *)(void *)(memory + padded(kn_cache_bytes(&j->kgrid, &j->vgrid, D, j->capacity)));
+    real *decoded = (real *)(void *)(memory + padded(kn_cache_bytes(&j->kgrid, &j->vgrid, KN_FP32, D, j->capacity)));
     kn_cache c;
     if (first >= end)
         return;
-    lay_cache(&c, &j->kgrid, &j->vgrid, D, j->capacity, memory);
+    lay_cache(&c, &j->kgrid, &j->vgrid, KN_FP32, D, j->capacity, memory);
     fill_cache(&c, j, row, end, g, decoded);
     for (int64_t h = g * (H / j->G); h < (g + 1) * (H / j->G); h++) {
         const int64_t at = row + first;

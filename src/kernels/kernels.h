@@ -318,17 +318,18 @@ void kn_logsumexp(double *lse, const real *x, int64_t M, int64_t C);
  *   float keys   [blocks][D][64]              coded keys   [blocks][D/4 rounded up][64][4] as q - lo in u8 (4 bits: two d4 rows share a byte,
  *                                             low nibble the even one), scale and zero - lo per key
  *   float values [T][D]                       coded values [T][D] as q - lo (4 bits: two to a byte), scale and zero - lo per key
- * kgrid/vgrid bits 0: float. Key and value grids are per token and head: grain HEAD (or ROW when there is one head). */
+ * kgrid/vgrid bits 0: float, or bf16 in the same layouts: half the memory to read, and the values that attention sees are rounded to it. Key and value grids are per token and head: grain HEAD (or ROW when there is one head). */
 typedef struct {
     kn_grid kgrid, vgrid;
+    kn_precision floats; /* what keys and values without a grid are kept in */
     int64_t D, capacity; /* capacity: keys, a multiple of 64 */
     int64_t n;           /* keys held */
     void *k, *v;
     real *k_scale, *v_scale;
     int32_t *k_zero, *v_zero;
 } kn_cache;
-size_t kn_cache_bytes(const kn_grid *kgrid, const kn_grid *vgrid, int64_t D, int64_t capacity);
-void kn_cache_lay(kn_cache *c, const kn_grid *kgrid, const kn_grid *vgrid, int64_t D, int64_t capacity,
+size_t kn_cache_bytes(const kn_grid *kgrid, const kn_grid *vgrid, kn_precision floats, int64_t D, int64_t capacity);
+void kn_cache_lay(kn_cache *c, const kn_grid *kgrid, const kn_grid *vgrid, kn_precision floats, int64_t D, int64_t capacity,
                   void *memory); /* n = 0, memory zeroed by it */
 /* Appends n keys and values of head h: from floats k, v [.., ldk] (row i at k + i*ld + h*D) or from codes (row `row`+i of kc/vc, head h). Exactly one source
  * of each must be given and fit the grid. */

@@ -11,7 +11,8 @@ typedef struct rt_session rt_session;
 typedef struct {
     int64_t slots; /* sequences held at once; 0: 1 */
     int64_t ctx;   /* tokens per sequence; 0: the model's; never more than the model's */
-    kn_precision precision; /* of float products */
+    kn_precision precision;    /* of float products */
+    kn_precision cache_floats; /* what keys and values without a grid are kept in */
 } rt_options;
 
 /* A float model that will only be run, in bf16 (the teacher of a training run): what products read is rounded to bf16 now, 2 bytes a weight instead of

@@ -13,7 +13,7 @@ typedef struct {
 
 struct rt_session {
     md_model *model;
-    kn_precision precision;
+    kn_precision precision, cache_floats;
     int64_t slots, ctx;
     kn_cache *cache; /* [layers][slots][kv heads] */
     void *cache_memory;
@@ -102,7 +102,7 @@ static status open_caches(rt_session *s)
     for (int64_t l = 0; l < c->layers; l++) {
         const ly_attention *a = &s->model->block[l].attn;
         kn_grid k = key_grid(a);
-        s->cache_bytes += kn_cache_bytes(&k, &a->v->spec.grid, c->head_size, capacity) * (size_t)(s->slots * c->kv_heads);
+        s->cache_bytes += kn_cache_bytes(&k, &a->v->spec.grid, s->cache_floats, c->head_size, capacity) * (size_t)(s->slots * c->kv_heads);
     }
     s->cache_memory = nb_alloc_aligned(s->cache_bytes, 1);
     if (!s->cache_memory)
@@ -111,8 +111,8 @@ static status open_caches(rt_session *s)
     for (int64_t i = 0; i < n; i++) {
         const ly_attention *a = &s->model->block[i / (s->slots * c->kv_heads)].attn;
         kn_grid k = key_grid(a);
-        kn_cache_lay(&s->cache[i], &k, &a->v->spec.grid, c->head_size, capacity, at);
-        at += kn_cache_bytes(&k, &a->v->spec.grid, c->head_size, capacity);
+        kn_cache_lay(&s->cache[i], &k, &a->v->spec.grid, s->cache_floats, c->head_size, capacity, at);
+        at += kn_cache_bytes(&k, &a->v->spec.grid, s->cache_floats, c->head_size, capacity);
     }
     s->threads = omp_get_max_threads();
     s->scratch_size = kn_attend_scratch(&s->cache[0]);
@@ -133,6 +133,7 @@ status rt_open(rt_session **out, md_model *m, const rt_options *o)
         return NB_NOMEM;
     s->model = m;
     s->precision = o->precision;
+    s->cache_floats = o->cache_floats;
     s->slots = o->slots > 0 ? o->slots : 1;
     s->ctx = o->ctx > 0 && o->ctx < m->config.ctx ? o->ctx : m->config.ctx;
     status st = open_caches(s);
