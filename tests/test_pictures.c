@@ -1,6 +1,7 @@
 /* test_pictures.c - networks for pictures: integers alone against the tape and against the definition, IDX files, resuming. */
 #include "distill/distill.h"
 #include "suite.h"
+#include <dlfcn.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -314,6 +315,70 @@ START_TEST(a_run_goes_on_where_it_stopped)
 }
 END_TEST
 
+/* The exported C file, compiled freestanding, makes the runtime's codes. */
+START_TEST(exported_c_equals_the_runtime)
+{
+    typedef int classify(const uint8_t *pixel, int8_t *logits, int8_t *room);
+    const fm_pictures data = made();
+    char folder[] = "/tmp/nibble-c-XXXXXX", path[64], line[256];
+    md_picture_net m;
+    rt_net r;
+    int8_t wanted[N * 3], got[3];
+    int64_t bytes;
+    ck_assert(mkdtemp(folder) != NULL);
+    snprintf(path, sizeof path, "%s/net.c", folder);
+    new_net(&m, networks[_i % NETWORKS], recipes[_i], &data);
+    ck_assert_msg(rt_net_new(&r, &m) == NB_OK, "%s", nb_fail_message());
+    ck_assert_int_eq(rt_net_run(&r, wanted, pixel, N, NULL, NULL), NB_OK);
+    ck_assert_msg(rt_net_write_c(&r, path, &bytes) == NB_OK, "%s", nb_fail_message());
+    snprintf(line, sizeof line, "cc -std=c11 -ffreestanding -pedantic -Wall -Wextra -Werror -fPIC -shared -o %s/net.so %s", folder, path);
+    ck_assert_msg(system(line) == 0, "%s", line);
+    unlink(path);
+    snprintf(path, sizeof path, "%s/net.so", folder);
+    void *library = dlopen(path, RTLD_NOW);
+    ck_assert_msg(library != NULL, "%s", dlerror());
+    classify *run;
+    void *symbol = dlsym(library, "nibble_classify");
+    memcpy(&run, &symbol, sizeof run);
+    int8_t *room = malloc((size_t)(2 * r.largest)); /* no byte more than the file asks for */
+    ck_assert(run && room);
+    for (int b = 0; b < N; b++) {
+        const int class = run(pixel + b * POINTS, got, room);
+        ck_assert_msg(!memcmp(got, wanted + 3 * b, 3), "picture %d", b);
+        for (int k = 0; k < 3; k++)
+            ck_assert(got[k] < got[class] || (got[k] == got[class] && k >= class));
+    }
+    dlclose(library);
+    free(room);
+    unlink(path);
+    rmdir(folder);
+    rt_net_free(&r);
+    md_net_free(&m);
+}
+END_TEST
+
+START_TEST(onnx_refuses_what_it_cannot_hold)
+{
+    const fm_pictures data = made();
+    md_picture_net m, plain;
+    md_stages s;
+    char path[] = "/tmp/nibble-onnx-XXXXXX";
+    const int fd = mkstemp(path);
+    ck_assert(fd >= 0 && close(fd) == 0);
+    new_net(&m, networks[0], "w2a4", &data);
+    ck_assert_msg(md_net_write_onnx(&m, path) == NB_OK, "%s", nb_fail_message());
+    ck_assert_int_eq(md_stages_parse(&s, networks[0], strlen(networks[0]), "test"), NB_OK);
+    ck_assert_int_eq(md_net_build(&plain, &s, NULL, 5, false), NB_OK);
+    ck_assert_int_eq(md_net_write_onnx(&plain, path), NB_UNSUPPORTED);
+    ck_assert(strstr(nb_fail_message(), "input") && strstr(nb_fail_message(), "w8a8"));
+    ck_assert_int_eq(md_net_write_onnx(&m, "/nowhere/net.onnx"), NB_IO);
+    unlink(path);
+    md_stages_free(&s);
+    md_net_free(&m);
+    md_net_free(&plain);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("pictures");
@@ -324,6 +389,8 @@ int main(void)
     tcase_add_test(tc, idx_files_are_read_and_damage_is_named);
     tcase_add_test(tc, stages_that_make_no_sense_are_refused);
     tcase_add_loop_test(tc, a_run_goes_on_where_it_stopped, 0, 1);
+    tcase_add_loop_test(tc, exported_c_equals_the_runtime, 0, RECIPES);
+    tcase_add_test(tc, onnx_refuses_what_it_cannot_hold);
     suite_add_tcase(s, tc);
     return run_suite(s);
 }

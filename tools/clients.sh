@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs programs other people wrote that must read what nibble writes, and prints where they are as shell
 # assignments: eval "$(tools/clients.sh)". Into $NIBBLE_CLIENTS, default build/clients; nothing happens where it is done.
-#   NIBBLE_PYTHON    python3 with numpy, safetensors, gguf, h5py and sentencepiece
+#   NIBBLE_PYTHON    python3 with numpy, safetensors, gguf, h5py, sentencepiece and onnxruntime
 #   NIBBLE_LIBLLAMA  the folder of llama.cpp's shared libraries
 #   NIBBLE_SMOLLM2   SmolLM2-135M-Instruct.Q4_1.gguf, empty where it could not be had
 #   NIBBLE_LLAMA_SOURCES  llama.cpp's sources of the same version, for their headers
@@ -15,11 +15,11 @@ twice() { "$@" >>"$folder/log.txt" 2>&1 || { sleep 5; "$@" >>"$folder/log.txt" 2
 give_up() { tail -n 15 "$folder/log.txt" >&2; echo "clients.sh: could not install $1" >&2; exit 1; }
 
 python=$folder/python/bin/python3
-if ! "$python" -c 'import numpy, safetensors, gguf, h5py, sentencepiece' 2>/dev/null; then
+if ! "$python" -c 'import numpy, safetensors, gguf, h5py, sentencepiece, onnxruntime' 2>/dev/null; then
     python3 -m venv "$folder/python" >>"$folder/log.txt" 2>&1 || give_up 'a Python environment'
     twice "$python" -m pip install -q numpy==1.26.4 safetensors==0.4.5 gguf==0.19.0 h5py==3.12.1 \
-        sentencepiece==0.2.0 ||
-        give_up 'numpy, safetensors, gguf, h5py, sentencepiece'
+        sentencepiece==0.2.0 onnxruntime==1.20.1 ||
+        give_up 'numpy, safetensors, gguf, h5py, sentencepiece, onnxruntime'
 fi
 
 package=@node-llama-cpp/linux-x64

@@ -13,7 +13,7 @@ cl_command_function *cl_picture_command(const char *name, int argc, char **argv)
     static const struct {
         const char *name;
         cl_command_function *run;
-    } of_files[] = {{"qat", cl_picture_qat}, {"fold", cl_picture_fold}, {"eval", cl_picture_eval}, {"info", cl_picture_info}};
+    } of_files[] = {{"qat", cl_picture_qat}, {"fold", cl_picture_fold}, {"eval", cl_picture_eval}, {"info", cl_picture_info}, {"export", cl_picture_export}};
     for (int i = 1; i < argc; i++)
         if (!strcmp(name, "train") && says_model(argv[i]))
             return cl_picture_train;
@@ -156,6 +156,59 @@ int cl_picture_eval(int argc, char **argv)
     const char *argument[CL_MAX_ARGUMENTS];
     int code;
     return cl_parse(&command, argc, argv, argument, &code) ? cl_exit(eval(argument[0], &common)) : code;
+}
+
+/* ---- export ------------------------------------------------------------------------------- */
+
+typedef struct {
+    cl_common common;
+    int target;
+} export_options;
+
+static status write_c(md_picture_net *m, const char *path, int64_t *bytes)
+{
+    rt_net r;
+    TRY(rt_net_new(&r, m));
+    const status s = rt_net_write_c(&r, path, bytes);
+    rt_net_free(&r);
+    return s;
+}
+
+static status export_net(const char *path, const export_options *o)
+{
+    md_picture_net m = {0};
+    char report[128] = "differs by halves, which ONNX rounds to even; nothing else";
+    int64_t bytes = 0;
+    TRY(cl_check_output(&o->common, false));
+    TRY(cl_begin(&o->common));
+    TRY(cl_picture_open(&m, path, NULL));
+    const status s = o->target ? md_net_write_onnx(&m, o->common.output) : write_c(&m, o->common.output, &bytes);
+    if (!o->target)
+        snprintf(report, sizeof report, "%lld bytes of constants, the runtime's codes exactly", (long long)bytes);
+    md_net_free(&m);
+    return s == NB_OK ? cl_say_written(&o->common, o->target ? "onnx" : "c", report) : s;
+}
+
+int cl_picture_export(int argc, char **argv)
+{
+    export_options o = {0};
+    const cl_option option[] = {
+        {"--to", "c|onnx", CL_CHOICE, &o.target, "c", "one file of freestanding C, or ONNX with QuantizeLinear and DequantizeLinear (opset 21)"},
+    };
+    const cl_command command = {
+        .name = "export",
+        .arguments = "MODEL",
+        .summary = "write a network of integers for another program",
+        .explanation = "MODEL is a folded network for pictures, or a run folder. The codes are those of training. C: integers\n"
+                       "alone, no allocation, no dependency; its results are the runtime's, code for code.",
+        .examples = "  nibble export q.h5 --to c -o net.c\n  nibble export q.h5 --to onnx -o net.onnx",
+        .option = option,
+        .n = sizeof option / sizeof *option,
+        .common = &o.common,
+        .common_mask = CL_OUTPUT | CL_FORCE | CL_JSON};
+    const char *argument[CL_MAX_ARGUMENTS];
+    int code;
+    return cl_parse(&command, argc, argv, argument, &code) ? cl_exit(export_net(argument[0], &o)) : code;
 }
 
 /* ---- info --------------------------------------------------------------------------------- */

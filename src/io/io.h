@@ -481,4 +481,28 @@ typedef struct { /* a zeroed struct is a valid empty one */
 status fm_pictures_open(fm_pictures *p, const char *source, bool train);
 void fm_pictures_free(fm_pictures *p);
 
+/* ---- ONNX, written only ---- */
+
+typedef struct { /* a protobuf message that grows; failed: out of memory */
+    uint8_t *data;
+    size_t bytes, room;
+    bool failed;
+} fm_message;
+typedef enum { FM_ONNX_FLOAT = 1, FM_ONNX_UINT8 = 2, FM_ONNX_INT8 = 3, FM_ONNX_INT32 = 6, FM_ONNX_INT64 = 7, FM_ONNX_UINT4 = 21, FM_ONNX_INT4 = 22 } fm_onnx_type;
+typedef struct {
+    const char *name; /* NULL ends a list */
+    int n;            /* numbers of a list; 0: one number */
+    int64_t value[4];
+} fm_onnx_attribute;
+typedef struct { /* a zeroed struct is an empty graph; what fails is told by fm_onnx_write */
+    fm_message nodes, tensors;
+} fm_onnx;
+/* A constant; data as ONNX's raw_data has it. */
+void fm_onnx_tensor(fm_onnx *g, const char *name, fm_onnx_type type, int n_dim, const int64_t *dim, const void *data, size_t bytes);
+/* out = op(in...), in the order of computation; a: list of integers, NULL: none. */
+void fm_onnx_node(fm_onnx *g, const char *op, const char *const *in, int n_in, const char *out, const fm_onnx_attribute *a);
+/* The file, of opset 21, with one float input [batch, in...] and one float output [batch, out...]. */
+status fm_onnx_write(fm_onnx *g, const char *path, const char *input, int n_in, const int64_t *in, const char *output, int n_out, const int64_t *out);
+void fm_onnx_free(fm_onnx *g);
+
 #endif

@@ -92,7 +92,7 @@ bool kn_conv_can_multiply(const kn_conv *c, const kn_grid *x, const kn_grid *w)
 {
     const bool w_fits = w->grain == KN_TENSOR || w->grain == KN_ROW;
     return w_fits && x->grain == KN_TENSOR && x->bits >= 1 && x->bits <= 8 && x->levels == KN_LEVELS_INT && w->bits >= 1 &&
-           w->bits <= 8 && !w->has_zero && kn_largest(w) <= 128 && kn_conv_depth(c) < (1 << 30) / 255 / 128;
+           w->bits <= 8 && w->levels != KN_LEVELS_TABLE && !w->has_zero && kn_largest(w) <= 128 && kn_conv_depth(c) < (1 << 30) / 255 / 128;
 }
 
 static int32_t operand(const kn_codes *w, int64_t n, int64_t d)

@@ -36,6 +36,7 @@ static status conv_step(rt_net_step *to, const ly_conv *l, md_picture_net *net, 
     if (!w)
         return NB_NOMEM;
     to->c = l->c;
+    to->w = w;
     TRY(kn_conv_codes_new(&to->codes, &l->c, w, packed, l->b ? l->b->x : NULL, *scale, *zero));
     TRY(kn_requant_new(&to->requant, l->c.N));
     kn_requant_set(&to->requant, w, *scale, out, scale_y, zero_y, l->act);

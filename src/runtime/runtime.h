@@ -52,6 +52,7 @@ size_t rt_sample_scratch(int64_t V);
 typedef struct {
     md_stage_kind kind;
     kn_conv c;
+    const kn_codes *w; /* of a convolution: the site's */
     kn_conv_codes codes;
     kn_requant requant;
     int32_t zero; /* of what goes in */
@@ -69,5 +70,7 @@ void rt_net_free(rt_net *r);
 /* logits' codes [B, classes] from pixels [B, H*W*C], value = pixel / 255. after(ctx, i, q, ld): codes [B] rows ld apart after step i (i = -1: the input's); NULL: none. */
 typedef void rt_net_watch(void *ctx, int64_t step, const int8_t *q, int64_t ld);
 status rt_net_run(const rt_net *r, int8_t *logits, const uint8_t *pixel, int64_t B, rt_net_watch *after, void *ctx);
+/* The network as one file of freestanding C11 (`nibble_classify`; picture_c.c tells its form) that makes the same codes. bytes: of its constants. */
+status rt_net_write_c(const rt_net *r, const char *path, int64_t *bytes);
 
 #endif
