@@ -12,7 +12,7 @@ FOLDERS = [("mnist", "../shared/data/mnist"), ("fashion", "/usr/share/datasets/f
 NETWORKS = {
     "simplenet": (None, ["w8a8", "w4a4"], 10000),
     "cnn": ("input 28 28 1\nconv 8 3 stride 2 pad 1 norm relu\nmaxpool 2\nconv 8 3 pad 1 depthwise norm relu6\nconv 16 1 norm relu\n"
-            "avgpool 7\nlinear 10\n", ["w8a8", "w4a8", "w4a4"], 2000),
+            "avgpool 3\nlinear 10\n", ["w8a8", "w4a4"], 2000),
 }
 
 

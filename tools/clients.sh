@@ -18,7 +18,7 @@ python=$folder/python/bin/python3
 if ! "$python" -c 'import numpy, safetensors, gguf, h5py, sentencepiece, onnxruntime' 2>/dev/null; then
     python3 -m venv "$folder/python" >>"$folder/log.txt" 2>&1 || give_up 'a Python environment'
     twice "$python" -m pip install -q numpy==1.26.4 safetensors==0.4.5 gguf==0.19.0 h5py==3.12.1 \
-        sentencepiece==0.2.0 onnxruntime==1.20.1 ||
+        sentencepiece==0.2.0 onnxruntime==1.32.0 ||
         give_up 'numpy, safetensors, gguf, h5py, sentencepiece, onnxruntime'
 fi
 

@@ -214,7 +214,7 @@ status md_net_save(md_picture_net *m, const char *path);
 status md_net_open(md_picture_net *m, const char *path, const fq_recipe *recipe);
 status md_net_load_state(md_picture_net *m, fm_h5 *f);
 /* ONNX with QuantizeLinear and DequantizeLinear, opset 21 (picture_onnx.c): input "picture" [batch, C, H, W] of 0..1, output "logits" [batch, classes].
- * NB_UNSUPPORTED and the site where ranges are not static, or codes not all levels of 8 or 4 bits (weights: at most 8 bits). */
+ * NB_UNSUPPORTED and the site where ranges are not static, or codes of more than 8 bits. */
 status md_net_write_onnx(md_picture_net *m, const char *path);
 bool md_is_net(const char *path); /* whether path is such a file, or a folder with one */
 

@@ -1,5 +1,6 @@
 /* picture_onnx.c - a network of static ranges as ONNX with QuantizeLinear and DequantizeLinear, opset 21, channels first.
- *   results   uint8 or uint4: code - least code                     weights  int8, or int4 where they fit, a scale per channel
+ *   results   uint8, code - least code, clipped where they have fewer levels (onnxruntime 1.32 fails on pools and clips of uint4)
+ *   weights   int8, or int4 where they fit, a scale per channel
  *   biases    int32, rne(b / (scale_x scale_w)), as the integers have them
  * What differs from nibble's integers: floats between a DequantizeLinear and the next QuantizeLinear (a client may fuse them into
  * integers of its own), and halves, which go up here and to even there. So a code may differ by one.
@@ -15,7 +16,7 @@ typedef struct {
     char now[48];        /* the tensor that was made last */
     int n;               /* names given out */
     int64_t H, W, C;     /* of it; flat: [batch, C] */
-    bool flat, bounded;  /* bounded: the constants of Clip are there */
+    bool flat;
     real scale;          /* of its codes */
 } writing;
 
@@ -32,23 +33,33 @@ static void node(writing *w, const char *op, const char *const *in, int n_in, co
     snprintf(w->now, sizeof w->now, "%s", out);
 }
 
-/* Codes of x by the site, and their values: now <- DequantizeLinear(QuantizeLinear(now)). */
+/* A Clip of what was made last. */
+static void clip(writing *w, float low, float high)
+{
+    char lower[48], upper[48], before[48];
+    fm_onnx_tensor(&w->g, name_next(w, lower, "least"), FM_ONNX_FLOAT, 0, NULL, &low, sizeof low);
+    fm_onnx_tensor(&w->g, name_next(w, upper, "most"), FM_ONNX_FLOAT, 0, NULL, &high, sizeof high);
+    snprintf(before, sizeof before, "%s", w->now);
+    node(w, "Clip", (const char *[]){before, lower, upper}, 3, NULL);
+}
+
+/* Codes of what was made last by the site, and their values: now <- DequantizeLinear(QuantizeLinear(now)). */
 static status quantize(writing *w, const fq_site *site)
 {
     const kn_grid *g = &site->spec.grid;
-    const int levels = g->hi - g->lo + 1;
     char scale[48], zero[48], before[48];
     int32_t z = 0;
-    if (!g->bits || site->spec.range == FQ_DYNAMIC || g->grain != KN_TENSOR || g->levels != KN_LEVELS_INT || (levels != 256 && levels != 16))
-        return nb_fail(NB_UNSUPPORTED, "%s: ONNX has static codes of 8 or 4 bits, all of their levels (recipes that fit: w8a8, w4a8, w4a4, w2a4)",
-                       site->name);
+    if (!g->bits || g->bits > 8 || site->spec.range == FQ_DYNAMIC || g->grain != KN_TENSOR || g->levels != KN_LEVELS_INT)
+        return nb_fail(NB_UNSUPPORTED, "%s: ONNX has static codes of at most 8 bits (recipes that fit: w8a8, w4a8, w4a4, w2a4)", site->name);
     if (!site->started)
         return nb_fail(NB_USAGE, "%s has no range yet (calibrate it with data)", site->name);
     fq_site_ranges(site, &w->scale, g->has_zero ? &z : NULL);
     const float s = (float)w->scale;
     const uint8_t code = (uint8_t)(z - g->lo);
+    if (g->hi - g->lo < 255)
+        clip(w, (float)(g->lo - z) * s, (float)(g->hi - z) * s);
     fm_onnx_tensor(&w->g, name_next(w, scale, "scale"), FM_ONNX_FLOAT, 0, NULL, &s, sizeof s);
-    fm_onnx_tensor(&w->g, name_next(w, zero, "zero"), levels == 256 ? FM_ONNX_UINT8 : FM_ONNX_UINT4, 0, NULL, &code, 1);
+    fm_onnx_tensor(&w->g, name_next(w, zero, "zero"), FM_ONNX_UINT8, 0, NULL, &code, 1);
     snprintf(before, sizeof before, "%s", w->now);
     node(w, "QuantizeLinear", (const char *[]){before, scale, zero}, 3, NULL);
     snprintf(before, sizeof before, "%s", w->now);
@@ -142,15 +153,8 @@ static void activate(writing *w, kn_activation act)
     snprintf(before, sizeof before, "%s", w->now);
     if (act == KN_RELU)
         node(w, "Relu", (const char *[]){before}, 1, NULL);
-    if (act != KN_RELU6)
-        return;
-    if (!w->bounded) {
-        const float nought = 0, six = 6;
-        fm_onnx_tensor(&w->g, "nought", FM_ONNX_FLOAT, 0, NULL, &nought, sizeof nought);
-        fm_onnx_tensor(&w->g, "six", FM_ONNX_FLOAT, 0, NULL, &six, sizeof six);
-        w->bounded = true;
-    }
-    node(w, "Clip", (const char *[]){before, "nought", "six"}, 3, NULL);
+    if (act == KN_RELU6)
+        clip(w, 0, 6);
 }
 
 static status put_layer(writing *w, const ly_conv *l, ag_params *params)
@@ -195,8 +199,7 @@ static status put_pool(writing *w, const md_stage *s, const fq_site *site)
     node(w, s->kind == MD_STAGE_MAX_POOL ? "MaxPool" : "AveragePool", (const char *[]){before}, 1, a);
     w->H = k->OH;
     w->W = k->OW;
-    /* a maximum of codes' values is one of them; onnxruntime takes the pair away from 4-bit ones and then refuses the pool */
-    return s->kind == MD_STAGE_MAX_POOL && site->spec.grid.bits < 8 ? NB_OK : quantize(w, site);
+    return quantize(w, site);
 }
 
 static status put_graph(writing *w, md_picture_net *m)
