@@ -483,20 +483,10 @@ void fm_pictures_free(fm_pictures *p);
 
 /* ---- ONNX, written only ---- */
 
-typedef struct { /* a protobuf message that grows; failed: out of memory */
-    uint8_t *data;
-    size_t bytes, room;
-    bool failed;
-} fm_message;
+typedef struct { uint8_t *data; size_t bytes, room; bool failed; } fm_message; /* a protobuf message that grows; failed: out of memory */
 typedef enum { FM_ONNX_FLOAT = 1, FM_ONNX_UINT8 = 2, FM_ONNX_INT8 = 3, FM_ONNX_INT32 = 6, FM_ONNX_INT64 = 7, FM_ONNX_UINT4 = 21, FM_ONNX_INT4 = 22 } fm_onnx_type;
-typedef struct {
-    const char *name; /* NULL ends a list */
-    int n;            /* numbers of a list; 0: one number */
-    int64_t value[4];
-} fm_onnx_attribute;
-typedef struct { /* a zeroed struct is an empty graph; what fails is told by fm_onnx_write */
-    fm_message nodes, tensors;
-} fm_onnx;
+typedef struct { const char *name; int n; int64_t value[4]; } fm_onnx_attribute; /* n numbers of a list, 0: one; name NULL ends them */
+typedef struct { fm_message nodes, tensors; } fm_onnx; /* zeroed: an empty graph; what fails is told by fm_onnx_write */
 /* A constant; data as ONNX's raw_data has it. */
 void fm_onnx_tensor(fm_onnx *g, const char *name, fm_onnx_type type, int n_dim, const int64_t *dim, const void *data, size_t bytes);
 /* out = op(in...), in the order of computation; a: list of integers, NULL: none. */
