@@ -118,9 +118,19 @@ static status check(const ptq_options *o)
     return NB_OK;
 }
 
-static status run_methods(md_model *m, const ptq_options *o, fm_tokens *data)
+/* The same file once more in floats, where a method learns from them: a method before it may have changed m's. */
+static status open_teacher(md_model *teacher, const ptq_options *o, const char *path)
+{
+    for (int i = 0; i < o->n; i++)
+        if (o->method[i]->needs_teacher)
+            return cl_open_model(teacher, path, &o->common, "float", false);
+    return NB_OK;
+}
+
+static status run_methods(md_model *m, md_model *teacher, const ptq_options *o, fm_tokens *data)
 {
     pt_options p = o->p;
+    p.teacher = teacher->params.n ? teacher : NULL;
     char part[4096];
     if (o->common.output && snprintf(part, sizeof part, "%s.part", o->common.output) < (int)sizeof part)
         p.part = part;
@@ -155,7 +165,7 @@ static status say_matrix(const ptq_options *o, const char *methods)
 
 static status run(const char *methods, const char *path, ptq_options *o)
 {
-    md_model m = {0};
+    md_model m = {0}, teacher = {0};
     fm_tokens data = {0};
     if (o->list)
         return list_methods(o->common.json);
@@ -176,10 +186,13 @@ static status run(const char *methods, const char *path, ptq_options *o)
     if (s == NB_OK && o->common.data)
         s = cl_open_data(&data, o->common.data, &o->common, &m);
     if (s == NB_OK)
-        s = run_methods(&m, o, o->common.data ? &data : NULL);
+        s = open_teacher(&teacher, o, path);
+    if (s == NB_OK)
+        s = run_methods(&m, &teacher, o, o->common.data ? &data : NULL);
     if (s == NB_OK)
         s = o->common.output || o->common.json ? cl_report_folded(&m, methods, &o->common) : say_matrix(o, methods);
     fm_tokens_close(&data);
+    md_free(&teacher);
     md_free(&m);
     return s;
 }

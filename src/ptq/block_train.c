@@ -410,11 +410,15 @@ static bool is_started(const md_model *m)
     return true;
 }
 
+status pt_start_ranges(md_model *m, const pt_options *o)
+{
+    return is_started(m) ? NB_OK : kd_find_ranges(m, FQ_START_IMPORTANCE, o->data, &o->calibration);
+}
+
 status pt_train_blocks(md_model *m, const pt_options *o, const pt_block_method *how)
 {
     trainer t = {.how = how, .o = o};
-    if (!is_started(m))
-        TRY(kd_find_ranges(m, FQ_START_IMPORTANCE, o->data, &o->calibration));
+    TRY(pt_start_ranges(m, o));
     kd_calibration c = o->calibration;
     c.samples = c.samples > 0 ? c.samples : WINDOWS;
     c.length = c.length > 0 ? c.length : LENGTH < m->config.ctx ? LENGTH : m->config.ctx;

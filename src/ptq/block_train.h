@@ -56,6 +56,7 @@ typedef struct {
  * recipe without codes in its blocks, or no data. */
 status pt_train_blocks(md_model *m, const pt_options *o, const pt_block_method *how);
 
+status pt_start_ranges(md_model *m, const pt_options *o); /* by importance, where some range has not begun */
 status pt_block_train(pt_block *b, ag_param *p); /* p, a parameter of the block or an own one, is trained */
 status pt_block_watch(pt_block *b, ag_param *p); /* p's gradient is wanted; NULL is fine */
 /* w->scale <- the scales as they are stored now; those of a dynamic range follow the latent. */

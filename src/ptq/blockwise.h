@@ -7,5 +7,6 @@ status pt_autoround(md_model *m, const pt_options *o);
 status pt_blockap(md_model *m, const pt_options *o);
 status pt_omniquant(md_model *m, const pt_options *o);
 status pt_adaround(md_model *m, const pt_options *o);
+status pt_e2eqp(md_model *m, const pt_options *o); /* end to end, behind one of them or alone: scales only */
 
 #endif

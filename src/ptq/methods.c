@@ -55,6 +55,11 @@ static const pt_setting block_settings[] = {
     {"--block-scale-lr", "RATE", PT_NUMBER, offsetof(pt_options, block_scale_lr), NULL, "the same of its ranges"},
     {0}};
 
+static const pt_setting e2e_settings[] = {
+    {"--e2e-steps", "N", PT_COUNT, offsetof(pt_options, e2e_steps), NULL, "e2eqp: steps of 2048 tokens (100)"},
+    {"--e2e-lr", "RATE", PT_NUMBER, offsetof(pt_options, e2e_lr), NULL, "e2eqp: rate of the scales' logarithms (0.001)"},
+    {0}};
+
 static const pt_method methods[] = {
     {.name = "rtn",
      .alias = "round",
@@ -186,6 +191,15 @@ static const pt_method methods[] = {
      .run = pt_adaround,
      .unit = "steps",
      .settings = block_settings},
+    {.name = "e2eqp",
+     .explanation = "scales alone trained end to end on KL to the float model, the codes stay (EfficientQAT's second phase); behind a method\n"
+                    "that finds codes: blockap+e2eqp, gptq+e2eqp; alone behind importance. 1024 windows of 256 tokens",
+     .needs_recipe = true,
+     .needs_data = true,
+     .needs_teacher = true,
+     .run = pt_e2eqp,
+     .unit = "steps",
+     .settings = e2e_settings},
 };
 enum { N_METHODS = sizeof methods / sizeof *methods };
 

@@ -52,6 +52,9 @@ typedef struct {
     const char *part;     /* folder where methods that train block by block keep finished blocks; NULL: nowhere */
     int64_t block_steps;  /* of each block */
     double block_lr, block_scale_lr;
+    md_model *teacher; /* the model in floats, for e2eqp; NULL: it learns from the text alone */
+    int64_t e2e_steps; /* of 2048 tokens */
+    double e2e_lr;     /* of the scales' logarithms */
     double alpha; /* smoothquant.c */
     bool smooth_all;
     int calib_method; /* static.c; calib_parameter of the method, 0: its default */
@@ -74,7 +77,7 @@ typedef struct {
 typedef struct {
     const char *name, *alias; /* alias: another name, or NULL */
     const char *explanation;  /* two lines */
-    bool needs_recipe, needs_data;
+    bool needs_recipe, needs_data, needs_teacher; /* teacher: pt_options.teacher is read */
     const char *recipe; /* the format that it brings, a recipe by name, in place of the user's; NULL: none */
     status (*run)(md_model *m, const pt_options *o);
     const char *unit;           /* of its progress; NULL: samples */
