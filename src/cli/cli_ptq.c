@@ -247,6 +247,7 @@ int cl_ptq(int argc, char **argv)
                     "  nibble ptq importance smollm2.gguf --imatrix imatrix.gguf --recipe q4_0 -o q4.h5\n"
                     "  nibble ptq importance smollm2.gguf --data text.txt --write-imatrix imatrix.gguf\n"
                     "  nibble ptq rotate stories260K.bin --tokenizer tok512.bin --seed 1 -o rotated.h5\n"
+                    "  nibble ptq gptq+e2eqp stories260K.bin --data train.h5 --recipe q4_0 -o q4.h5\n"
                     "  nibble ptq rotate+importance stories260K.bin --data train.h5 --recipe w4a8kv16 -o w4.h5",
         .option = option,
         .n = n,
