@@ -379,6 +379,36 @@ START_TEST(onnx_refuses_what_it_cannot_hold)
 }
 END_TEST
 
+START_TEST(equalization_keeps_the_function_and_evens_the_ranges)
+{
+    const fm_pictures data = made();
+    md_picture_net m;
+    static real x[N * POINTS];
+    real before[N * 3];
+    const int64_t dim[] = {N, POINTS};
+    const md_net_run run = {0};
+    ag_tape t = {.no_grad = true, .quantize_off = true};
+    new_net(&m, networks[_i], "w8a8", &data);
+    for (int i = 0; i < N * POINTS; i++)
+        x[i] = (real)pixel[i] / 255;
+    for (int64_t c = 0; c < kn_conv_depth(&m.layer[0].c); c++)
+        m.layer[0].w->x[c] *= 20; /* a channel that stands out */
+    const ag_tensor *y = md_net_forward(&t, &m, ag_leaf(&t, x, NULL, 2, dim), &run);
+    ck_assert(y != NULL);
+    memcpy(before, ag_value(y), sizeof before);
+    const real first = m.layer[0].w->x[0];
+    ck_assert_int_eq(md_net_equalize(&m), NB_OK);
+    ck_assert(m.layer[0].w->x[0] != first);
+    ag_reset(&t);
+    y = md_net_forward(&t, &m, ag_leaf(&t, x, NULL, 2, dim), &run);
+    for (int i = 0; i < N * 3; i++) /* floats in another order of magnitude: rounding alone */
+        ck_assert_msg(fabs((double)ag_value(y)[i] - (double)before[i]) <= 2e-5 * (1 + fabs((double)before[i])), "%d: %g %g", i,
+                      (double)ag_value(y)[i], (double)before[i]);
+    ag_tape_free(&t);
+    md_net_free(&m);
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("pictures");
@@ -391,6 +421,7 @@ int main(void)
     tcase_add_loop_test(tc, a_run_goes_on_where_it_stopped, 0, 1);
     tcase_add_loop_test(tc, exported_c_equals_the_runtime, 0, RECIPES);
     tcase_add_test(tc, onnx_refuses_what_it_cannot_hold);
+    tcase_add_loop_test(tc, equalization_keeps_the_function_and_evens_the_ranges, 0, NETWORKS);
     suite_add_tcase(s, tc);
     return run_suite(s);
 }

@@ -13,7 +13,8 @@ cl_command_function *cl_picture_command(const char *name, int argc, char **argv)
     static const struct {
         const char *name;
         cl_command_function *run;
-    } of_files[] = {{"qat", cl_picture_qat}, {"fold", cl_picture_fold}, {"eval", cl_picture_eval}, {"info", cl_picture_info}, {"export", cl_picture_export}};
+    } of_files[] = {{"qat", cl_picture_qat}, {"fold", cl_picture_fold}, {"eval", cl_picture_eval}, {"info", cl_picture_info}, {"export", cl_picture_export},
+                  {"ptq", cl_picture_ptq},   {"compare", cl_picture_compare}};
     for (int i = 1; i < argc; i++)
         if (!strcmp(name, "train") && says_model(argv[i]))
             return cl_picture_train;

@@ -13,6 +13,8 @@ int cl_picture_fold(int argc, char **argv);
 int cl_picture_eval(int argc, char **argv);
 int cl_picture_info(int argc, char **argv);
 int cl_picture_export(int argc, char **argv);
+int cl_picture_ptq(int argc, char **argv);
+int cl_picture_compare(int argc, char **argv);
 
 /* The pictures of --data. */
 status cl_picture_data(fm_pictures *p, const cl_common *c, bool train);

@@ -197,8 +197,10 @@ typedef struct {
 } md_picture_net; /* does not move: sites point into it */
 /* Builds the modules, the stages copied; seed and codes_only as md_build. Empty after a failure. */
 status md_net_build(md_picture_net *m, const md_stages *s, const fq_recipe *recipe, uint64_t seed, bool codes_only);
-/* The same function under a recipe: batch norms folded into the convolutions before them, w sqrt-scaled by norm / sqrt(variance + eps) and the rest into the bias. */
+/* The same function under a recipe: batch norms folded into the convolutions before them, w times norm / sqrt(variance + eps), the rest into the bias. */
 status md_net_with_recipe(md_picture_net *dst, const md_picture_net *src, const fq_recipe *recipe);
+/* Cross-layer equalization (picture_equalize.c): the same function, neighbouring channels of one magnitude. Float weights, norms folded; ranges begin anew. */
+status md_net_equalize(md_picture_net *m);
 void md_net_free(md_picture_net *m);
 typedef struct {
     bool training;         /* dropout, the batch's own moments */
