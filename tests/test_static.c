@@ -192,6 +192,64 @@ START_TEST(a_failing_allocation_leaves_a_model)
 }
 END_TEST
 
+/* ---- levels from quantiles ------------------------------------------------------------------- */
+
+START_TEST(quantiles_are_those_of_the_sorted_values)
+{
+    static const real x[] = {6, 7, 15, 36, 39, 40, 41, 42, 43, 47, 49};
+    ck_assert(pt_quantile(x, 11, 0.25) == 15 && pt_quantile(x, 11, 0.5) == 40 && pt_quantile(x, 11, 0.75) == 43);
+    ck_assert(pt_quantile(x, 11, 0) == 6 && pt_quantile(x, 11, 1) == 49);
+}
+END_TEST
+
+START_TEST(every_level_of_quantiles_is_used_about_equally_often)
+{
+    enum { COUNT = 64 * 500 };
+    real level[KN_OWN_LEVELS], *w = malloc(COUNT * sizeof *w);
+    int64_t used[KN_OWN_LEVELS] = {0};
+    kn_grid g = kn_grid_table(KN_TABLE_OWN, KN_BLOCK, 64, KN_SCALE_F32);
+    kn_codes c;
+    for (int64_t i = 0; i < COUNT; i++)
+        w[i] = (real)nb_random_normal(11, 3, (uint64_t)i) * (i / 64 % 7 ? 1 : 20);
+    OK(pt_quantile_levels(level, w, COUNT));
+    memcpy(g.level, level, sizeof level);
+    OK(kn_grid_check(&g));
+    OK(kn_codes_new(&c, &g, 500, 64));
+    kn_encode(&c, w);
+    for (int64_t i = 0; i < COUNT; i++)
+        used[c.q[i]]++;
+    for (int i = 0; i < KN_OWN_LEVELS; i++) {
+        ck_assert_msg(used[i] > COUNT / 60 && used[i] < COUNT / 10, "level %d of %g: %lld times of %d", i, (double)level[i], (long long)used[i], COUNT);
+        ck_assert(fabs((double)level[i]) <= 1 && (i == 0 || level[i] > level[i - 1]));
+    }
+    kn_codes_free(&c);
+    for (int64_t i = 0; i < COUNT; i++) /* few values, all equal or 0: levels still ascend */
+        w[i] = _i == 0 ? 0 : _i == 1 ? 3 : (real)(i % 2);
+    OK(pt_quantile_levels(g.level, w, COUNT));
+    OK(kn_grid_check(&g));
+    free(w);
+}
+END_TEST
+
+START_TEST(levels_of_quantiles_are_kept_in_the_file)
+{
+    md_model m, folded;
+    scratch_begin();
+    made_model(&m, &made_shapes[LLAMA], "nf4", 2);
+    OK(pt_run_quantile(&m, &(pt_options){0}));
+    ck_assert_str_eq(m.recipe.name, "quantile");
+    const fq_site *a = fq_site_find(&m.sites, "layers.0.attn.wq.weight"), *b = fq_site_find(&m.sites, "layers.0.mlp.up.weight");
+    ck_assert(a->spec.grid.table == KN_TABLE_OWN && !kn_grid_equal(&a->spec.grid, &b->spec.grid));
+    OK(md_save_folded(&m, scratch_path("folded.h5"), false));
+    OK(md_open(&folded, scratch_path("folded.h5"), &(md_open_options){0}));
+    ck_assert(weight_codes(&m) == weight_codes(&folded));
+    ck_assert(fq_spec_equal(&fq_site_find(&folded.sites, a->name)->spec, &a->spec));
+    md_free(&folded);
+    md_free(&m);
+    scratch_end();
+}
+END_TEST
+
 /* ---- EasyQuant ------------------------------------------------------------------------------- */
 
 static double cosine_of(const double *a, const double *b, int64_t n)
@@ -346,6 +404,9 @@ int main(void)
     tcase_add_test(tc, what_cannot_be_is_said);
     tcase_add_test(tc, a_failing_allocation_leaves_a_model);
     tcase_add_test(tc, easyquant_finds_what_a_plain_search_finds);
+    tcase_add_test(tc, quantiles_are_those_of_the_sorted_values);
+    tcase_add_loop_test(tc, every_level_of_quantiles_is_used_about_equally_often, 0, 3);
+    tcase_add_test(tc, levels_of_quantiles_are_kept_in_the_file);
     suite_add_tcase(s, tc);
     return run_suite(s);
 }

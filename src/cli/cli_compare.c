@@ -47,7 +47,7 @@ static status add_method(comparison *c, const char *method)
     bool by_recipe;
     TRY(read_composition(&by_recipe, &own, method));
     if (own) {
-        cl_row_of *r = compare_add(c, method, own, c->model);
+        cl_row_of *r = compare_add(c, method, own, c->model); /* the recipe is named by the file that it makes */
         if (r)
             r->own_format = true;
         return r ? NB_OK : NB_NOMEM;

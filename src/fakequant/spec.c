@@ -1,5 +1,6 @@
 /* spec.c - the text form of a spec: words in any order, one of each kind.
- *   levels   float [f16 | bf16: a weight as stored] | int2 .. int8, int16 | seq2 .. seq7 | ternary | sign | nf4 | fp4 | iq4_nl
+ *   levels   float [f16 | bf16: a weight as stored] | int2 .. int8, int16 | seq2 .. seq7 | ternary | sign | nf4 | fp4 | iq4_nl |
+ *            levels:HEX, 16 levels of a table as binary16, four digits each, ascending
  *   codes    narrow | asym | codes:LO..HI
  *   grain    tensor | row (token) | head | group:N | block:N               default row
  *   scale    f32 | f16 | bf16 | pow2 | super6 | super8                     default f32
@@ -107,15 +108,32 @@ static status read_method(reading *r, const char *text, const char *word)
 
 static int table_named(const char *word)
 {
-    for (int i = 0; i < KN_TABLE_COUNT; i++)
+    for (int i = 0; i < KN_TABLE_OWN; i++)
         if (!strcmp(word, kn_table_text((kn_table_name)i)))
             return i;
     return -1;
 }
 
+/* 64 digits, lower case. */
+static status read_own_levels(reading *r, const char *word, const char *digits)
+{
+    if (strlen(digits) != 4 * KN_OWN_LEVELS || strspn(digits, "0123456789abcdef") != 4 * KN_OWN_LEVELS)
+        return nb_fail(NB_USAGE, "'%s': wanted levels: and %d digits, four for each level", word, 4 * KN_OWN_LEVELS);
+    for (int i = 0; i < KN_OWN_LEVELS; i++) {
+        char four[5] = {0};
+        memcpy(four, digits + 4 * i, 4);
+        r->s.grid.level[i] = (real)nb_half_to((uint16_t)strtoul(four, NULL, 16));
+    }
+    r->table = KN_TABLE_OWN;
+    r->bits = 4;
+    return NB_OK;
+}
+
 static status read_levels(reading *r, const char *word)
 {
     TRY(once(r, LEVELS, word));
+    if (!strncmp(word, "levels:", 7))
+        return read_own_levels(r, word, word + 7);
     if (!strcmp(word, "float"))
         return NB_OK;
     r->table = table_named(word);
@@ -195,7 +213,7 @@ static status read_word(reading *r, const char *word)
     size_t n = colon ? (size_t)(colon - word) : strlen(word);
     int i;
     if (!strncmp(word, "int", 3) || !strncmp(word, "seq", 3) || !strcmp(word, "float") || !strcmp(word, "ternary") ||
-        !strcmp(word, "sign") || table_named(word) >= 0)
+        !strcmp(word, "sign") || !strncmp(word, "levels:", 7) || table_named(word) >= 0)
         return read_levels(r, word);
     if (!strncmp(word, "codes:", 6))
         return read_codes(r, word);
@@ -253,8 +271,11 @@ static fq_ste default_ste(int range)
 static kn_grid grid_of(const reading *r)
 {
     const kn_grid *said = &r->s.grid;
-    if (r->table >= 0)
-        return kn_grid_table((kn_table_name)r->table, said->grain, said->group, said->scale);
+    if (r->table >= 0) {
+        kn_grid t = kn_grid_table((kn_table_name)r->table, said->grain, said->group, said->scale);
+        memcpy(t.level, said->level, sizeof t.level);
+        return t;
+    }
     kn_grid g =
         kn_grid_int(r->bits, (r->said & NARROW) != 0, (r->said & ZERO) != 0, said->grain, said->group, said->scale);
     if (r->half_step) {
@@ -305,7 +326,7 @@ static status check(const reading *r)
 status fq_spec_parse(fq_spec *s, const char *text)
 {
     reading r = {.s.grid.grain = KN_ROW, .table = -1};
-    char word[64];
+    char word[96];
     *s = (fq_spec){0};
     for (const char *p = text;;) {
         p += strspn(p, " \t\r\n,");
@@ -358,6 +379,8 @@ static void put_levels(output *o, const kn_grid *g)
     }
     if (kn_has_table(g)) {
         put(o, "%s", kn_table_text((kn_table_name)g->table));
+        for (int i = 0; g->table == KN_TABLE_OWN && i < KN_OWN_LEVELS; i++)
+            put(o, "%s%04x", i ? "" : ":", (unsigned)nb_half_from((float)g->level[i]));
         return;
     }
     if (g->bits == 2 && g->lo == -1 && g->hi == 1 && !g->has_zero) {

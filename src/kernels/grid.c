@@ -35,7 +35,7 @@ bool kn_grid_equal(const kn_grid *a, const kn_grid *b)
         return true;
     return a->levels == b->levels && a->bits == b->bits && a->grain == b->grain && a->scale == b->scale &&
            a->rule == b->rule && a->table == b->table && a->has_zero == b->has_zero && a->lo == b->lo && a->hi == b->hi && a->group == b->group &&
-           a->outlier == b->outlier;
+           a->outlier == b->outlier && (a->table != KN_TABLE_OWN || !memcmp(a->level, b->level, sizeof a->level));
 }
 
 static status check_levels(const kn_grid *g)
@@ -62,6 +62,9 @@ static status check_levels(const kn_grid *g)
         const kn_grid t = kn_grid_table((kn_table_name)g->table, KN_ROW, 0, KN_SCALE_F32);
         if (g->bits != t.bits || g->has_zero || g->lo != t.lo || g->hi != t.hi || g->rule != KN_RULE_NIBBLE)
             return nb_fail(NB_USAGE, "%s has %d bits, all its codes, and no zero point", kn_table_text((kn_table_name)g->table), t.bits);
+        for (int i = 0; g->table == KN_TABLE_OWN && i < g->hi; i++)
+            if (!(g->level[i] < g->level[i + 1]) || !(fabs(g->level[i]) < 65504) || !(fabs(g->level[g->hi]) < 65504))
+                return nb_fail(NB_USAGE, "levels ascend and are finite; %g is followed by %g", (double)g->level[i], (double)g->level[i + 1]);
         return NB_OK;
     }
     default:

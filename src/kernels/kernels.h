@@ -29,7 +29,8 @@ status kn_isa_check(void);
 /* ---- the grid ----------------------------------------------------------------------------- */
 
 typedef enum { KN_LEVELS_NONE, KN_LEVELS_INT, KN_LEVELS_HALF_STEP, KN_LEVELS_SIGN, KN_LEVELS_TABLE } kn_levels;
-typedef enum { KN_TABLE_NF4, KN_TABLE_FP4, KN_TABLE_IQ4_NL, KN_TABLE_COUNT } kn_table_name;
+typedef enum { KN_TABLE_NF4, KN_TABLE_FP4, KN_TABLE_IQ4_NL, KN_TABLE_OWN, KN_TABLE_COUNT } kn_table_name;
+enum { KN_OWN_LEVELS = 16 };
 typedef enum { KN_TENSOR, KN_ROW, KN_HEAD, KN_GROUP, KN_BLOCK } kn_grain;
 typedef enum { KN_SCALE_F32, KN_SCALE_F16, KN_SCALE_BF16, KN_SCALE_POW2, KN_SCALE_SUPER6, KN_SCALE_SUPER8 } kn_scale_type;
 typedef enum { KN_RULE_NIBBLE, KN_RULE_GGML_Q8_0, KN_RULE_GGML_Q4_0, KN_RULE_LLAMA2C } kn_rule;
@@ -55,6 +56,7 @@ typedef struct {
     int32_t lo, hi; /* range of codes */
     int32_t group;  /* elements, for HEAD, GROUP, BLOCK; 0 otherwise */
     float outlier;
+    real level[KN_OWN_LEVELS]; /* of KN_TABLE_OWN: exact in binary16, ascending; else 0 */
 } kn_grid;
 
 /* Integer grid of `bits` (2..8, 16): symmetric -2^(b-1)..2^(b-1)-1, narrow (symmetric) -(2^(b-1)-1)..; 1 bit: SIGN. */
@@ -62,14 +64,15 @@ kn_grid kn_grid_int(int bits, bool narrow, bool has_zero, kn_grain grain, int gr
 /* A grid of the levels of a table: 4 bits.
  *   NF4     bitsandbytes': quantiles of a normal distribution over [-1, 1], one of them 0     (Dettmers et al. 2023, QLoRA)
  *   FP4     bitsandbytes': sign, 2 bits of exponent, 1 of mantissa over 12: 0, 1/192, 1/6, 1/4, 1/3, 1/2, 2/3, 1 and their negatives
- *   IQ4_NL  ggml's integers -127 .. 113                                                       (ggml-quants.c, kvalues_iq4nl) */
+ *   IQ4_NL  ggml's integers -127 .. 113                                                       (ggml-quants.c, kvalues_iq4nl)
+ *   OWN     16 levels that the grid itself carries, the scale is the largest magnitude / the largest |level|: the caller fills level in */
 kn_grid kn_grid_table(kn_table_name table, kn_grain grain, int group, kn_scale_type scale);
 const real *kn_table_levels(const kn_grid *g); /* [hi + 1], of a TABLE */
 static inline bool kn_has_table(const kn_grid *g)
 {
     return g->levels == KN_LEVELS_TABLE;
 }
-/* "nf4", "fp4", "iq4_nl" */
+/* "nf4", "fp4", "iq4_nl"; "levels" of OWN */
 const char *kn_table_text(kn_table_name table);
 bool kn_grid_equal(const kn_grid *a, const kn_grid *b);
 status kn_grid_check(const kn_grid *g); /* NB_USAGE and the reason where the fields make no sense */

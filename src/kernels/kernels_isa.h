@@ -201,11 +201,16 @@ static inline real kn_offset(const kn_grid *g, int32_t zero)
     return (real)(kn_add(g) - zero);
 }
 
+/* The larger end of ascending levels. */
+static inline real kn_max_level(const real *level, int32_t hi)
+{
+    return -level[0] > level[hi] ? -level[0] : level[hi];
+}
 /* What the largest magnitude is divided by to give the scale; see kn_range_of. */
 static inline real kn_top_level(const kn_grid *g)
 {
     if (kn_has_table(g))
-        return -kn_table_levels(g)[0]; /* no level is larger */
+        return kn_max_level(kn_table_levels(g), g->hi);
     return (real)(g->levels == KN_LEVELS_SIGN ? 1 : g->levels == KN_LEVELS_HALF_STEP ? 2 * g->hi + 2 : g->hi);
 }
 bool kn_table_has_integers(const kn_grid *g);

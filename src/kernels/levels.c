@@ -25,6 +25,7 @@ static const level_table tables[KN_TABLE_COUNT] = {
     [KN_TABLE_FP4] = {"fp4", 15, false,
                       {-1, -2 * THIRD, -(real)0.5, -THIRD, -(real)0.25, -THIRD / 2, -LEAST, 0, LEAST, THIRD / 2, (real)0.25, THIRD,
                        (real)0.5, 2 * THIRD, 1}},
+    [KN_TABLE_OWN] = {"levels", KN_OWN_LEVELS, false, {0}}, /* the grid has them */
     [KN_TABLE_IQ4_NL] = {"iq4_nl", 16, true,
                          {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113}},
 };
@@ -43,7 +44,7 @@ kn_grid kn_grid_table(kn_table_name table, kn_grain grain, int group, kn_scale_t
 
 const real *kn_table_levels(const kn_grid *g)
 {
-    return tables[g->table].level;
+    return g->table == KN_TABLE_OWN ? g->level : tables[g->table].level;
 }
 
 const char *kn_table_text(kn_table_name table)

@@ -94,6 +94,24 @@ static const pt_method methods[] = {
      .needs_recipe = true,
      .run = run_absmax,
      .recipe = "int8"},
+    {.name = "nf4",
+     .explanation = "4 bits on the quantiles of a normal distribution, the largest of each block of 64 its scale (QLoRA); codes are bitsandbytes'.\n"
+                    "A format of its own (recipe nf4): --recipe is not looked at; float inputs, embedding and head in F16",
+     .needs_recipe = true,
+     .run = run_absmax,
+     .recipe = "nf4"},
+    {.name = "fp4",
+     .explanation = "the same on the levels of a 4-bit float: sign, two bits of exponent, one of mantissa; codes are bitsandbytes'.\n"
+                    "A format of its own (recipe fp4): --recipe is not looked at",
+     .needs_recipe = true,
+     .run = run_absmax,
+     .recipe = "fp4"},
+    {.name = "quantile",
+     .explanation = "the same on 16 levels from the quantiles of each weight itself, so that codes are used about equally often; the levels stand in\n"
+                    "the file's recipe. A format of its own: --recipe is not looked at",
+     .needs_recipe = true,
+     .run = pt_run_quantile,
+     .recipe = "nf4"},
     {.name = "mse",
      .explanation = "scales by search for the least squared error of the weights, then least squares for the codes found;\n"
                     "better than rtn for rows and few bits, hardly for groups of 32",

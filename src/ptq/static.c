@@ -45,12 +45,12 @@ static status start_others(md_model *m)
     return NB_OK;
 }
 
-static status under_recipe(md_model *m, const char *suffix, const char *text)
+status pt_under_recipe(md_model *m, const char *suffix, bool whole, const char *text)
 {
     fq_recipe r;
     md_model own = {0};
     char name[sizeof r.name];
-    snprintf(name, sizeof name, "%.40s+%s", m->recipe.name, suffix);
+    snprintf(name, sizeof name, "%.40s%s%.20s", whole ? "" : m->recipe.name, whole ? "" : "+", suffix);
     TRY(fq_recipe_parse(&r, name, text, strlen(text)));
     status s = md_with_recipe(&own, m, &r);
     if (s == NB_OK)
@@ -204,7 +204,7 @@ static status give_activations(md_model *m, const char *suffix, const wanted *w)
     char *text = recipe_text(m, w, &changes);
     if (!text)
         return NB_NOMEM;
-    status s = changes ? under_recipe(m, suffix, text) : start_others(m);
+    status s = changes ? pt_under_recipe(m, suffix, false, text) : start_others(m);
     free(text);
     m->params.version++;
     return s;
