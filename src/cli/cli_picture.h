@@ -20,4 +20,6 @@ int cl_picture_compare(int argc, char **argv);
 status cl_picture_data(fm_pictures *p, const cl_common *c, bool train);
 /* Opens MODEL, with a recipe (NULL: its own). */
 status cl_picture_open(md_picture_net *m, const char *path, const char *recipe);
+/* A sheet about a network and a quantized one as SVG (picture_sheet.c). */
+status cl_picture_sheet(const char *path, md_picture_net *plain, md_picture_net *coded, const fm_pictures *test);
 #endif

@@ -9,7 +9,7 @@
 
 typedef struct {
     cl_common common;
-    const char *recipe, *recipes, *methods;
+    const char *recipe, *recipes, *methods, *sheet;
     int64_t samples;
     int calibration; /* 0: as the recipe says; else 1 + an fq_method */
 } quantize_options;
@@ -177,6 +177,24 @@ static status add_quantized(comparison *c, const char *path, const fm_pictures *
     return NB_OK;
 }
 
+static status sheet(const char *const *argument, const quantize_options *o, const fm_pictures *train, const fm_pictures *test)
+{
+    char recipe[256], method[64];
+    md_picture_net plain = {0}, coded = {0};
+    int last = 0;
+    while (last + 1 < CL_MAX_ARGUMENTS && argument[last + 1])
+        last++;
+    next_word(recipe, sizeof recipe, o->recipes);
+    next_word(method, sizeof method, o->methods);
+    TRY(cl_picture_open(&plain, argument[0], NULL));
+    status s = last ? cl_picture_open(&coded, argument[last], NULL) : quantize(&coded, argument[0], recipe, method, o, train);
+    if (s == NB_OK)
+        s = cl_picture_sheet(o->sheet, &plain, &coded, test);
+    md_net_free(&plain);
+    md_net_free(&coded);
+    return s;
+}
+
 static status compare(const char *const *argument, const quantize_options *o)
 {
     fm_pictures train = {0}, test = {0};
@@ -193,6 +211,8 @@ static status compare(const char *const *argument, const quantize_options *o)
         s = add_quantized(&c, argument[0], &train);
     for (int i = 1; i < CL_MAX_ARGUMENTS && argument[i] && s == NB_OK; i++)
         s = add_file(&c, argument[i], argument[i]);
+    if (s == NB_OK && o->sheet)
+        s = sheet(argument, o, &train, &test);
     nb_json_close(&c.json, ']');
     if (s == NB_OK)
         s = o->common.json ? cl_print_json(&c.json) : cl_table_print(stdout, &c.table, "llrrrrl");
@@ -211,6 +231,7 @@ int cl_picture_compare(int argc, char **argv)
         {"--methods", "NAME,...", CL_TEXT, &o.methods, "rtn,mse,equalize+mse", METHODS},
         {"--calib-method", CALIBRATION, CL_CHOICE, &o.calibration, "recipe", "how ranges of results come from the pictures"},
         {"--calib-samples", "N", CL_COUNT, &o.samples, "1000", "pictures that they come from"},
+        {"--sheet", "FILE.svg", CL_TEXT, &o.sheet, NULL, "draw filters, ranges and mistakes of the last FILE (else of the first recipe)"},
     };
     const cl_command command = {
         .name = "compare",
@@ -218,7 +239,7 @@ int cl_picture_compare(int argc, char **argv)
         .summary = "every way to quantize a network for pictures, in one table",
         .explanation = "MODEL is a float network; every recipe by every method, and the FILEs (folded networks, run folders), are\n"
                        "measured on the test pictures: accuracy, points from the float one, bytes, speed.",
-        .examples = "  nibble compare f/ q/ --data fashion",
+        .examples = "  nibble compare f/ q/ --data fashion --sheet sheet.svg",
         .option = option,
         .n = sizeof option / sizeof *option,
         .common = &o.common,
