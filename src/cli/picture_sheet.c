@@ -2,6 +2,7 @@
  * largest of a filter, black: its opposite), the range of every result, test pictures that the quantized one takes for another class.
  */
 #include "cli/cli_picture.h"
+#include "cli/plot.h"
 #include <math.h>
 #include <stdlib.h>
 
@@ -85,10 +86,14 @@ static void mistakes(FILE *f, const fm_pictures *p, const uint8_t *class, double
 static status draw(FILE *f, md_picture_net *plain, md_picture_net *coded, const fm_pictures *test, const uint8_t *class)
 {
     fprintf(f, "<svg xmlns='http://www.w3.org/2000/svg' width='%d' height='%d' font-family='sans-serif' font-size='12'>\n"
-               "<rect width='100%%' height='100%%' fill='#eee'/>\n<text x='%d' y='20'>first layer, as it was given (%s)</text>\n",
-            WIDTH, 360 + 18 * (int)coded->base.sites.n, LEFT, plain->base.recipe.n ? plain->base.recipe.name : "floats");
+               "<rect width='100%%' height='100%%' fill='#eee'/>\n<text x='%d' y='20'>first layer, as it was given: ",
+            WIDTH, 360 + 18 * (int)coded->base.sites.n, LEFT);
+    cl_html_text(f, plain->base.recipe.n ? plain->base.recipe.name : "floats");
+    fputs("</text>\n", f);
     TRY(filters(f, plain, 28));
-    fprintf(f, "<text x='%d' y='120'>first layer, by recipe %s</text>\n", LEFT, coded->base.recipe.name);
+    fprintf(f, "<text x='%d' y='120'>first layer, by recipe ", LEFT);
+    cl_html_text(f, coded->base.recipe.name);
+    fputs("</text>\n", f);
     TRY(filters(f, coded, 128));
     fprintf(f, "<text x='%d' y='220'>ranges of results</text>\n", LEFT);
     const double top = ranges(f, coded, 228);
