@@ -40,12 +40,14 @@ static const int32_t lengths[] = {3, 0, 5};
 
 /* cos and sin of arbitrary angles: the rotation does not care. */
 static real table_cos[64], table_sin[64];
+static kn_hadamard *turn_24, *turn_6, *turn_8;
 static void tables(void)
 {
     for (int i = 0; i < 64; i++) {
         table_cos[i] = (real)cos(0.7 * i + 0.1);
         table_sin[i] = (real)sin(0.7 * i + 0.1);
     }
+    ck_assert(kn_hadamard_new(&turn_24, 24) == NB_OK && kn_hadamard_new(&turn_6, 6) == NB_OK && kn_hadamard_new(&turn_8, 8) == NB_OK);
 }
 
 BUILD(linear, ag_linear(t, p[0], p[1], NULL))
@@ -61,6 +63,9 @@ BUILD(rmsnorm_self, ag_rmsnorm(t, p[0], p[0], (real)1e-2))
 BUILD(layernorm, ag_layernorm(t, p[0], p[1], p[2], (real)1e-2))
 BUILD(rope_interleaved, ag_rope(t, p[0], table_cos, table_sin, 2, KN_ROPE_INTERLEAVED))
 BUILD(rope_half, ag_rope(t, p[0], table_cos, table_sin, 2, KN_ROPE_HALF))
+BUILD(hadamard_24, ag_hadamard(t, p[0], turn_24))
+BUILD(hadamard_6, ag_hadamard(t, p[0], turn_6))
+BUILD(hadamard_twice, ag_add(t, p[0], ag_hadamard(t, p[0], turn_8)))
 BUILD(rope_twice, ag_add(t, p[0], ag_rope(t, p[0], table_cos, table_sin, 1, KN_ROPE_HALF)))
 BUILD(attention, ag_attention(t, p[0], p[1], p[2], 4, 2, NULL, false))
 BUILD(attention_one, ag_attention(t, p[0], p[1], p[2], 1, 1, NULL, false))
@@ -189,6 +194,9 @@ static const op_case cases[] = {
     {"rmsnorm(x, x)", rmsnorm_self, 1, {1}, {{7}}},
     {"layernorm", layernorm, 3, {3, 1, 1}, {{2, 3, 7}, {7}, {7}}},
     {"layernorm, wide", layernorm, 3, {2, 1, 1}, {{3, 67}, {67}, {67}}},
+    {"hadamard, a core of 12", hadamard_24, 1, {3}, {{2, 3, 48}}},
+    {"hadamard in blocks", hadamard_6, 1, {3}, {{1, 3, 6}}},
+    {"hadamard added to its input", hadamard_twice, 1, {2}, {{3, 8}}},
     {"rope, interleaved", rope_interleaved, 1, {3}, {{2, 5, 12}}},
     {"rope, half", rope_half, 1, {3}, {{2, 5, 12}}},
     {"rope of one pair", rope_half, 1, {3}, {{1, 1, 4}}},
@@ -354,6 +362,9 @@ START_TEST(gradient_equals_differences)
         for (int64_t j = 0; j < count(c, i); j++)
             ck_assert_msg(fabs((double)(in.g[i][j] - g0[i][j])) <= 1e-12 * (1 + fabs((double)g0[i][j])),
                           "%s, input %d: the gradient into an operator's result differs", c->name, i);
+    kn_hadamard_free(turn_24);
+    kn_hadamard_free(turn_6);
+    kn_hadamard_free(turn_8);
 }
 END_TEST
 

@@ -144,6 +144,7 @@ static const struct {
     {"w4a8kv16", W4, W8, W8, A8, A8, "float", "float", "float"},
     {"w4a8kv8", W4, W8, W8, A8, A8, Q8, "int8 asym head f16 dynamic", "int8 asym head f16 dynamic"},
     {"w4a8kv4", W4, W8, W8, A8, A8, Q8, "int4 asym head f16 dynamic offset", "int4 asym head f16 dynamic"},
+    {"w4a4kv4", W4, W8, W8, "int4 asym row f32 dynamic", A8, Q8, "int4 asym head f16 dynamic offset", "int4 asym head f16 dynamic"},
     {"w4all", W4, W4, W4, A8, A8, "float", "float", "float"},
     {"w8a16g128", "int8 narrow group:128 f16 learned", G8, G8, "float", "float", "float", "float", "float"},
     {"w4a16g128", "int4 group:128 f16 learned", G8, G8, "float", "float", "float", "float", "float"},

@@ -108,7 +108,7 @@ START_TEST(logits_stay_and_files_open_again)
     stir(&m);
     float *before = logits(&m);
     const int64_t n = ROWS * T * m.config.vocab;
-    ck_assert_msg(pt_rotate(&m, 11) == NB_OK, "%s", nb_fail_message());
+    ck_assert_msg(pt_rotate(&m, 11, false) == NB_OK, "%s", nb_fail_message());
     ck_assert(!m.config.tied && m.head.w != m.embed);
     float *after = logits(&m);
     same_logits(before, after, n, "rotated");
@@ -136,13 +136,44 @@ START_TEST(logits_stay_and_files_open_again)
 }
 END_TEST
 
+/* R3 and R4: the forward has matrices more, and the same logits; the runtime's is the tape's; no client gets such a model. */
+START_TEST(online_turns_change_no_logits)
+{
+    md_model m, again;
+    scratch_begin();
+    made_model(&m, &made_shapes[_i], "float", 1);
+    stir(&m);
+    float *before = logits(&m);
+    const int64_t n = ROWS * T * m.config.vocab, hidden = m.config.hidden;
+    ck_assert_msg(pt_rotate(&m, 11, true) == NB_OK, "%s", nb_fail_message());
+    ck_assert(m.config.hadamard && m.block[0].mlp.turn && m.block[0].attn.turn);
+    ck_assert_int_eq(kn_hadamard_length(m.block[0].mlp.turn), hidden);
+    float *after = logits(&m);
+    same_logits(before, after, n, "turned online");
+    ck_assert_int_eq(pt_rotate(&m, 11, true), NB_USAGE);
+    ck_assert_int_eq(md_export(&m, "gguf", scratch_path("m.gguf"), NULL, 0), NB_UNSUPPORTED);
+    ck_assert_msg(strstr(nb_fail_message(), "Hadamard") != NULL, "%s", nb_fail_message());
+    ck_assert_int_eq(md_save_model(&m, scratch_path("m.h5"), FM_F32), NB_OK);
+    opened(&again, scratch_path("m.h5"), NULL);
+    made_compare_models(&m, &again, "saved");
+    float *opened_again = logits(&again);
+    ck_assert(memcmp(after, opened_again, (size_t)n * sizeof *after) == 0);
+    free(opened_again);
+    free(before);
+    free(after);
+    md_free(&again);
+    md_free(&m);
+    scratch_end();
+}
+END_TEST
+
 START_TEST(the_seed_decides)
 {
     md_model a, b, c;
     made_model(&a, &made_shapes[0], "float", 1);
     made_model(&b, &made_shapes[0], "float", 1);
     made_model(&c, &made_shapes[0], "float", 1);
-    ck_assert(pt_rotate(&a, 1) == NB_OK && pt_rotate(&b, 1) == NB_OK && pt_rotate(&c, 2) == NB_OK);
+    ck_assert(pt_rotate(&a, 1, false) == NB_OK && pt_rotate(&b, 1, false) == NB_OK && pt_rotate(&c, 2, false) == NB_OK);
     made_compare_models(&a, &b, "the same seed");
     ck_assert(memcmp(a.embed->x, c.embed->x, (size_t)a.embed->count * sizeof *a.embed->x) != 0);
     md_free(&a);
@@ -156,7 +187,7 @@ START_TEST(a_recipe_stays_and_its_ranges_begin_anew)
     md_model m;
     made_model(&m, &made_shapes[2], "w4a8kv4", 1);
     float *before = logits(&m);
-    ck_assert_msg(pt_rotate(&m, 5) == NB_OK, "%s", nb_fail_message());
+    ck_assert_msg(pt_rotate(&m, 5, false) == NB_OK, "%s", nb_fail_message());
     float *after = logits(&m);
     same_logits(before, after, ROWS * T * m.config.vocab, "latent floats");
     for (int64_t i = 0; i < m.sites.n; i++)
@@ -188,7 +219,7 @@ START_TEST(outliers_are_spread)
     for (int64_t i = 0; i < w->dim[0]; i++)
         w->x[i * w->dim[1] + 5] *= 30;
     const double before = peak(w);
-    ck_assert_int_eq(pt_rotate(&m, 5), NB_OK);
+    ck_assert_int_eq(pt_rotate(&m, 5, false), NB_OK);
     ck_assert_double_lt(peak(m.block[0].attn.wq.w), 0.6 * before);
     md_free(&m);
 }
@@ -202,7 +233,7 @@ START_TEST(folded_models_are_refused)
     ck_assert_int_eq(md_save_folded(&m, scratch_path("f.h5"), false), NB_OK);
     md_free(&m);
     opened(&m, scratch_path("f.h5"), NULL);
-    ck_assert_int_eq(pt_rotate(&m, 1), NB_USAGE);
+    ck_assert_int_eq(pt_rotate(&m, 1, false), NB_USAGE);
     ck_assert(strstr(nb_fail_message(), "folded") && m.block);
     md_free(&m);
     scratch_end();
@@ -214,7 +245,7 @@ START_TEST(layernorm_is_refused)
     const md_config shape = MADE_GPT2(32, 52, 1, 4, 38, .tied = true);
     md_model m;
     made_model(&m, &shape, "float", 1);
-    ck_assert_int_eq(pt_rotate(&m, 1), NB_UNSUPPORTED);
+    ck_assert_int_eq(pt_rotate(&m, 1, false), NB_UNSUPPORTED);
     ck_assert(strstr(nb_fail_message(), "LayerNorm") && m.block && m.config.tied);
     md_free(&m);
 }
@@ -230,7 +261,7 @@ START_TEST(stories_keep_their_logits)
     }
     opened(&m, path, NULL);
     float *before = logits(&m);
-    ck_assert_msg(pt_rotate(&m, 1) == NB_OK, "%s", nb_fail_message());
+    ck_assert_msg(pt_rotate(&m, 1, false) == NB_OK, "%s", nb_fail_message());
     float *after = logits(&m);
     same_logits(before, after, ROWS * T * m.config.vocab, "stories260K");
     free(before);
@@ -246,6 +277,7 @@ int main(void)
     tcase_set_timeout(c, 120);
     tcase_add_test(c, matrices_are_orthogonal);
     tcase_add_loop_test(c, logits_stay_and_files_open_again, 0, N_MADE_LLAMAS);
+    tcase_add_loop_test(c, online_turns_change_no_logits, 0, N_MADE_LLAMAS);
     tcase_add_test(c, the_seed_decides);
     tcase_add_test(c, a_recipe_stays_and_its_ranges_begin_anew);
     tcase_add_test(c, outliers_are_spread);

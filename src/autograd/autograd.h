@@ -155,6 +155,8 @@ ag_tensor *ag_rmsnorm(ag_tape *t, ag_tensor *x, ag_tensor *w, real eps);        
 ag_tensor *ag_layernorm(ag_tape *t, ag_tensor *x, ag_tensor *w, ag_tensor *b, real eps);
 /* x [B, T, H*D] rotated by position; cos, sin [>= T, D/2] live as long as the tape. */
 ag_tensor *ag_rope(ag_tape *t, ag_tensor *x, const real *cos, const real *sin, int64_t H, kn_rope_pairing pairing);
+/* x [.., C] times H, every run of n = kn_hadamard_length(h) channels; C whole runs. h lives as long as the tape. */
+ag_tensor *ag_hadamard(ag_tape *t, ag_tensor *x, const kn_hadamard *h);
 /* q [B,T,H*D], k, v [B,T,G*D] -> [B,T,H*D]; causal, H/G query heads share a kv head; lengths [B] or NULL (right padding). q, k, v may carry codes. */
 ag_tensor *ag_attention(ag_tape *t, ag_tensor *q, ag_tensor *k, ag_tensor *v, int64_t H, int64_t G, const int32_t *lengths, bool quantize_probs);
 ag_tensor *ag_silu(ag_tape *t, ag_tensor *x);

@@ -38,7 +38,7 @@ static status write_model(const char *path, const convert_options *o, const md_t
     TRY(kd_open(&m, path, o->common.which == 0 ? "best" : "last", &open));
     status s = check_floats(&m, path);
     if (s == NB_OK && o->rotate)
-        s = pt_rotate(&m, seed);
+        s = pt_rotate(&m, seed, false);
     if (s == NB_OK)
         s = md_export(&m, t->name, o->common.output, report, sizeof report);
     md_free(&m);

@@ -60,6 +60,9 @@
       WEIGHTS("int4 row f32 learned") ROWS_ENDS8 A8 KV8)                                                               \
     X("w4a8kv4", "4-bit rows, 8-bit inputs per token, 4-bit cache per head, keys less their mean",                     \
       WEIGHTS("int4 row f32 learned") ROWS_ENDS8 A8 KV4)                                                               \
+    X("w4a4kv4", "4-bit rows, 4-bit inputs per token (the head's 8), 4-bit cache per head, keys less their mean; for `rotate --online`",      \
+      WEIGHTS("int4 row f32 learned") ROWS_ENDS8 "*.input             int4 asym token f32 dynamic\n"                   \
+                                                 "head.input          int8 narrow token f32 dynamic\n" KV4)           \
     X("w4all", "w4a8kv16 with embedding and head in 4-bit rows too",                                                   \
       "base w4a8kv16\n"                                                                                                \
       "embed.weight        int4 row f32 learned\n"                                                                     \

@@ -284,6 +284,19 @@ void kn_rope_table(real *cos, real *sin, int64_t T, int64_t D, double theta, con
 void kn_rope(real *y, const real *x, const real *cos, const real *sin, const int32_t *pos, int64_t M, int64_t H,
              int64_t D, int64_t T, kn_rope_pairing pairing, bool inverse);
 
+/* A Hadamard matrix for rows of n, of 1 and -1 over the root of its order: whole where the order n has one (2^m times a core of Paley's), else the rows in
+ * blocks of the largest divisor of n that is such an order (kn_hadamard_order). */
+typedef struct kn_hadamard kn_hadamard;
+status kn_hadamard_new(kn_hadamard **h, int64_t n); /* n >= 1 */
+void kn_hadamard_free(kn_hadamard *h);              /* NULL is fine */
+int64_t kn_hadamard_length(const kn_hadamard *h);   /* n */
+int64_t kn_hadamard_order(const kn_hadamard *h);
+/* y [M, n] = x H, transposed: x H', its inverse. y may be x. n (log2(n / K) + K) additions a row, K the core's order: no product of matrices. */
+void kn_hadamard_rows(real *y, const real *x, int64_t M, const kn_hadamard *h, bool transposed);
+/* The least K with n = 2^m K for which core [K, K] of 1 and -1 is made; 0: order n has none. */
+int64_t kn_hadamard_core_of(int64_t n);
+void kn_hadamard_core(int8_t *core, int64_t K);
+
 /* Elementwise over n. exp is one polynomial of degree 6, relative error below 2e-7. */
 void kn_exp(real *y, const real *x, int64_t n);
 void kn_silu(real *y, const real *x, int64_t n);                                           /* x * sigmoid(x) */

@@ -2,6 +2,7 @@
  *   q = rope(wq x), k = rope(wk x), v = wv x;  y = wo softmax(q k' / sqrt(D)) v      (Vaswani et al. 2017; Ainslie et al. 2023)
  * K is quantized after the rotation, or before it where its spec says so (LLM-QAT's scheme); less its mean b where its spec says offset:
  * q.(k - b) differs from q.k by the same for every key, so the softmax is that of k.
+ * With a Hadamard matrix H, q H and k H take the place of q and k after the rotation: (q H)(k H)' = q k' (R3, Liu et al. 2024); keys that are quantized before it go without.
  */
 #include "layers/layers.h"
 #include <stdio.h>
@@ -60,6 +61,13 @@ ag_tensor *ly_attention_forward(ag_tape *t, const ly_attention *l, ag_tensor *x,
         ag_done(k);
         q = rq;
         k = rk;
+    }
+    if (l->turn && !early) {
+        ag_tensor *hq = ag_hadamard(t, q, l->turn), *hk = ag_hadamard(t, k, l->turn);
+        ag_done(q);
+        ag_done(k);
+        q = hq;
+        k = hk;
     }
     if (l->k_offset) {
         ag_tensor *centred = ag_sub(t, k, ag_use(t, l->k_offset));

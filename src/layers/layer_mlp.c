@@ -2,6 +2,7 @@
  *   SwiGLU: y = down(silu(gate(x)) * up(x))  (Shazeer 2020). Where silu's own output has a spec it is made apart and quantized, else
  *           both steps are one.
  *   GELU:   y = down(gelu(up(x)))            (Hendrycks & Gimpel 2016; GPT-2, Radford et al. 2019)
+ * With a Hadamard matrix H down reads x H in place of x, its weights being those of the model times H (R4, Liu et al. 2024).
  */
 #include "layers/layers.h"
 #include <stdio.h>
@@ -62,6 +63,11 @@ ag_tensor *ly_mlp_forward(ag_tape *t, const ly_mlp *l, ag_tensor *x)
     ag_tensor *y = gelu ? ag_gelu(t, up, true) : gated(t, l, gate, up);
     ag_done(gate);
     ag_done(up);
+    if (l->turn) {
+        ag_tensor *h = ag_hadamard(t, y, l->turn);
+        ag_done(y);
+        y = h;
+    }
     ag_tensor *d = fq_apply(t, l->down_input, y);
     if (d != y)
         ag_done(y);

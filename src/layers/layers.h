@@ -46,6 +46,7 @@ typedef struct {
     ly_linear wq, wk, wv, wo;
     fq_site *input, *q, *k, *v, *probs, *out_input;
     ag_param *k_offset;    /* NULL: none */
+    const kn_hadamard *turn; /* [head_size], the model's: heads of q and k after their rotation are multiplied by it, scores stay (R3); NULL: not */
     kn_rope_pairing pairing;
     const real *cos, *sin; /* [ctx, head_size/2], the model's; NULL: no rotation */
 } ly_attention;
@@ -68,6 +69,7 @@ typedef struct {
     ly_activation activation;
     ly_linear gate, up, down;
     fq_site *input, *act, *down_input;
+    const kn_hadamard *turn; /* [hidden], the model's: what down reads is multiplied by it (R4); NULL: not */
 } ly_mlp;
 status ly_mlp_init(ly_mlp *l, ly_build *build, const char *name, ly_activation activation, int64_t channels, int64_t hidden,
                    double deviation, double out_deviation);

@@ -2,7 +2,7 @@
  *   {"architecture": "llama", "dim": 64, "hidden": 172, "layers": 5, "heads": 8, "kv_heads": 4, "head_size": 8, "vocab": 512,
  *    "ctx": 512, "norm_eps": 1e-05, "rope_theta": 10000, "pairing": "interleaved", "tied": true, ...}
  * Wanted: dim, hidden, layers, heads, vocab. Otherwise architecture llama, kv_heads = heads, head_size = dim / heads, ctx 256, norm_eps
- * 1e-5, rope_theta 10000, pairing interleaved, tied true, no biases, no scaling of the rotation, no special ids. Architecture gpt2
+ * 1e-5, rope_theta 10000, pairing interleaved, tied true, no biases, no Hadamard matrices, no scaling of the rotation, no special ids. Architecture gpt2
  * has all biases, and neither rope_* nor pairing.
  */
 #include "models/models.h"
@@ -31,6 +31,7 @@ static const struct {
     {"tied", YES_NO, offsetof(md_config, tied), false, 0, 0},
     {"qkv_bias", YES_NO, offsetof(md_config, qkv_bias), false, 0, 0},
     {"out_bias", YES_NO, offsetof(md_config, out_bias), false, 0, 0},
+    {"hadamard", YES_NO, offsetof(md_config, hadamard), false, 0, 0},
     {"rope_factor", NUMBER, offsetof(md_config, rope_factor), false, 0, 0},
     {"rope_low", NUMBER, offsetof(md_config, rope_low), false, 0, 0},
     {"rope_high", NUMBER, offsetof(md_config, rope_high), false, 0, 0},
@@ -236,7 +237,8 @@ void md_config_to_json(const md_config *c, nb_writer *w)
             nb_json_put_number(w, fields[i].key, x);
         } else {
             memcpy(&yes, at, sizeof yes);
-            nb_json_put_bool(w, fields[i].key, yes);
+            if (yes || strcmp(fields[i].key, "hadamard") != 0)
+                nb_json_put_bool(w, fields[i].key, yes);
         }
     }
     if (!md_is_gpt2(c))

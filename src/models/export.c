@@ -11,6 +11,9 @@
 status md_exporting_new(md_exporting *e, const md_model *m, md_naming naming, kn_rope_pairing pairing, int64_t hidden)
 {
     int64_t n;
+    if (m->config.hadamard)
+        return nb_fail(NB_UNSUPPORTED, "the model multiplies by Hadamard matrices in its forward (rotate --online), which no client does; rotate without it, "
+                                       "or keep nibble's own file: --to h5");
     *e = (md_exporting){.m = m, .shape = m->config, .naming = naming};
     e->shape.hidden = hidden;
     e->shape.pairing = pairing;

@@ -18,6 +18,7 @@ typedef struct {
     kn_rope_pairing pairing;
     bool tied; /* the head is the embedding */
     bool qkv_bias, out_bias;
+    bool hadamard; /* heads of q and k, and what down reads, are multiplied by Hadamard matrices (R3, R4 of SpinQuant) */
     /* llama3's scaling of rotary frequencies; factor 0: none */
     double rope_factor, rope_low, rope_high, rope_ctx;
     int64_t bos, eos;          /* ids; -1: none */
@@ -51,6 +52,7 @@ typedef struct {
     ly_norm norm;
     ly_linear head;         /* of an untied model */
     fq_site *head_input;
+    kn_hadamard *turn_head, *turn_hidden; /* NULL: not config.hadamard */
     real *cos, *sin;        /* [ctx, head_size/2]; NULL: positions are learned */
     bool folded;
 } md_model;
@@ -64,6 +66,9 @@ void md_free(md_model *m);
 /* Gives a tied model a head of its own, a copy of the embedding, under the rules of head.weight; what is untied already stays.
  * The two matrices' ranges start anew (fq_start_weights). NB_USAGE where m is folded; m is unchanged on failure. */
 status md_untie(md_model *m);
+/* The same model with config.hadamard: down's weights are still those for inputs that are not turned, multiplying them by H (of kn_hadamard_new(hidden)) from the
+ * right is the caller's (pt_rotate). */
+status md_turn(md_model *m);
 /* to <- the config and latent floats of `from` under another recipe, ranges not started. md_replace: m becomes what `by` is, with m's tokenizer and metadata;
  * by is empty afterwards. */
 status md_with_recipe(md_model *to, const md_model *from, const fq_recipe *recipe);

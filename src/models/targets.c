@@ -57,6 +57,7 @@ static const md_recipe_fit table[] = {
     {"w16a16", FITS(MD_NO, MD_NO)},            {"w8a8kv16", FITS(MD_PADDED, MD_NO)},
     {"w8a8kv8", FITS(MD_PADDED, MD_NO)},       {"w4a8kv16", FITS(MD_PADDED, MD_NO)},
     {"w4a8kv8", FITS(MD_PADDED, MD_NO)},       {"w4a8kv4", FITS(MD_PADDED, MD_NO)},
+    {"w4a4kv4", FITS(MD_PADDED, MD_NO)},
     {"w4all", FITS(MD_PADDED, MD_NO)},         {"w8a16g128", FITS(MD_PADDED, MD_PADDED)},
     {"w4a16g128", FITS(MD_PADDED, MD_PADDED)}, {"w4a16g32", FITS(MD_PADDED, MD_PADDED)},
     {"w3a16", FITS(MD_PADDED, MD_NO)},         {"w2a16", FITS(MD_PADDED, MD_NO)},

@@ -28,12 +28,14 @@ static status build_block(md_model *m, ly_build *build, int64_t layer)
     TRY(ly_norm_init(&b->attn_norm, build, name, c->dim, gpt2, c->norm_eps));
     snprintf(name, sizeof name, "layers.%lld.attn", (long long)layer);
     TRY(ly_attention_init(&b->attn, build, name, &a));
+    b->attn.turn = m->turn_head;
     snprintf(name, sizeof name, "layers.%lld.attn.residual", (long long)layer);
     TRY(activation_site(m, &b->attn_residual, name, c->dim));
     snprintf(name, sizeof name, "layers.%lld.mlp.norm", (long long)layer);
     TRY(ly_norm_init(&b->mlp_norm, build, name, c->dim, gpt2, c->norm_eps));
     snprintf(name, sizeof name, "layers.%lld.mlp", (long long)layer);
     TRY(ly_mlp_init(&b->mlp, build, name, gpt2 ? LY_GELU : LY_SWIGLU, c->dim, c->hidden, 0.02, out));
+    b->mlp.turn = m->turn_hidden;
     snprintf(name, sizeof name, "layers.%lld.mlp.residual", (long long)layer);
     return activation_site(m, &b->mlp_residual, name, c->dim);
 }
@@ -88,6 +90,10 @@ static status build(md_model *m, uint64_t seed, bool codes_only)
     m->folded = codes_only;
     if (!md_is_gpt2(c))
         TRY(rotation(m));
+    if (c->hadamard) {
+        TRY(kn_hadamard_new(&m->turn_head, c->head_size));
+        TRY(kn_hadamard_new(&m->turn_hidden, c->hidden));
+    }
     m->block = nb_alloc_zeroed((size_t)c->layers, sizeof *m->block);
     if (!m->block)
         return NB_NOMEM;
@@ -127,6 +133,8 @@ void md_free(md_model *m)
     fm_tokenizer_free(&m->tokenizer);
     free(m->gguf);
     free(m->block);
+    kn_hadamard_free(m->turn_head);
+    kn_hadamard_free(m->turn_hidden);
     free(m->cos);
     free(m->sin);
     *m = (md_model){0};

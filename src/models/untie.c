@@ -1,5 +1,5 @@
 /* untie.c - a model built anew around the floats it holds: with a head of its own (head.weight <- embed.weight, with its own site and rules; what
- * else the model holds stays, ranges of the two matrices start anew, as their rules may differ now), or under another recipe.
+ * else the model holds stays, ranges of the two matrices start anew, as their rules may differ now), with Hadamard matrices, or under another recipe.
  */
 #include "models/bind.h"
 #include <stdlib.h>
@@ -28,9 +28,9 @@ static status copy(md_model *to, const md_model *from)
 {
     for (int64_t i = 0; i < to->params.n; i++) {
         ag_param *p = to->params.p[i];
-        bool head = !strcmp(p->name, "head.weight");
+        bool head = !strcmp(p->name, "head.weight") && from->config.tied;
         const ag_param *old = ag_param_find(&from->params, head ? "embed.weight" : p->name);
-        if (old && old->count == p->count && (head || !is_vocabulary(p->name) || !strcmp(p->name, "embed.weight")))
+        if (old && old->count == p->count && (head || !is_vocabulary(p->name) || !strcmp(p->name, "embed.weight") || !strcmp(p->name, "head.weight")))
             memcpy(p->x, old->x, (size_t)p->count * sizeof(real));
     }
     for (int64_t i = 0; i < to->sites.n; i++)
@@ -64,16 +64,10 @@ void md_replace(md_model *m, md_model *by)
     *by = (md_model){0};
 }
 
-status md_untie(md_model *m)
+static status build_anew(md_model *m, const md_config *c)
 {
     md_model own;
-    md_config c = m->config;
-    if (m->folded)
-        return nb_fail(NB_USAGE, "a folded model stays tied: untie it before folding");
-    if (!c.tied)
-        return NB_OK;
-    c.tied = false;
-    TRY(md_build(&own, &c, &m->recipe, 0, false));
+    TRY(md_build(&own, c, &m->recipe, 0, false));
     status s = copy(&own, m);
     if (s != NB_OK) {
         md_free(&own);
@@ -81,4 +75,24 @@ status md_untie(md_model *m)
     }
     md_replace(m, &own);
     return NB_OK;
+}
+
+status md_untie(md_model *m)
+{
+    md_config c = m->config;
+    if (m->folded)
+        return nb_fail(NB_USAGE, "a folded model stays tied: untie it before folding");
+    if (!c.tied)
+        return NB_OK;
+    c.tied = false;
+    return build_anew(m, &c);
+}
+
+status md_turn(md_model *m)
+{
+    md_config c = m->config;
+    if (m->folded)
+        return nb_fail(NB_USAGE, "a folded model stays as it is: turn it before folding");
+    c.hadamard = true;
+    return build_anew(m, &c);
 }

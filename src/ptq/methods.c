@@ -35,13 +35,18 @@ static status run_importance(md_model *m, const pt_options *o)
 
 static status run_rotate(md_model *m, const pt_options *o)
 {
-    return pt_rotate(m, o->seed);
+    return pt_rotate(m, o->seed, o->online);
 }
 
 static status run_mixed(md_model *m, const pt_options *o)
 {
     return pt_mixed(m, o->data, &o->calibration, o->budget, o->write_recipe);
 }
+
+static const pt_setting rotate_settings[] = {
+    {"--online", NULL, PT_FLAG, offsetof(pt_options, online), NULL,
+     "rotate: Hadamard matrices in the forward too, on heads of q and k (R3) and before down (R4); nibble alone runs such a model"},
+    {0}};
 
 static const pt_setting mixed_settings[] = {
     {"--budget", "BITS", PT_NUMBER, offsetof(pt_options, budget), NULL, "mixed: bits per weight in all, everything counted (what the recipe takes)"},
@@ -126,8 +131,9 @@ static const pt_method methods[] = {
      .run = run_importance},
     {.name = "rotate",
      .explanation = "the same function in rotated coordinates (R1, R2 of SpinQuant): outliers are spread, rows quantize better;\n"
-                    "exact, unties the head; goes before another method: rotate+importance",
-     .run = run_rotate},
+                    "exact, unties the head; --online for inputs and keys of few bits; goes before another method: rotate+importance",
+     .run = run_rotate,
+     .settings = rotate_settings},
     {.name = "mixed",
      .explanation = "bits of its own for every weight under a size (the recipe's, or --budget), by the KL it costs alone, solved exactly;\n"
                     "then scales as importance finds them, or what follows: mixed+gptq",

@@ -10,10 +10,11 @@
  * R1 [C,C] and R2 [D,D], another for each layer and kv head:
  *   embed R1;  wq, wk, wv, gate, up, head: w R1;  wo, down: R1' w;  wv: R2' on a head's rows;  wo: R2 on the columns of the heads that read it
  * R = diag(random signs) (H of order 2^m (x) a core of order K), K the least order for which the core is a Hadamard matrix of Paley's; where there
- * is none, a random orthogonal one of the odd part's order. What stood out in single channels is spread over all: rows quantize better.
+ * is none, a random orthogonal one of the odd part's order. online: R3 and R4 too, Hadamard matrices that the forward multiplies by (kn_hadamard_rows): heads of q and k
+ * after their rotation, and what down reads, its weights being w H; the model has config.hadamard then, which no client of its exports knows. What stood out in single channels is spread over all: rows quantize better.
  * The model is built anew: pointers into it are void, ranges of weights begin anew. NB_USAGE for a folded model, NB_UNSUPPORTED for one
- * with LayerNorm (GPT-2), both left as they are; after any other failure m is empty. */
-status pt_rotate(md_model *m, uint64_t seed);
+ * with LayerNorm (GPT-2), both left as they are, as is one that is turned online already; after any other failure m is empty. */
+status pt_rotate(md_model *m, uint64_t seed, bool online);
 
 /* ---- sensitivity -------------------------------------------------------------------------- */
 
@@ -43,9 +44,10 @@ typedef struct {
     kd_calibration calibration;
     uint64_t seed;
     const char *read_imatrix, *write_imatrix; /* llama.cpp's files of importance; NULL: none */
+    bool online;              /* of rotate: R3, R4 */
     double budget;            /* of mixed: bits per weight, 0: what the recipe takes */
     const char *write_recipe; /* of mixed; NULL: not written */
-    double percdamp;                          /* gptq_model.c tells these */
+    double percdamp, first_weight;            /* gptq_model.c tells these */
     bool act_order, static_groups, one_forward, coded_inputs;
     int gptq_ranges;
     int64_t gptq_rounds;

@@ -2,6 +2,8 @@
  * residual stream, x' = x R1 everywhere:
  *   norm(x R1) = norm(x) R1 for a norm whose weights are one number        y = w n' = (w R1) (n R1)'        y R1 = (R1' w) a
  * and with v' = v R2, attention's output is o R2 for every query head of the group: wo (o)' = (wo R2) (o R2)'.
+ * Online, what a matrix before it cannot take is multiplied in the forward: heads of q and k after their rotation by a Hadamard matrix H (R3), which leaves
+ * scores as they are, and what down reads (R4): (w H) (x H)' = w x'.
  * (Ashkboos et al. 2024; Liu et al. 2024. SpinQuant's subtraction of the embedding's mean belongs to LayerNorm and would change the function here.)
  */
 #include "ptq/orthogonal.h"
@@ -121,7 +123,7 @@ static void set_all(ag_param *gamma, real c)
 
 /* ---- the model ---------------------------------------------------------------------------- */
 
-static status turn_block(md_block *b, const md_config *c, side r1, side r2)
+static status turn_block(md_block *b, const md_config *c, side r1, side r2, side r4)
 {
     const side heads = {r2.r, r2.sign, c->heads / c->kv_heads}, none = {0};
     const real *attn = b->attn_norm.w->x, *mlp = b->mlp_norm.w->x;
@@ -136,7 +138,7 @@ static status turn_block(md_block *b, const md_config *c, side r1, side r2)
     TRY(turn_bias(a->wo.b, r1));
     TRY(turn(b->mlp.gate.w, mlp, r1, none));
     TRY(turn(b->mlp.up.w, mlp, r1, none));
-    TRY(turn(b->mlp.down.w, NULL, none, r1));
+    TRY(turn(b->mlp.down.w, NULL, r4, r1));
     set_all(b->attn_norm.w, c_attn);
     set_all(b->mlp_norm.w, c_mlp);
     return NB_OK;
@@ -148,16 +150,23 @@ static void random_signs(double *sign, int64_t n, uint64_t seed, uint64_t stream
         sign[i] = nb_random(seed, stream, (uint64_t)i) & 1 ? -1 : 1;
 }
 
-static status turn_model(md_model *m, const pt_orthogonal *stream, const pt_orthogonal *head, double *sign1,
-                         double *sign2, uint64_t seed)
+/* What turns the residual stream, a head's values and, online, what down reads, the last without random signs; signs of the three. */
+typedef struct {
+    pt_orthogonal stream, head, hidden;
+    double *sign[3]; /* [dim], [kv_heads head_size], [block of hidden] */
+} turns;
+
+static status turn_model(md_model *m, const turns *by, uint64_t seed)
 {
     const md_config *c = &m->config;
-    const side r1 = {stream, sign1, 1}, r2 = {head, sign2, 1}, none = {0};
-    random_signs(sign1, c->dim, seed, 0);
+    double *sign2 = by->sign[1];
+    const side r1 = {&by->stream, by->sign[0], 1}, r2 = {&by->head, sign2, 1}, none = {0};
+    const side r4 = by->hidden.core ? (side){&by->hidden, by->sign[2], c->hidden} : none; /* all blocks alike */
+    random_signs(by->sign[0], c->dim, seed, 0);
     TRY(turn(m->embed, NULL, r1, none));
     for (int64_t i = 0; i < c->layers; i++) {
         random_signs(sign2, c->kv_heads * c->head_size, seed, 1 + (uint64_t)i);
-        TRY(turn_block(&m->block[i], c, r1, r2));
+        TRY(turn_block(&m->block[i], c, r1, r2, r4));
     }
     const real c_head = take_out(m->norm.w, (ag_param *const[]){m->head.w}, 1);
     TRY(turn(m->head.w, m->norm.w->x, r1, none));
@@ -183,29 +192,45 @@ static void forget_ranges(md_model *m)
     m->params.version++;
 }
 
-status pt_rotate(md_model *m, uint64_t seed)
+static status prepare(turns *by, const md_model *m, uint64_t seed)
 {
-    pt_orthogonal stream = {0}, head = {0};
+    const md_config *c = &m->config;
+    const int64_t block = m->turn_hidden ? kn_hadamard_order(m->turn_hidden) : 0;
+    TRY(pt_orthogonal_new(&by->stream, c->dim, seed));
+    TRY(pt_orthogonal_new(&by->head, c->head_size, nb_random(seed, 0, 0)));
+    if (block)
+        TRY(pt_orthogonal_new(&by->hidden, block, 0));
+    const int64_t n[] = {c->dim, c->kv_heads * c->head_size, block};
+    for (int k = 0; k < 3; k++) {
+        if (!(by->sign[k] = nb_alloc((size_t)n[k] + 1, sizeof **by->sign)))
+            return NB_NOMEM;
+        for (int64_t i = 0; i < n[k]; i++)
+            by->sign[k][i] = 1;
+    }
+    return NB_OK;
+}
+
+status pt_rotate(md_model *m, uint64_t seed, bool online)
+{
+    turns by = {0};
     if (m->folded)
         return nb_fail(NB_USAGE, "rotation needs the floats of a model, this one is folded");
     if (m->norm.b)
         return nb_fail(NB_UNSUPPORTED, "rotation needs RMSNorm: this model's LayerNorm takes the mean of channels, which a rotation mixes");
+    if (m->config.hadamard)
+        return nb_fail(NB_USAGE, "the model is rotated already, with Hadamard matrices in its forward");
     status s = md_untie(m);
-    const md_config *c = &m->config;
-    double *sign1 = NULL, *sign2 = NULL;
+    if (s == NB_OK && online)
+        s = md_turn(m);
     if (s == NB_OK)
-        s = pt_orthogonal_new(&stream, c->dim, seed);
+        s = prepare(&by, m, seed);
     if (s == NB_OK)
-        s = pt_orthogonal_new(&head, c->head_size, nb_random(seed, 0, 0));
-    if (s == NB_OK) {
-        sign1 = nb_alloc((size_t)c->dim, sizeof *sign1);
-        sign2 = nb_alloc((size_t)(c->kv_heads * c->head_size), sizeof *sign2);
-        s = sign1 && sign2 ? turn_model(m, &stream, &head, sign1, sign2, seed) : NB_NOMEM;
-    }
-    free(sign1);
-    free(sign2);
-    pt_orthogonal_free(&stream);
-    pt_orthogonal_free(&head);
+        s = turn_model(m, &by, seed);
+    pt_orthogonal_free(&by.stream);
+    pt_orthogonal_free(&by.head);
+    pt_orthogonal_free(&by.hidden);
+    for (int k = 0; k < 3; k++)
+        free(by.sign[k]);
     if (s == NB_OK)
         forget_ranges(m);
     else

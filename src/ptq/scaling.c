@@ -32,7 +32,7 @@ int pt_pairs(pt_pair pair[PT_PAIRS], md_model *m, int64_t layer)
     pair[1].repeat = a->heads / a->kv_heads;
     pair[2].norm = &b->mlp_norm;
     pair[3].source = &b->mlp.up;
-    return b->mlp.activation == LY_SWIGLU ? PT_PAIRS : PT_PAIRS - 1;
+    return b->mlp.activation == LY_SWIGLU && !b->mlp.turn ? PT_PAIRS : PT_PAIRS - 1;
 }
 
 int64_t pt_pair_channel(const pt_pair *p, int64_t column)

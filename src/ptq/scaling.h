@@ -19,7 +19,7 @@ enum { PT_PAIRS = 4 };
  * source NULL): attn.input, attn.out.input, mlp.input, mlp.down.input. Always PT_PAIRS of them. */
 void pt_readers(pt_pair pair[PT_PAIRS], md_model *m, int64_t layer);
 /* The exact pairs of a block, in the order of its forward: attn.input (norm -> q, k, v), attn.out.input (v -> o), mlp.input (norm -> gate, up), and
- * where up is linear in what down reads (SwiGLU) mlp.down.input (up -> down). */
+ * where up is linear in what down reads (SwiGLU) and no Hadamard matrix mixes its channels mlp.down.input (up -> down). */
 int pt_pairs(pt_pair pair[PT_PAIRS], md_model *m, int64_t layer);
 int64_t pt_pair_channel(const pt_pair *p, int64_t column); /* which s a column of the readers takes */
 /* Source / s (its bias too), columns of readers * s; s [channels], > 0. Their ranges begin anew; the caller raises the

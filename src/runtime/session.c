@@ -301,6 +301,10 @@ static status attention(rt_session *s, int64_t layer, int64_t n, int64_t segment
         kn_rope(s->q, s->q, a->cos, a->sin, s->position, n, a->heads, D, s->model->config.ctx, a->pairing, false);
         kn_rope(s->k, s->k, a->cos, a->sin, s->position, n, a->kv_heads, D, s->model->config.ctx, a->pairing, false);
     }
+    if (a->turn && !early) {
+        kn_hadamard_rows(s->q, s->q, n * a->heads, a->turn, false);
+        kn_hadamard_rows(s->k, s->k, n * a->kv_heads, a->turn, false);
+    }
     const int64_t kv = a->kv_heads * D;
     for (int64_t i = 0; a->k_offset && i < n * kv; i++)
         s->k[i] -= a->k_offset->x[i % kv];
@@ -348,6 +352,8 @@ static status mlp(rt_session *s, int64_t layer, int64_t n)
     } else {
         TRY(gated(s, m, &in, n));
     }
+    if (m->turn)
+        kn_hadamard_rows(s->gate, s->gate, n, m->turn, false);
     TRY(through(s, &down, m->down_input, s->gate, n, 0));
     TRY(linear(s, &m->down, s->h, &down, n));
     return residual(s, b->mlp_residual, s->h, n);
