@@ -289,6 +289,71 @@ START_TEST(folding_gives_the_codes)
 }
 END_TEST
 
+/* A token that stands first in every window and nowhere else. */
+static void one_begins(fm_tokens *data, const md_model *m)
+{
+    enum { WINDOWS = 64, T = 32 };
+    int32_t ids[WINDOWS * T];
+    fm_tokens_writer w;
+    const int64_t V = m->config.vocab;
+    const fm_tokens_settings settings = {.vocab_size = V, .row_length = T, .seed = 1, .settings = "{}"};
+    for (int i = 0; i < WINDOWS * T; i++)
+        ids[i] = i % T == 0 ? (int32_t)V - 1 : (int32_t)(nb_random(3, 1, (uint64_t)i) % (uint64_t)(V - 1));
+    OK(fm_tokens_writer_open(&w, scratch_path("data.h5"), &settings, true));
+    OK(fm_tokens_writer_append(&w, ids, WINDOWS * T, NULL, 0));
+    OK(fm_tokens_writer_finish(&w));
+    fm_tokens_writer_close(&w);
+    OK(fm_tokens_open(data, scratch_path("data.h5"), NULL, FM_SPLIT_NONE));
+}
+
+/* |x - y|^2 of the logits behind that token, latent floats. */
+static double first_distance(md_model *a, md_model *b)
+{
+    enum { B = 1, T = 2 };
+    int32_t ids[B * T];
+    double sum = 0;
+    real *z[2];
+    md_model *m[] = {a, b};
+    for (int i = 0; i < B * T; i++)
+        ids[i] = (int32_t)a->config.vocab - 1;
+    for (int k = 0; k < 2; k++) {
+        ag_tape t = {.no_grad = true, .quantize_off = true};
+        const md_output out = md_forward(&t, m[k], &(md_input){.B = B, .T = T, .ids = ids});
+        ag_tensor *y = ag_linear(&t, out.x, out.w, out.b);
+        OK(ag_status(&t));
+        z[k] = malloc((size_t)ag_count(y) * sizeof **z);
+        memcpy(z[k], ag_value(y), (size_t)ag_count(y) * sizeof **z);
+        ag_tape_free(&t);
+    }
+    const int64_t V = a->config.vocab;
+    for (int64_t i = 0; i < B * T * V; i++)
+        sum += i / V % T == 0 ? pow((double)z[0][i] - (double)z[1][i], 2) : 0;
+    free(z[0]);
+    free(z[1]);
+    return sum;
+}
+
+START_TEST(first_tokens_fare_as_they_weigh)
+{
+    md_model original, m;
+    fm_tokens data;
+    double error[2];
+    scratch_begin();
+    open_model(&original, "float");
+    one_begins(&data, &original);
+    for (int k = 0; k < 2; k++) {
+        open_model(&m, "w3a16");
+        OK(pt_run_gptq(&m, &(pt_options){.data = &data, .calibration = {.samples = 64, .length = 32}, .first_weight = k ? 300 : 1}));
+        error[k] = first_distance(&original, &m);
+        md_free(&m);
+    }
+    ck_assert_msg(error[1] < 0.5 * error[0], "%g where the first token counts, %g where it does not", error[1], error[0]);
+    fm_tokens_close(&data);
+    md_free(&original);
+    scratch_end();
+}
+END_TEST
+
 START_TEST(what_gptq_cannot_do_is_refused)
 {
     md_model m;
@@ -318,6 +383,7 @@ int main(void)
     tcase_add_loop_test(c, never_worse_than_rounding_and_values_keep_their_codes, 0, N_SPECS);
     tcase_add_test(c, few_samples_and_hopeless_ones);
     tcase_add_loop_test(c, folding_gives_the_codes, 0, 4);
+    tcase_add_test(c, first_tokens_fare_as_they_weigh);
     tcase_add_test(c, what_gptq_cannot_do_is_refused);
     suite_add_tcase(s, c);
     return run_suite(s);
