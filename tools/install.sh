@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what is missing, by Debian package name.
-#   tools/install.sh SET...      sets: build test clang tidy client smollm2
+#   tools/install.sh SET...      sets: build test clang ccache tidy client smollm2
 #   tools/install.sh --print SET...   only prints the packages
 # Does nothing where everything is there. Without apt or root it prints the line to run by hand and goes on: what is
 # there under another name (another distribution, a compiler of one's own) is found by CMake just as well.
@@ -12,11 +12,12 @@ packages_of() {
                     "libcjson-dev libpcre2-dev libutf8proc-dev zlib1g-dev" ;;
         test) echo "check python3" ;;
         clang) echo "clang-14 libomp-14-dev" ;;
+        ccache) echo ccache ;;
         tidy) echo "clang-format-14 clang-tidy-14 valgrind" ;;
         client) echo "python3 python3-venv nodejs git sentencepiece"
                 command -v npm >/dev/null || echo npm ;; # a Node from elsewhere brings its own, and Debian's conflicts
         smollm2) echo "python3 python3-pip" ;;
-        *) echo "install.sh: no set '$1'; there are build, test, clang, tidy, client, smollm2" >&2; exit 2 ;;
+        *) echo "install.sh: no set '$1'; there are build, test, clang, ccache, tidy, client, smollm2" >&2; exit 2 ;;
     esac
 }
 
