@@ -247,6 +247,26 @@ static const struct {
                 {"int4 tensor static:kl", 8},
                 {"int6 asym tensor static:kl", 32}};
 
+/* Behind a ReLU: every grid holds 0, so zeros say nothing about the range. */
+START_TEST(zeros_do_not_move_a_kl_range)
+{
+    fq_spec s = spec_of("int4 asym tensor static:kl");
+    real *x = sample((data)0), *all = calloc(2 * SAMPLES, sizeof *all);
+    double min, max, least, most;
+    ck_assert(all != NULL);
+    for (int64_t i = 0; i < SAMPLES; i++)
+        all[2 * i] = x[i] = (real)fabs((double)x[i]);
+    fq_histogram *plain = histogram_of(x, SAMPLES), *mixed = histogram_of(all, 2 * SAMPLES);
+    fq_histogram_range(plain, &s, &min, &max);
+    fq_histogram_range(mixed, &s, &least, &most);
+    ck_assert_msg(min == least && max == most, "%g .. %g with zeros, %g .. %g without", least, most, min, max);
+    free(plain);
+    free(mixed);
+    free(all);
+    free(x);
+}
+END_TEST
+
 START_TEST(kl_range_is_the_least_of_all_candidates)
 {
     fq_spec s = spec_of(kl_cases[_i].spec);
@@ -256,7 +276,8 @@ START_TEST(kl_range_is_the_least_of_all_candidates)
         fq_histogram *h = histogram_of(x, SAMPLES);
         const int levels = kl_cases[_i].levels * (s.grid.has_zero && h->min == 0 ? 2 : 1);
         for (int64_t i = 0; i < SAMPLES; i++)
-            bin[(int)fmin(fabs((double)x[i]) * (FQ_BINS / h->top), FQ_BINS - 1)]++;
+            if (x[i] != 0)
+                bin[(int)fmin(fabs((double)x[i]) * (FQ_BINS / h->top), FQ_BINS - 1)]++;
         for (int n = levels; n <= FQ_BINS; n++)
             best = fmin(best, plain_kl(bin, n, levels));
         fq_histogram_range(h, &s, &min, &max);
@@ -409,6 +430,7 @@ int main(void)
     tcase_add_loop_test(tc, percentile_is_that_of_the_sorted_values, 0, DATA_COUNT);
     LOOP(tc, mse_range_is_as_good_as_searching_the_data, searched);
     LOOP(tc, kl_range_is_the_least_of_all_candidates, kl_cases);
+    tcase_add_test(tc, zeros_do_not_move_a_kl_range);
     LOOP(tc, admm_alternates_codes_and_scale, admm_cases);
     tcase_add_test(tc, histogram_grows_without_losing_a_value);
     tcase_add_test(tc, merged_histograms_hold_both);

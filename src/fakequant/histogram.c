@@ -6,7 +6,7 @@
  *   kl:  TensorRT's search. With L levels of one sign, for i = L .. bins: P = counts of the first i bins, what lies beyond added to the
  *        last; Q = the first i bins merged into L of i / L each, spread evenly over their non-empty bins; zeros of Q where P is not
  *        count 1e-4. threshold = (argmin KL(P || Q) + 1/2) bin widths (Migacz 2017), at most max |x|. Sums of every prefix are kept,
- *        so a candidate costs L steps.
+ *        so a candidate costs L steps. Exact zeros are left out: every grid holds them (MNN does so), and behind a ReLU they would be most of P.
  */
 #include "fakequant/ranges.h"
 #include <math.h>
@@ -257,7 +257,7 @@ static double kl_threshold(const fq_histogram *h, int levels)
     const double most = fmax(-h->min, h->max), width = h->top / FQ_BINS;
     p[0] = none;
     for (int i = 0; i < FQ_BINS; i++) {
-        double n = h->count[0][i] + h->count[1][i] + (i ? 0 : h->zeros);
+        double n = h->count[0][i] + h->count[1][i];
         p[i + 1] = (prefix){p[i].count + n, p[i].filled + (n > 0), p[i].entropy + n_log_n(n)};
     }
     double used = ceil(most / width), best = INFINITY;
