@@ -24,8 +24,8 @@ static fm_pictures made(void)
 
 static const char *const networks[] = {
     "input 9 9 1\nconv 5 3 relu\nconv 7 3 pad 1 stride 2 relu6\nmaxpool 2\ndropout 0.2\nflatten\nlinear 6 relu\nlinear 3\n",
-    "input 9 9 1\nconv 6 3 pad 1 norm relu\nconv 6 3 pad 1 stride 2 depthwise norm relu\nconv 8 1 norm relu\n"
-    "conv 6 3 groups 2 relu\navgpool all\nlinear 3\n",
+    ("input 9 9 1\nconv 6 3 pad 1 norm relu\nconv 6 3 pad 1 stride 2 depthwise norm relu\nconv 8 1 norm relu\n"
+     "conv 6 3 groups 2 relu\navgpool all\nlinear 3\n"),
     "input 9 9 1\nconv 4 2 dilation 2 pad 1 relu\navgpool 2\nmaxpool 2 stride 1\nconv 5 1\nlinear 3\n",
 };
 static const char *const recipes[] = {"w8a8", "w4a8", "w4a4", "w2a4"};

@@ -80,7 +80,7 @@ static void through_activation(const ag_tensor *out, kn_activation act)
 #pragma omp parallel for if (n > AG_PARALLEL)
     for (int64_t i = 0; i < n; i++) {
         const real keep = d[i];
-        d[i] = (y[i] > 0) & (y[i] < top) ? keep : 0;
+        d[i] = ((y[i] > 0) & (y[i] < top)) ? keep : 0;
     }
 }
 
