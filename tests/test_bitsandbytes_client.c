@@ -37,7 +37,7 @@ static bool ask(theirs *t)
     if (!python)
         return false;
     if (run("'%s' -c 'import bitsandbytes' >/dev/null 2>&1", python)) {
-        printf("skipped: NIBBLE_PYTHON has no bitsandbytes\n");
+        printf("left out: NIBBLE_PYTHON has no bitsandbytes\n");
         return false;
     }
     const int32_t size[3] = {M, N, K};
