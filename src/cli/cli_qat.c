@@ -73,6 +73,8 @@ static int64_t rows(cl_option row[CL_TRAIN_ROWS], cl_train_options *o, bool dist
     };
     const cl_option qat[] = {
         {"--teacher", "MODEL", CL_TEXT, &o->teacher, NULL, "what to learn from (the model itself, in floats)"},
+        {"--start-from", "FILE", CL_TEXT, &o->start_from, NULL,
+         "begin with the codes and ranges that `nibble ptq` left in FILE, of this MODEL; its recipe is the student's"},
         {"--kl", "X", CL_NUMBER, &k->kl, NULL, "weight of KL(teacher || student) (1)"},
         {"--reverse-kl", "X", CL_NUMBER, &k->reverse_kl, NULL, "weight of KL(student || teacher) (0)"},
         {"--ce", "X", CL_NUMBER, &k->ce, NULL, "weight of the cross-entropy on the data's own tokens (0)"},
@@ -117,10 +119,11 @@ static status open_models(workshop *w, const char *path, const cl_train_options 
 {
     if (!o->distill)
         return path ? cl_open_model(&w->student, path, &o->common, o->recipe, true) : cl_new_model(&w->student, o);
-    TRY(cl_open_model(&w->student, path, &o->common, o->recipe, true));
+    const char *start = o->start_from ? o->start_from : path;
+    TRY(cl_open_model(&w->student, start, &o->common, o->recipe, true));
     if (w->student.recipe.n == 0)
         return nb_fail(NB_USAGE, "%s: is a float model: quantized how? (--recipe w4a8kv8; `nibble recipes` lists them)",
-                       path);
+                       start);
     TRY(cl_open_model(&w->teacher, o->teacher ? o->teacher : path, &o->common, NULL, false));
     if (!o->teacher && w->teacher.recipe.n)
         return nb_fail(NB_USAGE, "%s: is quantized by recipe %s itself, so the float model must be named (--teacher)",

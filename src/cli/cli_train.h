@@ -7,7 +7,7 @@ enum { CL_TRAIN_ROWS = 50 };
 typedef struct {
     cl_common common;
     bool distill; /* qat */
-    const char *recipe, *teacher, *text, *heldout, *config;
+    const char *recipe, *teacher, *start_from, *text, *heldout, *config;
     int64_t steps; /* 0: not given */
     double epochs;
     int schedule, start, recompute, moments; /* -1: not given */
