@@ -56,7 +56,7 @@ door '(oneapi/dnnl/)?dnnl[a-z_]*\.h' 'src/kernels/gemm_onednn\.c'
 door 'hdf5(_hl)?\.h|H5[A-Za-z]+public\.h' 'src/io/hdf5\.c'
 door '(cjson/)?cJSON(_Utils)?\.h' 'src/base/json\.c'
 door 'pcre2\.h|utf8proc\.h|zlib\.h' 'src/io/[a-z0-9_]+\.c'
-door '[a-z]*intrin\.h|arm_neon\.h' 'src/kernels/isa_[a-z0-9]+\.[ch]'
+door '[a-z]*intrin\.h|arm_neon\.h' 'src/(base|kernels)/isa_[a-z0-9]+\.[ch]'
 check 'LAPACK in one file beside OpenBLAS' "$(grep -rnE '\b[sd](potrf|potri|trtri|trsm|gesvd|syev)_ *\(' src --include='*.c' |
     grep -vE '^src/kernels/(gemm|lapack)_openblas\.c:')"
 

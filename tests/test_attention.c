@@ -153,7 +153,7 @@ static void by_pieces(const attention_data *d, float *o, float *lse, int step, k
     const int64_t D = p->D, capacity = (p->T + 63) / 64 * 64;
     const kn_grid k = d->operand[1].codes ? d->codes[1].grid : (kn_grid){0};
     const kn_grid v = d->operand[2].codes ? d->codes[2].grid : (kn_grid){0};
-    void *memory = nb_alloc_aligned(kn_cache_bytes(&k, &v, floats, D, capacity), 1);
+    void *memory = nb_alloc_aligned_zeroed(kn_cache_bytes(&k, &v, floats, D, capacity), 1);
     for (int b = 0; b < p->B; b++)
         for (int g = 0; g < p->G; g++) {
             kn_cache c;
@@ -235,7 +235,7 @@ START_TEST(tables_attend_alike)
     const int64_t D = p->D, H = p->H, capacity = (p->T + 63) / 64 * 64, n = p->T * D;
     const kn_grid k = d.operand[1].codes ? d.codes[1].grid : (kn_grid){0};
     const kn_grid v = d.operand[2].codes ? d.codes[2].grid : (kn_grid){0};
-    void *memory = nb_alloc_aligned(kn_cache_bytes(&k, &v, KN_FP32, D, capacity), 1);
+    void *memory = nb_alloc_aligned_zeroed(kn_cache_bytes(&k, &v, KN_FP32, D, capacity), 1);
     kn_cache c;
     kn_cache_lay(&c, &k, &v, KN_FP32, D, capacity, memory);
     kn_cache_put(&c, p->T, d.operand[1].x, d.operand[2].x, p->G * D, d.operand[1].codes, d.operand[2].codes, 0, 0);

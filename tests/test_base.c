@@ -336,6 +336,37 @@ START_TEST(checksums_match_their_published_values)
 }
 END_TEST
 
+START_TEST(crc_of_long_data_is_that_of_its_pieces)
+{
+    enum { BYTES = (1 << 20) + 77, PIECE = 1001 };
+    unsigned char *data = nb_alloc(BYTES, 1);
+    for (int64_t i = 0; i < BYTES; i++)
+        data[i] = (unsigned char)nb_random(7, 0, (uint64_t)i);
+    uint32_t wanted = 5;
+    for (size_t at = 0; at < BYTES; at += PIECE)
+        wanted = nb_crc32c(wanted, data + at, BYTES - at < PIECE ? BYTES - at : PIECE);
+    ck_assert_uint_eq(nb_crc32c(5, data, BYTES), wanted);
+    free(data);
+}
+END_TEST
+
+START_TEST(memory_of_zeros_is_zero_though_it_was_used)
+{
+    enum { BYTES = (3 << 20) + 129 };
+    for (int round = 0; round < 2; round++) {
+        unsigned char *p = nb_alloc_aligned_zeroed(BYTES, 1);
+        ck_assert_uint_eq((uintptr_t)p % 64, 0);
+        int64_t zeros = 0;
+        for (int64_t i = 0; i < BYTES; i++)
+            zeros += p[i] == 0;
+        ck_assert_int_eq(zeros, BYTES);
+        memset(p, 0xFF, BYTES);
+        free(p);
+        free(memset(nb_alloc_aligned(BYTES, 1), 0xFF, BYTES));
+    }
+}
+END_TEST
+
 START_TEST(crc_continues_and_sees_every_bit)
 {
     unsigned char data[100];
@@ -433,6 +464,8 @@ int main(void)
     tcase_add_test(plain, bf16_rounds_to_nearest_even);
     tcase_add_test(plain, checksums_match_their_published_values);
     tcase_add_test(plain, crc_continues_and_sees_every_bit);
+    tcase_add_test(plain, crc_of_long_data_is_that_of_its_pieces);
+    tcase_add_test(plain, memory_of_zeros_is_zero_though_it_was_used);
     tcase_add_loop_test(plain, counts_are_exact, 0, COUNT(counts));
     tcase_add_test(plain, numbers_use_the_whole_text);
     tcase_add_test(plain, progress_stops_the_work);

@@ -57,12 +57,11 @@ ag_param *ag_param_new(ag_params *ps, const char *name, ag_group group, int n_di
     p->n_dim = n_dim;
     p->count = n;
     p->name = nb_string(name);
-    p->x = nb_alloc_aligned((size_t)n, sizeof(real));
+    p->x = nb_alloc_aligned_zeroed((size_t)n, sizeof(real));
     if (!p->name || !p->x) {
         param_free(p);
         return NULL;
     }
-    memset(p->x, 0, (size_t)n * sizeof(real));
     ps->version++;
     return ps->p[ps->n++] = p;
 }

@@ -74,10 +74,12 @@ void nb_pool_reset(nb_pool *p);                        /* all blocks are free, t
 void nb_pool_free(nb_pool *p);
 
 /* malloc/calloc/realloc of count x size with the overflow checked; NULL (message set) on failure. Free with free().
- * Sizes of 0 return a valid pointer. nb_alloc_aligned: 64 bytes, contents undefined. */
+ * Sizes of 0 return a valid pointer. nb_alloc_aligned: 64 bytes, contents undefined; of the zeroed one, memory above 1 MB takes
+ * none before it is touched. */
 void *nb_alloc(size_t count, size_t size);
 void *nb_alloc_zeroed(size_t count, size_t size);
 void *nb_alloc_aligned(size_t count, size_t size);
+void *nb_alloc_aligned_zeroed(size_t count, size_t size);
 void *nb_resize(void *p, size_t count, size_t size);
 char *nb_string(const char *s); /* strdup with a message on failure */
 

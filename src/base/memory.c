@@ -5,6 +5,8 @@
 #include "base/base.h"
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 enum { ALIGN = 64, CHUNK_BYTES = 1 << 20 };
 
@@ -131,6 +133,27 @@ void *nb_alloc_aligned(size_t count, size_t size)
         return NULL;
     size_t rounded = (bytes + ALIGN - 1) & ~(size_t)(ALIGN - 1);
     return or_message(aligned_alloc(ALIGN, rounded), rounded);
+}
+
+/* Whole pages go back to the kernel, which hands out zeros where they are touched again: none is written for nothing. */
+static void zero_when_touched(char *p, size_t bytes)
+{
+    const size_t page = (size_t)sysconf(_SC_PAGESIZE), before = (page - (uintptr_t)p % page) % page;
+    const size_t whole = bytes > before ? (bytes - before) / page * page : 0;
+    if (bytes < CHUNK_BYTES || madvise(p + before, whole, MADV_DONTNEED) != 0) {
+        memset(p, 0, bytes);
+        return;
+    }
+    memset(p, 0, before);
+    memset(p + before + whole, 0, bytes - before - whole);
+}
+
+void *nb_alloc_aligned_zeroed(size_t count, size_t size)
+{
+    void *p = nb_alloc_aligned(count, size);
+    if (p)
+        zero_when_touched(p, checked_bytes(count, size));
+    return p;
 }
 
 void *nb_resize(void *p, size_t count, size_t size)

@@ -1,6 +1,7 @@
 /* bits.c - a row of codes of `bits` bits as a little-endian bit stream: code i takes bits [i*bits, (i+1)*bits). */
 #include "io/io.h"
 #include <assert.h>
+#include <string.h>
 
 size_t fm_packed_bytes(int64_t n, int bits)
 {
@@ -30,13 +31,18 @@ void fm_unpack_bits(uint8_t *restrict codes, const uint8_t *restrict src, int64_
     assert(bits >= 1 && bits <= 8);
     uint32_t window = 0;
     int held = 0;
+    if (bits == 8) {
+        memcpy(codes, src, (size_t)n);
+        return;
+    }
     if (bits == 4) { /* most files: two codes a byte */
-        for (int64_t i = 0; i + 2 <= n; i += 2) {
-            codes[i] = src[i / 2] & 15;
-            codes[i + 1] = src[i / 2] >> 4;
+        const int64_t pairs = n / 2;
+        for (int64_t i = 0; i < pairs; i++) {
+            codes[2 * i] = src[i] & 15;
+            codes[2 * i + 1] = src[i] >> 4;
         }
         if (n % 2)
-            codes[n - 1] = src[n / 2] & 15;
+            codes[n - 1] = src[pairs] & 15;
         return;
     }
     for (int64_t i = 0; i < n; i++) {

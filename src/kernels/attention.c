@@ -41,11 +41,12 @@ size_t kn_cache_bytes(const kn_grid *kgrid, const kn_grid *vgrid, kn_precision f
     return layout_of(kgrid, vgrid, floats, D, capacity).total;
 }
 
-static void lay_cache(kn_cache *c, const kn_grid *kgrid, const kn_grid *vgrid, kn_precision floats, int64_t D,
-                      int64_t capacity, void *memory)
+void kn_cache_lay(kn_cache *c, const kn_grid *kgrid, const kn_grid *vgrid, kn_precision floats, int64_t D, int64_t capacity,
+                  void *memory)
 {
     const cache_layout l = layout_of(kgrid, vgrid, floats, D, capacity);
     uint8_t *p = memory;
+    assert(capacity % KN_KEYS == 0);
     *c = (kn_cache){.kgrid = *kgrid, .vgrid = *vgrid, .floats = floats, .D = D, .capacity = capacity, .k = p, .v = p + l.k};
     p += l.k + l.v;
     if (kgrid->bits) {
@@ -57,14 +58,6 @@ static void lay_cache(kn_cache *c, const kn_grid *kgrid, const kn_grid *vgrid, k
         c->v_scale = (real *)(void *)p;
         c->v_zero = (int32_t *)(void *)(p + l.scale);
     }
-}
-
-void kn_cache_lay(kn_cache *c, const kn_grid *kgrid, const kn_grid *vgrid, kn_precision floats, int64_t D, int64_t capacity,
-                  void *memory)
-{
-    assert(capacity % KN_KEYS == 0);
-    memset(memory, 0, layout_of(kgrid, vgrid, floats, D, capacity).total);
-    lay_cache(c, kgrid, vgrid, floats, D, capacity, memory);
 }
 
 /* Value of u = q - lo is (mul*u - zero') * scale with zero' = zero - mul*lo - add. */
@@ -267,7 +260,7 @@ static void attend_head(const batch_job *j, int64_t b, int64_t g, int64_t first,
     kn_cache c;
     if (first >= end)
         return;
-    lay_cache(&c, &j->kgrid, &j->vgrid, KN_FP32, D, j->capacity, memory);
+    kn_cache_lay(&c, &j->kgrid, &j->vgrid, KN_FP32, D, j->capacity, memory);
     fill_cache(&c, j, row, end, g, decoded);
     for (int64_t h = g * (H / j->G); h < (g + 1) * (H / j->G); h++) {
         const int64_t at = row + first;

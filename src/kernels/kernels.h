@@ -346,7 +346,7 @@ typedef struct {
 } kn_cache;
 size_t kn_cache_bytes(const kn_grid *kgrid, const kn_grid *vgrid, kn_precision floats, int64_t D, int64_t capacity);
 void kn_cache_lay(kn_cache *c, const kn_grid *kgrid, const kn_grid *vgrid, kn_precision floats, int64_t D, int64_t capacity,
-                  void *memory); /* n = 0, memory zeroed by it */
+                  void *memory); /* n = 0; memory was zeroed before its first use */
 /* Appends n keys and values of head h: from floats k, v [.., ldk] (row i at k + i*ld + h*D) or from codes (row `row`+i of kc/vc, head h). Exactly one source
  * of each must be given and fit the grid. */
 void kn_cache_put(kn_cache *c, int64_t n, const real *k, const real *v, int64_t ld, const kn_codes *kc,

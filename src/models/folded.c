@@ -303,19 +303,17 @@ static status check_tensors(const md_config *c, const fm_h5 *f)
 }
 
 /* Row i of packed codes; false if one is above `top`. */
-static bool unpack_row(kn_codes *c, int64_t i, const uint8_t *packed, uint8_t top)
+static bool unpack_row(const kn_codes *c, int64_t i, const uint8_t *packed, uint8_t top)
 {
-    const bool sign = c->grid.levels == KN_LEVELS_SIGN;
-    const int mul = sign ? 2 : 1, add = sign ? -1 : c->grid.lo;
-    int8_t *q = c->q + i * c->ld;
-    int over = 0;
-    fm_unpack_bits((uint8_t *)q, packed, c->cols, c->grid.bits);
-    for (int64_t j = 0; j < c->cols; j++) {
-        const uint8_t u = (uint8_t)q[j];
-        over |= u > top;
-        q[j] = (int8_t)(mul * u + add);
+    const int64_t n = c->cols;
+    const uint8_t mul = c->grid.levels == KN_LEVELS_SIGN ? 2 : 1, add = mul == 2 ? UINT8_MAX : (uint8_t)c->grid.lo;
+    uint8_t *q = (uint8_t *)c->q + i * c->ld, most = 0;
+    fm_unpack_bits(q, packed, n, c->grid.bits);
+    for (int64_t j = 0; j < n; j++) {
+        most = q[j] > most ? q[j] : most;
+        q[j] = (uint8_t)(mul * q[j] + add); /* as int8_t: 2 u - 1, or u + lo */
     }
-    return !over;
+    return most <= top;
 }
 
 static status load_packed(kn_codes *c, fm_h5 *f, const char *name)
@@ -386,11 +384,15 @@ static status load_scales(kn_codes *c, fm_h5 *f, const char *tensor)
     const fm_dtype t = scale_dtype(&c->grid);
     uint8_t *stored = nb_alloc((size_t)c->n_scales, fm_dtype_bytes(t));
     status s = stored ? fm_h5_read_all(f, dataset(name, tensor, "scales"), t, stored, 1, &c->n_scales) : NB_NOMEM;
-    for (int64_t i = 0; i < c->n_scales && s == NB_OK; i++) {
+    int64_t bad = INT64_MAX;
+#pragma omp parallel for schedule(static) reduction(min : bad) if (c->n_scales > 1 << 13)
+    for (int64_t i = 0; i < (s == NB_OK ? c->n_scales : 0); i++) {
         c->scale[i] = read_scale(&c->grid, stored + (size_t)i * fm_dtype_bytes(t));
         if (!isfinite(c->scale[i]))
-            s = nb_fail(NB_FORMAT, "scale %lld is %g", (long long)i, (double)c->scale[i]);
+            bad = i < bad ? i : bad;
     }
+    if (s == NB_OK && bad < INT64_MAX)
+        s = nb_fail(NB_FORMAT, "scale %lld is %g", (long long)bad, (double)c->scale[bad]);
     free(stored);
     return s;
 }

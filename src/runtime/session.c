@@ -104,7 +104,7 @@ static status open_caches(rt_session *s)
         kn_grid k = key_grid(a);
         s->cache_bytes += kn_cache_bytes(&k, &a->v->spec.grid, s->cache_floats, c->head_size, capacity) * (size_t)(s->slots * c->kv_heads);
     }
-    s->cache_memory = nb_alloc_aligned(s->cache_bytes, 1);
+    s->cache_memory = nb_alloc_aligned_zeroed(s->cache_bytes, 1);
     if (!s->cache_memory)
         return NB_NOMEM;
     char *at = s->cache_memory;
