@@ -16,6 +16,8 @@ int cl_picture_export(int argc, char **argv);
 int cl_picture_ptq(int argc, char **argv);
 int cl_picture_compare(int argc, char **argv);
 
+/* What `nibble ptq` has for networks of pictures. */
+status cl_picture_list_methods(bool json);
 /* The pictures of --data. */
 status cl_picture_data(fm_pictures *p, const cl_common *c, bool train);
 /* Opens MODEL, with a recipe (NULL: its own). */

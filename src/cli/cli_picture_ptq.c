@@ -1,82 +1,102 @@
 /* cli_picture_ptq.c - nibble ptq and nibble compare of networks for pictures. */
 #include "cli/cli_picture.h"
+#include "ptq/ptq.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define METHODS     "absmax ranges of weights: rtn; least squared error: mse; before them: equalize (equalize+rtn)"
-#define CALIBRATION "recipe|minmax|average|percentile|mse|kl|admm"
+#define CALIBRATION "recipe|minmax|average|percentile|mse|kl|admm|easyquant|entropy"
+enum { ENTROPY = 8 /* another word for kl */ };
 
 typedef struct {
     cl_common common;
     const char *recipe, *recipes, *methods, *sheet;
     int64_t samples;
-    int calibration; /* 0: as the recipe says; else 1 + an fq_method */
+    int calibration; /* the place of the word in CALIBRATION */
+    double alpha;
+    bool list;
 } quantize_options;
-
-/* The recipe, its ranges of results by another method where one is asked for. */
-static status open_recipe(fq_recipe *r, const char *name, int calibration)
-{
-    TRY(fq_recipe_open(r, name));
-    for (int64_t i = 0; i < r->n && calibration; i++) {
-        fq_rule *rule = &r->rule[i];
-        const size_t n = strlen(rule->pattern);
-        const bool is_weight = n >= 6 && !strcmp(rule->pattern + n - 6, "weight");
-        if (is_weight || rule->spec.range == FQ_DYNAMIC)
-            continue;
-        rule->spec.method = (uint8_t)(calibration - 1);
-        rule->spec.parameter = 0;
-    }
-    return NB_OK;
-}
-
-/* "equalize+mse": whether to equalize, and where ranges of weights come from. */
-static status read_methods(bool *equalize, fq_start *start, const char *text)
-{
-    const bool first = !strncmp(text, "equalize+", 9);
-    const char *last = first ? text + 9 : text;
-    *equalize = first;
-    *start = strcmp(last, "mse") ? FQ_START_ABSMAX : FQ_START_MSE;
-    if (strcmp(last, "mse") != 0 && strcmp(last, "rtn") != 0 && strcmp(last, "static") != 0)
-        return nb_fail(NB_USAGE, "%s: of networks for pictures there are " METHODS, text);
-    return NB_OK;
-}
 
 static status quantize(md_picture_net *m, const char *path, const char *recipe, const char *methods, const quantize_options *o,
                        const fm_pictures *data)
 {
     fq_recipe r = {0};
-    bool equalize;
-    fq_start start;
-    TRY(read_methods(&equalize, &start, methods));
-    TRY(open_recipe(&r, recipe, o->calibration));
-    status s = md_net_open(m, path, &r);
+    md_picture_net from = {0};
+    const pt_picture_options p = {.data = data,
+                                  .samples = o->samples,
+                                  .seed = o->common.seed,
+                                  .calibration = o->calibration == ENTROPY ? FQ_KL : o->calibration - 1,
+                                  .alpha = o->alpha};
+    TRY(fq_recipe_open(&r, recipe));
+    status s = cl_picture_open(&from, path, NULL);
+    if (s == NB_OK) {
+        s = pt_picture_quantize(m, &from, &r, methods, &p);
+        if (s != NB_OK)
+            nb_fail_in(s, "%s", path);
+    }
+    md_net_free(&from);
     fq_recipe_free(&r);
-    if (s == NB_OK && equalize)
-        s = md_net_equalize(m);
-    if (s == NB_OK)
-        s = kd_picture_calibrate(m, data, start, o->samples, o->common.seed);
-    if (s != NB_OK)
-        md_net_free(m);
     return s;
 }
 
 /* ---- ptq ---------------------------------------------------------------------------------- */
 
+status cl_picture_list_methods(bool json)
+{
+    nb_writer w = {0};
+    int64_t n;
+    const pt_picture_method *method = pt_picture_methods(&n);
+    nb_json_open(&w, NULL, '{');
+    for (int64_t i = 0; i < n; i++)
+        nb_json_put_string(&w, method[i].name, method[i].explanation);
+    nb_json_close(&w, '}');
+    if (json)
+        return cl_print_json(&w);
+    free(nb_json_text(&w));
+    for (int64_t i = 0; i < n; i++) {
+        const char *line = method[i].explanation, *second = strchr(line, '\n');
+        char text[512];
+        const int bytes = snprintf(text, sizeof text, "%-12s%.*s\n%-12s%s\n", method[i].name, (int)(second - line), line, "", second + 1);
+        TRY(cl_print(text, (size_t)bytes));
+    }
+    return NB_OK;
+}
+
+static status report(const char *methods, const md_picture_net *m, const cl_common *c)
+{
+    if (c->json) {
+        nb_writer w = {0};
+        nb_json_open(&w, NULL, '{');
+        nb_json_put_string(&w, "path", c->output);
+        nb_json_put_string(&w, "method", methods);
+        nb_json_put_string(&w, "recipe", m->base.recipe.name);
+        nb_json_close(&w, '}');
+        return cl_print_json(&w);
+    }
+    if (!c->quiet)
+        cl_say("%s: %s by recipe %s\n", c->output, methods, m->base.recipe.name);
+    return NB_OK;
+}
+
 static status ptq(const char *methods, const char *path, const quantize_options *o)
 {
     md_picture_net m = {0};
     fm_pictures data = {0};
+    if (o->list)
+        return cl_picture_list_methods(o->common.json);
+    if (!path)
+        return nb_fail(NB_USAGE, "nibble ptq METHOD MODEL -o FILE (`nibble ptq --list` names the methods)");
     if (!o->recipe)
         return nb_fail(NB_USAGE, "by which recipe? (--recipe w8a8, w4a8, w4a4, w2a4 or a file)");
     TRY(cl_check_output(&o->common, false));
     TRY(cl_begin(&o->common));
-    TRY(cl_picture_data(&data, &o->common, true));
-    status s = quantize(&m, path, o->recipe, methods, o, &data);
+    if (o->common.data)
+        TRY(cl_picture_data(&data, &o->common, true));
+    status s = quantize(&m, path, o->recipe, methods, o, o->common.data ? &data : NULL);
     if (s == NB_OK)
         s = md_net_save_folded(&m, o->common.output);
-    if (s == NB_OK && !o->common.quiet)
-        cl_say("%s: %s by recipe %s\n", o->common.output, methods, m.base.recipe.name);
+    if (s == NB_OK)
+        s = report(methods, &m, &o->common);
     fm_pictures_free(&data);
     md_net_free(&m);
     return s;
@@ -89,19 +109,23 @@ int cl_picture_ptq(int argc, char **argv)
         {"--recipe", "NAME|FILE", CL_TEXT, &o.recipe, NULL, "w8a8, w4a8, w4a4, w2a4, or a file"},
         {"--calib-method", CALIBRATION, CL_CHOICE, &o.calibration, "recipe", "how ranges of results come from the pictures"},
         {"--calib-samples", "N", CL_COUNT, &o.samples, "1000", "pictures that they come from"},
+        {"--alpha", "A", CL_NUMBER, &o.alpha, "0", "smoothquant: how much of the difficulty goes into weights, 0 to 1; 0: searched per pair"},
+        {"--list", NULL, CL_FLAG, &o.list, NULL, "say what each method does"},
     };
     const cl_command command = {
         .name = "ptq",
-        .arguments = "METHOD MODEL",
+        .arguments = "[METHOD] [MODEL]",
         .summary = "quantize a network for pictures without training",
-        .explanation = "METHOD: rtn (ranges of weights by absmax; static is the same word), mse (by least squared error),\n"
-                       "equalize+rtn, equalize+mse (first channels of neighbouring layers get one magnitude, exactly: for\n"
-                       "scales per tensor). Batch norms are folded, ranges of results calibrated on training pictures.",
-        .examples = "  nibble ptq mse f/ --data fashion --recipe w8a8 --calib-method kl -o p.h5",
+        .explanation = "METHOD: one, or several joined by + in their order, of equalize, smoothquant | rtn, static, mse,\n"
+                       "dynamic, easyquant | biascorrect. Batch norms are folded into the convolutions, ranges of results\n"
+                       "calibrated on training pictures; the file runs with integers alone (dynamic: in floats).",
+        .examples = "  nibble ptq mse f/ --data fashion --recipe w8a8 --calib-method kl -o p.h5\n"
+                    "  nibble ptq smoothquant+static f/ --data fashion --recipe w8a8 -o p.h5\n"
+                    "  nibble ptq equalize+rtn+biascorrect f/ --data fashion --recipe w4a8 -o p.h5",
         .option = option,
         .n = sizeof option / sizeof *option,
         .common = &o.common,
-        .common_mask = CL_DATA | CL_OUTPUT | CL_FORCE | CL_SEEDED};
+        .common_mask = CL_DATA | CL_OUTPUT | CL_FORCE | CL_SEEDED | CL_JSON};
     const char *argument[CL_MAX_ARGUMENTS];
     int code;
     return cl_parse(&command, argc, argv, argument, &code) ? cl_exit(ptq(argument[0], argument[1], &o)) : code;
@@ -228,7 +252,8 @@ int cl_picture_compare(int argc, char **argv)
     quantize_options o = {0};
     const cl_option option[] = {
         {"--recipes", "NAME,...", CL_TEXT, &o.recipes, "w8a8,w4a8,w4a4", "recipes, or files"},
-        {"--methods", "NAME,...", CL_TEXT, &o.methods, "rtn,mse,equalize+mse", METHODS},
+        {"--methods", "NAME,...", CL_TEXT, &o.methods, "rtn,mse,easyquant,smoothquant,equalize+mse,mse+biascorrect,dynamic",
+         "as `nibble ptq` takes them"},
         {"--calib-method", CALIBRATION, CL_CHOICE, &o.calibration, "recipe", "how ranges of results come from the pictures"},
         {"--calib-samples", "N", CL_COUNT, &o.samples, "1000", "pictures that they come from"},
         {"--sheet", "FILE.svg", CL_TEXT, &o.sheet, NULL, "draw filters, ranges and mistakes of the last FILE (else of the first recipe)"},

@@ -1,5 +1,5 @@
 /* cli_ptq.c - nibble ptq: quantization without training, one method or several in order. */
-#include "cli/cli.h"
+#include "cli/cli_picture.h"
 #include "ptq/ptq.h"
 #include <stdlib.h>
 #include <string.h>
@@ -36,7 +36,9 @@ static status list_methods(bool json)
                               s->name, s[1].name ? " " : "\n");
         TRY(cl_print(text, (size_t)bytes));
     }
-    return NB_OK;
+    static const char pictures[] = "\nnetworks for pictures:\n";
+    TRY(cl_print(pictures, sizeof pictures - 1));
+    return cl_picture_list_methods(false);
 }
 
 /* "rotate+importance" */

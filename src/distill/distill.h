@@ -178,6 +178,10 @@ status kd_picture_train(const char *folder, md_picture_net *m, const fm_pictures
                         const nb_progress *progress, kd_picture_report *report);
 /* Ranges of weights by `how` and of activations from the first n pictures in a random order. */
 status kd_picture_calibrate(md_picture_net *m, const fm_pictures *data, fq_start how, int64_t n, uint64_t seed);
+/* The first n pictures of that order, from the from-th on, as values 0..1: x [n, H*W]. */
+status kd_picture_sample(real *x, const fm_pictures *data, int64_t from, int64_t n, uint64_t seed);
+/* Runs m in floats over the same pictures with a tap on its sites; ranges of those that it observes are found. */
+status kd_picture_watch(md_picture_net *m, const fm_pictures *data, int64_t n, uint64_t seed, ag_tap tap);
 /* Share of pictures whose largest logit is their label's (the first of equals), and the mean cross entropy. predicted [n] takes classes, or NULL. A network of integers
  * is computed with integers alone (rt_net), another on the tape. */
 typedef struct {

@@ -108,26 +108,36 @@ status kd_picture_evaluate(kd_picture_eval *e, md_picture_net *m, const fm_pictu
 
 /* ---- calibration -------------------------------------------------------------------------- */
 
-static status observe(md_picture_net *m, const fm_pictures *data, int64_t n, uint64_t seed)
+status kd_picture_sample(real *x, const fm_pictures *data, int64_t from, int64_t n, uint64_t seed)
 {
     const int64_t in = data->height * data->width;
-    ag_tape t = {.quantize_off = true, .tap = {fq_observe, &m->base.sites}};
     int64_t *order = nb_alloc((size_t)data->n, sizeof *order);
+    if (!order)
+        return NB_NOMEM;
+    nb_random_permutation(order, data->n, seed, 501);
+    for (int64_t b = 0; b < n; b++)
+        kd_picture_values(x + b * in, data->pixel + order[from + b] * in, in);
+    free(order);
+    return NB_OK;
+}
+
+status kd_picture_watch(md_picture_net *m, const fm_pictures *data, int64_t n, uint64_t seed, ag_tap tap)
+{
+    const int64_t in = data->height * data->width;
+    TRY(kd_picture_fits(m, data));
+    ag_tape t = {.quantize_off = true, .tap = tap};
     real *x = nb_alloc((size_t)(BATCH * in), sizeof *x), *logits = nb_alloc((size_t)(BATCH * m->stages.classes), sizeof *logits);
-    status s = order && x && logits ? NB_OK : NB_NOMEM;
-    if (s == NB_OK)
-        nb_random_permutation(order, data->n, seed, 501);
+    status s = x && logits ? NB_OK : NB_NOMEM;
     n = n < data->n ? n : data->n;
     for (int64_t from = 0; from < n && s == NB_OK; from += BATCH) {
         const int64_t B = n - from < BATCH ? n - from : BATCH;
-        for (int64_t b = 0; b < B; b++)
-            kd_picture_values(x + b * in, data->pixel + order[from + b] * in, in);
-        s = on_tape(&t, logits, m, x, B);
+        s = kd_picture_sample(x, data, from, B, seed);
+        if (s == NB_OK)
+            s = on_tape(&t, logits, m, x, B);
         if (s == NB_OK)
             s = fq_observe_end(&m->base.sites);
     }
     ag_tape_free(&t);
-    free(order);
     free(x);
     free(logits);
     return s;
@@ -137,5 +147,5 @@ status kd_picture_calibrate(md_picture_net *m, const fm_pictures *data, fq_start
 {
     TRY(kd_picture_fits(m, data));
     TRY(fq_start_weights(&m->base.sites, how, NULL, NULL));
-    return observe(m, data, n, seed);
+    return kd_picture_watch(m, data, n, seed, (ag_tap){fq_observe, &m->base.sites});
 }

@@ -202,8 +202,14 @@ typedef struct {
 } md_picture_net; /* does not move: sites point into it */
 /* Builds the modules, the stages copied; seed and codes_only as md_build. Empty after a failure. */
 status md_net_build(md_picture_net *m, const md_stages *s, const fq_recipe *recipe, uint64_t seed, bool codes_only);
-/* The same function under a recipe: batch norms folded into the convolutions before them, w times norm / sqrt(variance + eps), the rest into the bias. */
+/* The same function under a recipe (NULL: in floats): batch norms folded into the convolutions before them, w times norm / sqrt(variance + eps), the rest into the bias. */
 status md_net_with_recipe(md_picture_net *dst, const md_picture_net *src, const fq_recipe *recipe);
+/* Layers i and i + 1 that may be scaled against each other without changing the function: not behind ReLU6. Both have float weights, norms folded.
+ * extremes: rows [N] largest |w| of the row that makes each of the N channels, readers [N] of all weights of layer i + 1 that read it.
+ * scale_pair: row c of layer i and its bias / s[c], what reads it * s[c]; s [N] > 0. Their ranges begin anew. */
+bool md_net_is_pair(const md_picture_net *m, int64_t i);
+void md_net_extremes(real *rows, real *readers, const md_picture_net *m, int64_t i);
+void md_net_scale_pair(md_picture_net *m, int64_t i, const real *s);
 /* Cross-layer equalization (picture_equalize.c): the same function, neighbouring channels of one magnitude. Float weights, norms folded; ranges begin anew. */
 status md_net_equalize(md_picture_net *m);
 void md_net_free(md_picture_net *m);
@@ -211,7 +217,8 @@ typedef struct {
     bool training;         /* dropout, the batch's own moments */
     uint64_t seed, stream; /* of dropout; stream: the step */
 } md_net_run;
-/* x [B, H*W*C] -> logits [B, classes]. */
+/* x [B, H*W*C] -> logits [B, classes]. md_net_stage: one stage of it, x the result of the stage before (of the first: of the input's site). */
+ag_tensor *md_net_stage(ag_tape *t, const md_picture_net *m, int64_t stage, ag_tensor *x, const md_net_run *run);
 ag_tensor *md_net_forward(ag_tape *t, const md_picture_net *m, ag_tensor *x, const md_net_run *run);
 /* Files of kind "picture" (attribute stages; recipe, /param, /site as of a language model) and "picture-folded" (as folded ones). save_state: into an open file.
  * open: a file, or a folder's last.h5; recipe (NULL: the file's own) turns a float network with md_net_with_recipe. */

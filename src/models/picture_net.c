@@ -93,21 +93,38 @@ status md_net_with_recipe(md_picture_net *dst, const md_picture_net *src, const 
     return NB_OK;
 }
 
-ag_tensor *md_net_forward(ag_tape *t, const md_picture_net *m, ag_tensor *x, const md_net_run *run)
+/* The layer of a stage that has one. */
+static const ly_conv *layer_of(const md_picture_net *m, int64_t stage)
 {
     int64_t layer = 0;
+    for (int64_t i = 0; i < stage; i++)
+        layer += m->stages.stage[i].kind == MD_STAGE_CONV;
+    return &m->layer[layer];
+}
+
+ag_tensor *md_net_stage(ag_tape *t, const md_picture_net *m, int64_t stage, ag_tensor *x, const md_net_run *run)
+{
+    const md_stage *s = &m->stages.stage[stage];
+    switch (s->kind) {
+    case MD_STAGE_CONV:
+        return ly_conv_forward(t, layer_of(m, stage), x, run->training);
+    case MD_STAGE_MAX_POOL:
+        return ag_max_pool(t, x, &s->c);
+    case MD_STAGE_AVERAGE_POOL:
+        return ag_average_pool(t, x, &s->c);
+    case MD_STAGE_DROPOUT:
+        return run->training && s->p > 0 ? ag_dropout(t, x, (real)s->p, nb_random(run->seed, 77, run->stream), (uint64_t)stage) : x;
+    default:
+        return x;
+    }
+}
+
+ag_tensor *md_net_forward(ag_tape *t, const md_picture_net *m, ag_tensor *x, const md_net_run *run)
+{
     x = fq_apply(t, m->input, x);
     for (int64_t i = 0; i < m->stages.n; i++) {
-        const md_stage *s = &m->stages.stage[i];
         ag_tensor *before = x;
-        if (s->kind == MD_STAGE_CONV)
-            x = ly_conv_forward(t, &m->layer[layer++], x, run->training);
-        else if (s->kind == MD_STAGE_MAX_POOL)
-            x = ag_max_pool(t, x, &s->c);
-        else if (s->kind == MD_STAGE_AVERAGE_POOL)
-            x = ag_average_pool(t, x, &s->c);
-        else if (s->kind == MD_STAGE_DROPOUT && run->training && s->p > 0)
-            x = ag_dropout(t, x, (real)s->p, nb_random(run->seed, 77, run->stream), (uint64_t)i);
+        x = md_net_stage(t, m, i, x, run);
         if (x != before)
             ag_done(before);
     }

@@ -90,4 +90,29 @@ const pt_method *pt_method_find(const char *name); /* NULL if there is none */
 
 void pt_part_discard(const char *folder, const md_model *m); /* removes pt_options.part, when its result is kept or not wanted */
 
+/* ---- networks for pictures ------------------------------------------------------------------ */
+
+/* Where ranges of results come from: as the recipe says, one of fq_method for all of them, or EasyQuant's search. */
+enum { PT_CALIBRATION_RECIPE = -1, PT_CALIBRATION_EASYQUANT = FQ_ADMM + 1 };
+typedef struct {
+    const fm_pictures *data; /* to calibrate on; NULL: none */
+    int64_t samples;         /* how many of them, in a random order by seed */
+    uint64_t seed;
+    int calibration;
+    double alpha;            /* of smoothquant, 0: searched */
+} pt_picture_options;
+/* Methods, joined by + in this order: what changes the float network (equalize, smoothquant), then one that gives ranges (rtn, static, mse, dynamic, easyquant;
+ * rtn where none is named), then biascorrect. */
+typedef enum { PT_BEFORE, PT_RANGES, PT_AFTER } pt_picture_place;
+typedef struct {
+    const char *name;
+    pt_picture_place place;
+    bool needs_data;
+    const char *explanation; /* two lines */
+} pt_picture_method;
+const pt_picture_method *pt_picture_methods(int64_t *n);
+/* m <- the float network `from` under the recipe, by the methods; empty after a failure. NB_USAGE: an unknown method (the message names those that there are, and
+ * whether it is one of language models), a wrong order, no data where one needs them, a network that has a recipe already. */
+status pt_picture_quantize(md_picture_net *m, const md_picture_net *from, const fq_recipe *recipe, const char *methods, const pt_picture_options *o);
+
 #endif
