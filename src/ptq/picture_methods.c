@@ -113,9 +113,9 @@ static status read_plan(plan *p, const char *text)
 
 /* ---- the recipe ----------------------------------------------------------------------------- */
 
-static void spec_of_weight(fq_spec *s, const plan *p)
+static void spec_of_weight(fq_spec *s, const plan *p, int calibration)
 {
-    if (s->grid.bits && s->range == FQ_DYNAMIC && (has(p, "mse") || has(p, "easyquant")))
+    if (s->grid.bits && s->range == FQ_DYNAMIC && (has(p, "mse") || calibration == PT_CALIBRATION_EASYQUANT))
         s->range = FQ_STATIC;
 }
 
@@ -154,7 +154,7 @@ static status change_recipe(fq_recipe *r, const fq_recipe *from, const fq_sites 
         fq_spec spec = site->spec;
         char words[192];
         if (site->is_weight)
-            spec_of_weight(&spec, p);
+            spec_of_weight(&spec, p, calibration);
         else
             spec_of_result(&spec, p, calibration);
         if (fq_spec_equal(&spec, &site->spec))
