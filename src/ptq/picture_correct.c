@@ -3,7 +3,7 @@
  * x what the float layers before give, x' the quantized ones, corrected already, w' the values of the codes. So an error of the mean that came in is
  * taken back too.
  */
-#include "ptq/picture.h"
+#include "ptq/picture_ptq.h"
 #include <stdlib.h>
 
 enum { CORRECTED = 250 };

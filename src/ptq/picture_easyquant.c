@@ -2,7 +2,7 @@
  * its patches, of which some are drawn. Between two convolutions pools stand: the site of the first is searched for what the pools leave of it.
  */
 #include "ptq/easyquant.h"
-#include "ptq/picture.h"
+#include "ptq/picture_ptq.h"
 #include <stdlib.h>
 
 enum { SEARCHED = 128, FEW_ROWS = 64, MANY_ROWS = 256, PATCHES = 701 /* stream of random numbers */ };

@@ -2,7 +2,7 @@
  *   from --norms folded--> floats --equalize, smoothquant--> floats --recipe--> ranges (rtn | static | mse | dynamic | easyquant) --biascorrect-->
  * Ranges of a weight that the recipe finds anew at each encoding (dynamic) stand still where a method searches for them.
  */
-#include "ptq/picture.h"
+#include "ptq/picture_ptq.h"
 #include <stdlib.h>
 #include <string.h>
 

@@ -3,7 +3,7 @@
  * x is the float result of the first, w all weights that read the channel. alpha of each pair in turn: of 0, 0.1, .. 1 and "not at all" the
  * one with the least sum of squared differences between the quantized network's logits and the float one's.
  */
-#include "ptq/picture.h"
+#include "ptq/picture_ptq.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>

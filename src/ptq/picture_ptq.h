@@ -1,6 +1,6 @@
-/* picture.h - passes over networks for pictures that look at samples (private to ptq/). */
-#ifndef NIBBLE_PTQ_PICTURE_H
-#define NIBBLE_PTQ_PICTURE_H
+/* picture_ptq.h - passes over networks for pictures that look at samples (private to ptq/). */
+#ifndef NIBBLE_PTQ_PICTURE_PTQ_H
+#define NIBBLE_PTQ_PICTURE_PTQ_H
 #include "ptq/ptq.h"
 
 /* p: the network in floats, norms folded, scaled in place; the recipe decides how well a scaling does. */
