@@ -633,9 +633,10 @@ class Commands(unittest.TestCase):
         self.assertLess(distance("qat.h5"), 0.7 * distance("rtn.h5"))
         run("ptq", "gptq", "float", "--recipe", "w3a16", "--data", "train.h5", "--calib-samples", "32", "-o", "gptq.h5")
         self.assertLess(distance("gptq.h5"), 0.8 * distance("rtn.h5"))
-        run("qat", "float", "--start-from", "gptq.h5", "--data", "train.h5", "--steps", "1", "--lr", "1e-9", "--batch", "8", "--ctx", "64", "-o", "further")
+        run("qat", "float", "--start-from", "gptq.h5", "--data", "train.h5", "--steps", "1", "--lr", "1e-9", "--scale-lr", "1e-9",
+            "--batch", "8", "--ctx", "64", "-o", "further")
         run("fold", "further", "-o", "further.h5")
-        self.assertLess(distance("further.h5"), 0.8 * distance("rtn.h5"))
+        self.assertAlmostEqual(distance("further.h5"), distance("gptq.h5"), delta=1e-3 * distance("gptq.h5"))  # its codes, its ranges
         self.assertIn("is a float model", run("qat", "float", "--start-from", "float", "--data", "train.h5", "-o", "no", code=2)[1])
         self.assertIn("na\u00efve", run("run", "gptq.h5", "-p", "na\u00efve", "-n", "4")[0])
         run("ptq", "importance", "float", "--recipe", "q4_0", "--data", "train.h5", "--write-imatrix", "im.gguf", "-o", "q4.h5")

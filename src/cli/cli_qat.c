@@ -115,6 +115,17 @@ static void workshop_free(workshop *w)
     md_free(&w->teacher);
 }
 
+/* Codes of --start-from with the latent floats of MODEL, which is the teacher unless that is named. */
+static status loosen(workshop *w, const char *path, const cl_train_options *o)
+{
+    md_model own = {0};
+    status s = o->teacher ? cl_open_model(&own, path, &o->common, NULL, false) : NB_OK;
+    if (s == NB_OK)
+        s = md_loosen(&w->student, o->teacher ? &own : &w->teacher);
+    md_free(&own);
+    return s;
+}
+
 static status open_models(workshop *w, const char *path, const cl_train_options *o)
 {
     if (!o->distill)
@@ -128,7 +139,7 @@ static status open_models(workshop *w, const char *path, const cl_train_options 
     if (!o->teacher && w->teacher.recipe.n)
         return nb_fail(NB_USAGE, "%s: is quantized by recipe %s itself, so the float model must be named (--teacher)",
                        path, w->teacher.recipe.name);
-    return NB_OK;
+    return o->start_from ? loosen(w, path, o) : NB_OK;
 }
 
 static status open_data(workshop *w, const cl_train_options *o)

@@ -1,7 +1,7 @@
 /* cli_shrink.c - nibble shrink: from a float model to a file of integers in a given time, all steps in one.
  *
- * In a work folder: heldout.h5 (what is measured on), plan.json (how many steps the time allows), data.h5, run/. Said again it goes on
- * with what is there.
+ * In a work folder: heldout.h5 (what is measured on), plan.json (how many steps the time allows), data.h5, start.h5 (GPTQ's codes), run/. Said again
+ * it goes on with what is there.
  */
 #include "cli/shrink.h"
 #include <math.h>
@@ -62,11 +62,13 @@ static status train(shrinker *s)
     cl_progress line;
     kd_train_report r;
     const kd_train_data data = {&s->data, s->o->text ? &s->text : NULL, &s->heldout};
-    TRY(shrink_open_student(s, &student, s->o->recipe));
-    const kd_train_options k = shrink_training(s, &student);
-    const kd_run_options how = {.progress = cl_progress_start(&line, "training", "steps", s->o->common.quiet)};
-    status st = kd_train(s->run_path, &student, &s->teacher, &data, &k, &how, &r);
-    cl_progress_end(&line);
+    status st = shrink_open_start(s, &student);
+    if (st == NB_OK) {
+        const kd_train_options k = shrink_training(s, &student);
+        const kd_run_options how = {.progress = cl_progress_start(&line, "training", "steps", s->o->common.quiet)};
+        st = kd_train(s->run_path, &student, &s->teacher, &data, &k, &how, &r);
+        cl_progress_end(&line);
+    }
     md_free(&student);
     return st;
 }
@@ -92,7 +94,7 @@ static status measure_rounded(shrinker *s, result *r)
 {
     md_model m = {0};
     const kd_calibration c = {.samples = HELDOUT_ROWS, .seed = s->o->common.seed, .precision = s->precision};
-    status st = shrink_open_student(s, &m, s->o->recipe);
+    status st = shrink_open_student(s, &m);
     if (st == NB_OK)
         st = kd_find_ranges(&m, FQ_START_ABSMAX, &s->data, &c);
     if (st == NB_OK)
@@ -187,9 +189,10 @@ static status name_files(shrinker *s)
         snprintf(s->work, n, "%s.work", s->o->common.output);
     s->heldout_path = nb_path_join(s->work, "heldout.h5");
     s->data_path = nb_path_join(s->work, "data.h5");
+    s->start_path = nb_path_join(s->work, "start.h5");
     s->run_path = nb_path_join(s->work, "run");
     s->plan_path = nb_path_join(s->work, "plan.json");
-    return s->heldout_path && s->data_path && s->run_path && s->plan_path ? NB_OK : NB_NOMEM;
+    return s->heldout_path && s->data_path && s->start_path && s->run_path && s->plan_path ? NB_OK : NB_NOMEM;
 }
 
 /* What can be refused is refused before hours of work. */
@@ -204,7 +207,7 @@ static status begin(shrinker *s)
     TRY(cl_open_model(&s->teacher, s->model, &o->common, NULL, false));
     if (s->teacher.recipe.n)
         return nb_fail(NB_USAGE, "%s: is quantized by recipe %s already; the float model is wanted", s->model, s->teacher.recipe.name);
-    status st = shrink_open_student(s, &student, o->recipe);
+    status st = shrink_open_student(s, &student);
     const md_target *target = st == NB_OK && s->target ? md_target_find(s->target) : NULL;
     char report[1024];
     if (target)
@@ -244,8 +247,8 @@ static status shrink(const char *model, shrink_options *o)
     for (int i = 0; i < 4; i++)
         fm_tokens_close(tokens[i]);
     md_free(&s.teacher);
-    char *const names[] = {s.work, s.heldout_path, s.data_path, s.run_path, s.plan_path};
-    for (int i = 0; i < 5; i++)
+    char *const names[] = {s.work, s.heldout_path, s.data_path, s.start_path, s.run_path, s.plan_path};
+    for (int i = 0; i < 6; i++)
         free(names[i]);
     return st;
 }
@@ -266,8 +269,8 @@ int cl_shrink(int argc, char **argv)
         .name = "shrink",
         .arguments = "MODEL",
         .summary = "a small file of integers from a float model, in the time you have",
-        .explanation = "Everything in one: lets the model write its own training data, trains a student on the\n"
-                       "integers it will ship, for as many steps as the time allows (the first ones are timed, the\n"
+        .explanation = "Everything in one: lets the model write its own training data, finds a start by GPTQ, trains a\n"
+                       "student on the integers it will ship, for as many steps as the time allows (the first ones are timed, the\n"
                        "number is fixed then), and writes the file that the name of -o asks for: .gguf, .bin\n"
                        "(llama2.c) or .h5. Ends with a table: float, rounded to nearest at the same size, trained;\n"
                        "KL to the float model and perplexity on samples that it did not train on, and on --data.\n"

@@ -2,6 +2,7 @@
 #ifndef NIBBLE_CLI_SHRINK_H
 #define NIBBLE_CLI_SHRINK_H
 #include "cli/cli.h"
+#include "ptq/ptq.h"
 
 typedef struct {
     cl_common common;
@@ -13,7 +14,7 @@ typedef struct {
     const shrink_options *o;
     const char *model;
     double begin;
-    char *work, *heldout_path, *data_path, *run_path, *plan_path;
+    char *work, *heldout_path, *data_path, *start_path, *run_path, *plan_path;
     const char *target; /* of md_export; NULL: a folded file */
     md_model teacher;
     fm_tokens heldout, data, text, scored;
@@ -28,7 +29,8 @@ enum {
     EVALUATIONS = 4,         /* while training */
     EVAL_TOKENS = 4096,      /* of one, of a large model */
     MEASURED_TOKENS = 8192,  /* of a large model, at the end, of each text */
-    CALIBRATED = 16,         /* rows that find the start */
+    CALIBRATED = 128,        /* rows that GPTQ looks at, */
+    CALIBRATED_COST = 64,    /* which takes as long as training on that many (measured: 62 at SmolLM2's shape) */
     LARGE = 256              /* channels from which a model is large */
 };
 
@@ -37,10 +39,11 @@ static inline bool shrink_is_large(const shrinker *s)
     return s->teacher.config.dim >= LARGE;
 }
 
-/* The float model with fake-quant of the recipe. */
-status shrink_open_student(const shrinker *s, md_model *student, const char *recipe);
+/* The float model with fake-quant of the recipe, and the student as training begins: what GPTQ makes of it, by --text or else by its own samples. */
+status shrink_open_student(const shrinker *s, md_model *student);
+status shrink_open_start(const shrinker *s, md_model *student);
 kd_train_options shrink_training(const shrinker *s, const md_model *student);
-/* Held-out samples, plan and training data: what is there already is taken as it is. Both rates are measured once. */
+/* Held-out samples, plan, training data and start: what is there already is taken as it is. Both rates are measured once. */
 status shrink_prepare(shrinker *s);
 
 #endif

@@ -84,12 +84,18 @@ kd_train_options shrink_training(const shrinker *s, const md_model *student)
     return k;
 }
 
-status shrink_open_student(const shrinker *s, md_model *student, const char *recipe)
+status shrink_open_student(const shrinker *s, md_model *student)
 {
-    TRY(cl_open_model(student, s->model, &s->o->common, recipe, true));
+    TRY(cl_open_model(student, s->model, &s->o->common, s->o->recipe, true));
     if (student->recipe.n == 0)
-        return nb_fail(NB_USAGE, "--recipe %s leaves the model in floats", recipe);
+        return nb_fail(NB_USAGE, "--recipe %s leaves the model in floats", s->o->recipe);
     return NB_OK;
+}
+
+status shrink_open_start(const shrinker *s, md_model *student)
+{
+    TRY(cl_open_model(student, s->start_path, &s->o->common, NULL, true));
+    return md_loosen(student, &s->teacher);
 }
 
 /* Times three steps on the held-out samples; the student is thrown away. */
@@ -99,7 +105,7 @@ static status time_training(shrinker *s, double *rate)
     kd_train_report r;
     const kd_run_options how = {.dry_run = true};
     const kd_train_data data = {.data = &s->heldout, .heldout = &s->heldout};
-    status st = shrink_open_student(s, &student, s->o->recipe);
+    status st = shrink_open_student(s, &student);
     if (st == NB_OK) {
         kd_train_options k = shrink_training(s, &student);
         k.start = FQ_START_ABSMAX; /* any will do */
@@ -114,7 +120,7 @@ static status time_training(shrinker *s, double *rate)
 static double tokens_left(const shrinker *s, double each)
 {
     const bool large = shrink_is_large(s);
-    const double evaluated = large ? EVALUATIONS * EVAL_TOKENS + 2 * MEASURED_TOKENS + CALIBRATED * (double)s->ctx : (EVALUATIONS + 2) * HELDOUT_TOKENS;
+    const double evaluated = large ? EVALUATIONS * EVAL_TOKENS + 2 * MEASURED_TOKENS : (EVALUATIONS + 2) * HELDOUT_TOKENS;
     const double left = s->o->seconds * (1 - RESERVED) - (nb_seconds() - s->begin) - evaluated / s->trained;
     return left / each;
 }
@@ -123,7 +129,7 @@ static status make_plan(shrinker *s, double generated)
 {
     TRY(time_training(s, &s->trained));
     const double own = s->o->text ? 1 - s->o->text_share : 1; /* share of rows that are generated */
-    const double tokens = tokens_left(s, 1 / s->trained + own / generated);
+    const double tokens = tokens_left(s, 1 / s->trained + own / generated) - CALIBRATED_COST * (double)s->ctx;
     s->steps = (int64_t)(tokens / (double)(s->batch * s->ctx));
     if (s->steps < 10)
         return nb_fail(NB_USAGE, "--time %s is too short here: %.0f tokens/s trained and %.0f generated make %lld steps, at least 10 are needed",
@@ -132,7 +138,7 @@ static status make_plan(shrinker *s, double generated)
     return write_plan(s, s->trained, generated);
 }
 
-/* Generation done sooner than thought leaves time for more steps, later for fewer; rows may then be seen twice. */
+/* Data and start done sooner than thought leave time for more steps, later for fewer; rows may then be seen twice. */
 static status mend_plan(shrinker *s, double generated)
 {
     const double tokens = tokens_left(s, 1 / s->trained);
@@ -175,6 +181,27 @@ static status time_generation(shrinker *s, double *rate)
     return st;
 }
 
+/* GPTQ on the float model, whose codes and ranges training begins with: by what the user's text says, where there is one. */
+static status find_start(shrinker *s)
+{
+    md_model m = {0};
+    cl_progress line;
+    pt_options k = pt_defaults();
+    const pt_method *gptq = pt_method_find("gptq");
+    const nb_progress progress = cl_progress_start(&line, "start by gptq", gptq->unit, s->o->common.quiet);
+    k.data = s->o->text ? &s->text : &s->data;
+    k.seed = s->o->common.seed;
+    k.calibration = (kd_calibration){.samples = CALIBRATED, .length = s->ctx, .seed = k.seed, .precision = s->precision, .progress = &progress};
+    status st = shrink_open_student(s, &m);
+    if (st == NB_OK)
+        st = gptq->run(&m, &k);
+    cl_progress_end(&line);
+    if (st == NB_OK)
+        st = md_save_folded(&m, s->start_path, true);
+    md_free(&m);
+    return st;
+}
+
 status shrink_prepare(shrinker *s)
 {
     bool planned;
@@ -193,14 +220,20 @@ status shrink_prepare(shrinker *s)
     if (!s->o->common.quiet)
         cl_say("%s: %lld steps of %lld tokens, %lld tokens to generate\n", s->plan_path, (long long)s->steps,
                (long long)(s->batch * s->ctx), (long long)s->tokens);
+    double generated = 0;
     if (!nb_path_exists(s->data_path)) {
         TRY(generate(s, s->data_path, s->tokens, s->o->common.seed, "generating", &r));
-        if (!planned) {
-            TRY(mend_plan(s, (double)r.tokens / r.seconds));
-            if (!s->o->common.quiet)
-                cl_say("%s: %lld steps in the time that is left\n", s->plan_path, (long long)s->steps);
-        }
+        generated = (double)r.tokens / r.seconds;
     }
     TRY(cl_open_data(&s->data, s->data_path, &s->o->common, &s->teacher));
-    return s->o->text ? cl_open_data(&s->text, s->o->text, &s->o->common, &s->teacher) : NB_OK;
+    if (s->o->text)
+        TRY(cl_open_data(&s->text, s->o->text, &s->o->common, &s->teacher));
+    if (!nb_path_exists(s->start_path))
+        TRY(find_start(s));
+    if (planned || generated == 0)
+        return NB_OK;
+    TRY(mend_plan(s, generated));
+    if (!s->o->common.quiet)
+        cl_say("%s: %lld steps in the time that is left\n", s->plan_path, (long long)s->steps);
+    return NB_OK;
 }

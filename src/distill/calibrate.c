@@ -344,7 +344,8 @@ static status find_ranges(const reading *r, fq_start how)
 
 status kd_find_ranges_in(md_model *m, fq_start how, fm_tokens *data, const kd_windows *w, int64_t ctx, const kd_calibration *o)
 {
-    return find_ranges(&(reading){m, data, w, ctx, o}, how);
+    const reading r = {m, data, w, ctx, o};
+    return fq_weights_started(&m->sites) ? find_input_ranges(&r) : find_ranges(&r, how);
 }
 
 /* No site may be left without ranges. */
@@ -384,7 +385,7 @@ status kd_find_ranges(md_model *m, fq_start how, fm_tokens *data, const kd_calib
                                           : fq_start_weights(&m->sites, how, NULL, NULL);
     }
     TRY(cut(&of, &w, m, data, o));
-    status s = kd_find_ranges_in(m, how, data, &w, of.length, &of);
+    status s = find_ranges(&(reading){m, data, &w, of.length, &of}, how);
     kd_windows_free(&w);
     return s == NB_OK ? all_seen(m, data) : s;
 }

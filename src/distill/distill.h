@@ -85,7 +85,7 @@ typedef struct {
     int64_t max_tokens; /* 0: all */
     int64_t windows;    /* llama-perplexity's convention: the first so many full windows of ctx tokens, each beginning with BOS if the tokenizer adds one, their
                            second halves scored; 0: every token of every window but its first */
-    kn_precision precision; /* of the model under test; the teacher is fp32 always */
+    kn_precision precision; /* of the model under test; the teacher is fp32, a lean one (kd_run_options) bf16 */
     const nb_progress *progress;
     const char *part;   /* a file that is written every 20 seconds and when stopped, and gone on from if it is there; NULL: none */
     uint64_t part_key;  /* of the model, the teacher and the data: such a file of another key is refused */

@@ -19,7 +19,7 @@ status kd_windows_read(const kd_windows *w, fm_tokens *data, const int64_t *inde
 /* *h: hash of all that the windows hold, in their order. */
 status kd_windows_hash(uint64_t *h, const kd_windows *w, fm_tokens *data, int64_t ctx);
 
-/* kd_find_ranges on windows that are there already, of at most ctx tokens. */
+/* kd_find_ranges on windows that are there already, of at most ctx tokens; weights that all have ranges (fq_weights_started) keep them. */
 status kd_find_ranges_in(md_model *m, fq_start how, fm_tokens *data, const kd_windows *w, int64_t ctx, const kd_calibration *o);
 
 /* kd_evaluate on windows that are there already. */

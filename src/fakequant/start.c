@@ -236,3 +236,42 @@ status fq_start_weights(fq_sites *sites, fq_start how, const real *(*importance)
     }
     return NB_OK;
 }
+
+bool fq_weights_started(const fq_sites *sites)
+{
+    for (int64_t i = 0; i < sites->n; i++) {
+        const fq_site *s = sites->s[i];
+        if (s->is_weight && s->spec.grid.bits && s->start && !s->started)
+            return false;
+    }
+    return true;
+}
+
+/* Nearest to w, from the value v of code q, that is coded as q with a tenth of the way to spare; v where w is more than a code off. */
+static real loosened(const kn_grid *g, real v, real w, int32_t q, real inv, int32_t zero)
+{
+    const int32_t other = kn_encode_one(g, w, inv, zero);
+    if (other == q || abs(other - q) > 1)
+        return other == q ? w : v;
+    real reach = 0, step = (real)0.5;
+    for (int i = 0; i < 6; i++, step /= 2)
+        if (kn_encode_one(g, v + (reach + step) * (w - v), inv, zero) == q)
+            reach += step;
+    return v + (real)0.9 * reach * (w - v);
+}
+
+status fq_site_loosen(fq_site *s, const ag_params *ps, const real *w)
+{
+    const kn_codes *c = fq_site_codes(s, ps);
+    if (!c)
+        return NB_NOMEM;
+#pragma omp parallel for
+    for (int64_t row = 0; row < c->rows; row++)
+        for (int64_t i = 0; i < c->cols; i++) {
+            const int64_t at = kn_scale_index(c, row, i);
+            const int32_t q = c->q ? c->q[row * c->ld + i] : c->q16[row * c->ld + i];
+            real *x = s->w->x + row * c->cols + i;
+            *x = loosened(&c->grid, kn_decode_one(c, row, i), w[row * c->cols + i], q, kn_inverse(c->scale[at]), c->zero ? c->zero[at] : 0);
+        }
+    return NB_OK;
+}

@@ -72,6 +72,8 @@ status md_turn(md_model *m);
 /* to <- the config and latent floats of `from` under another recipe, ranges not started. md_replace: m becomes what `by` is, with m's tokenizer and metadata;
  * by is empty afterwards. */
 status md_with_recipe(md_model *to, const md_model *from, const fq_recipe *recipe);
+/* fq_site_loosen of every weight with codes of m, by the weights of the float model that they were found for. NB_USAGE: a model of another shape. */
+status md_loosen(md_model *m, const md_model *floats);
 void md_replace(md_model *m, md_model *by);
 /* Rounds weights that a recipe leaves as stored floats ("float f16") in place to what they are stored as: for a model that is not
  * trained on. The tape, folding and exports do so by themselves; the runtime takes a weight as it finds it. */

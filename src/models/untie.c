@@ -56,6 +56,22 @@ status md_with_recipe(md_model *to, const md_model *from, const fq_recipe *recip
     return NB_OK;
 }
 
+status md_loosen(md_model *m, const md_model *floats)
+{
+    for (int64_t i = 0; i < m->sites.n; i++) {
+        fq_site *s = m->sites.s[i];
+        if (!s->is_weight || !s->w || !s->spec.grid.bits || !s->started)
+            continue;
+        const ag_param *p = ag_param_find(&floats->params, s->w->name);
+        if (!p || p->count != s->w->count)
+            return nb_fail(NB_USAGE, "%s: codes of another model: there is no such weight of %lld numbers in the float one", s->w->name,
+                           (long long)s->w->count);
+        TRY(fq_site_loosen(s, &m->params, p->x));
+    }
+    m->params.version++;
+    return NB_OK;
+}
+
 void md_replace(md_model *m, md_model *by)
 {
     md_carry(by, m);

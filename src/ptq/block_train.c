@@ -400,19 +400,9 @@ static status settle(trainer *t)
     return t->y && t->order && t->bx && t->by && t->br && t->key ? NB_OK : NB_NOMEM;
 }
 
-static bool is_started(const md_model *m)
-{
-    for (int64_t i = 0; i < m->sites.n; i++) {
-        const fq_site *s = m->sites.s[i];
-        if (s->spec.grid.bits && s->start && !s->started)
-            return false;
-    }
-    return true;
-}
-
 status pt_start_ranges(md_model *m, const pt_options *o)
 {
-    return is_started(m) ? NB_OK : kd_find_ranges(m, FQ_START_IMPORTANCE, o->data, &o->calibration);
+    return fq_weights_started(&m->sites) && !fq_sites_need_calibration(&m->sites, NULL, 0) ? NB_OK : kd_find_ranges(m, FQ_START_IMPORTANCE, o->data, &o->calibration);
 }
 
 status pt_train_blocks(md_model *m, const pt_options *o, const pt_block_method *how)

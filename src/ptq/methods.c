@@ -3,6 +3,7 @@
 #include "ptq/blockwise.h"
 #include "ptq/scaling.h"
 #include "ptq/static.h"
+#include <stdlib.h>
 #include <string.h>
 
 static status run_absmax(md_model *m, const pt_options *o)
@@ -239,4 +240,43 @@ const pt_method *pt_method_find(const char *name)
         if (!strcmp(methods[i].name, name) || (methods[i].alias && !strcmp(methods[i].alias, name)))
             return &methods[i];
     return NULL;
+}
+
+/* The place of `word` among the words of "hessian|mse|absmax". */
+static int choice_of(const char *words, const char *word)
+{
+    const size_t n = strlen(word);
+    for (int i = 0;; i++) {
+        const size_t length = strcspn(words, "|");
+        if ((length == n && !memcmp(words, word, n)) || !words[length])
+            return i;
+        words += length + 1;
+    }
+}
+
+pt_options pt_defaults(void)
+{
+    pt_options o = {0};
+    for (int i = 0; i < N_METHODS; i++)
+        for (const pt_setting *s = methods[i].settings; s && s->name; s++) {
+            void *const field = (char *)&o + s->field;
+            if (!s->standard)
+                continue;
+            switch (s->type) {
+            case PT_FLAG:
+                break; /* off */
+            case PT_NUMBER:
+                *(double *)field = strtod(s->standard, NULL);
+                break;
+            case PT_COUNT:
+                *(int64_t *)field = strtoll(s->standard, NULL, 10);
+                break;
+            case PT_TEXT:
+                *(const char **)field = s->standard;
+                break;
+            case PT_CHOICE:
+                *(int *)field = choice_of(s->argument, s->standard);
+            }
+        }
+    return o;
 }

@@ -86,6 +86,7 @@ typedef struct {
     const pt_setting *settings; /* its own, up to one without a name; NULL: none. Methods may share them */
 } pt_method;
 const pt_method *pt_methods(int64_t *n);
+pt_options pt_defaults(void); /* every setting of every method at its standard, the rest 0 */
 const pt_method *pt_method_find(const char *name); /* NULL if there is none */
 
 void pt_part_discard(const char *folder, const md_model *m); /* removes pt_options.part, when its result is kept or not wanted */
