@@ -1,4 +1,4 @@
-/* isa_sse42.c - three runs of CRC-32C in turns: the instruction takes 8 bytes and three cycles, but one can begin in each. Compiled with -msse4.2. */
+/* isa_sse42.c - three runs of CRC-32C in turns: the instruction takes 8 bytes and three cycles, but one can begin in each. */
 #include "base/checksum.h"
 
 #if defined(__x86_64__)
@@ -17,7 +17,7 @@ static uint64_t eight(const uint8_t *p)
     return x;
 }
 
-void nb_crc32c_three(uint32_t crc[3], const uint8_t *p, size_t bytes)
+__attribute__((target("sse4.2"))) void nb_crc32c_three(uint32_t crc[3], const uint8_t *p, size_t bytes)
 {
     uint64_t a = UINT32_MAX, b = UINT32_MAX, c = UINT32_MAX;
     for (size_t i = 0; i < bytes; i += 8) {
