@@ -22,7 +22,7 @@ static const made_case cases[] = {
     {"blockap", "*.weight int3 asym row f32 learned:lsq\n"},
     {"omniquant", "q4_0"},
 };
-enum { N_CASES = sizeof cases / sizeof *cases, N_METHODS = 4 /* the first: one of each */ };
+enum { N_CASES = sizeof cases / sizeof *cases };
 
 static void made_data(md_model *m, fm_tokens *data, const char *recipe)
 {
@@ -140,42 +140,56 @@ START_TEST(nearer_to_the_floats_than_rounding_and_folded_as_trained)
 }
 END_TEST
 
+/* Where each is stopped: in the second block, or between two steps. */
+static const struct {
+    const char *method, *recipe;
+    int reports;
+} stopped_runs[] = {{"autoround", "*.weight int3 asym group:8 f16 learned\n", 9},
+                    {"blockap", "q4_0", 9},
+                    {"omniquant", "*.weight int3 row f32 learned\n*.input int4 row dynamic\n", 9},
+                    {"adaround", "w3a16", 9},
+                    {"gptq", "w3a16", 10},
+                    {"e2eqp", "w3a16", 4}};
+enum { N_STOPPED = sizeof stopped_runs / sizeof *stopped_runs };
+
+/* The method on a model made anew, stopped by progress or not. */
+static status run_anew(md_model *m, const char *method, const char *recipe, pt_options o, int *left)
+{
+    fm_tokens data;
+    const nb_progress progress = {countdown, left};
+    made_data(m, &data, recipe);
+    o.data = &data;
+    o.calibration.progress = &progress;
+    const status s = pt_method_find(method)->run(m, &o);
+    fm_tokens_close(&data);
+    return s;
+}
+
 START_TEST(a_stopped_run_goes_on_to_the_same_bits)
 {
+    enum { MANY = 1000 };
+    const char *method = stopped_runs[_i].method, *recipe = stopped_runs[_i].recipe;
     md_model whole, stopped;
-    fm_tokens data;
+    int all = MANY, left = stopped_runs[_i].reports, rest = MANY;
     scratch_begin();
-    const made_case *c = &cases[_i];
-    const pt_method *how = pt_method_find(c->method);
-    made_data(&whole, &data, c->recipe);
-    pt_options o = options(&data);
+    pt_options o = options(NULL);
     o.block_steps = 6;
-    OK(how->run(&whole, &o));
-    fm_tokens_close(&data);
-    made_data(&stopped, &data, c->recipe);
-    int left = 9; /* into the second block */
-    const nb_progress progress = {countdown, &left};
-    o.data = &data;
+    o.e2e_steps = 6;
+    OK(run_anew(&whole, method, recipe, o, &all));
     o.part = scratch_path("part");
-    OK(pt_method_find("importance")->run(&stopped, &o));
-    o.calibration.progress = &progress;
-    ck_assert_int_eq(how->run(&stopped, &o), NB_INTERRUPTED);
-    o.calibration.progress = NULL;
+    ck_assert_int_eq(run_anew(&stopped, method, recipe, o, &left), NB_INTERRUPTED);
     md_free(&stopped);
-    fm_tokens_close(&data);
-    made_data(&stopped, &data, c->recipe);
-    o.block_steps = 7;
-    ck_assert_msg(how->run(&stopped, &o) == NB_USAGE && strstr(nb_fail_message(), "another run"), "%s", nb_fail_message());
+    o.seed++;
+    ck_assert_msg(run_anew(&stopped, method, recipe, o, &rest) == NB_USAGE && strstr(nb_fail_message(), "another run"), "%s", nb_fail_message());
     md_free(&stopped);
-    fm_tokens_close(&data);
-    made_data(&stopped, &data, c->recipe);
-    o.block_steps = 6;
-    OK(how->run(&stopped, &o));
-    made_compare_models(&whole, &stopped, c->method);
+    o.seed--;
+    rest = MANY;
+    OK(run_anew(&stopped, method, recipe, o, &rest));
+    ck_assert_msg(rest > all, "%s: %d reports, a whole run makes %d", method, MANY - rest, MANY - all);
+    made_compare_models(&whole, &stopped, method);
     ck_assert(nb_path_is_folder(o.part));
     pt_part_discard(o.part, &stopped);
     ck_assert(!nb_path_exists(o.part));
-    fm_tokens_close(&data);
     md_free(&whole);
     md_free(&stopped);
     scratch_end();
@@ -296,7 +310,7 @@ int main(void)
     TCase *c = tcase_create("blockwise");
     tcase_set_timeout(c, 240);
     tcase_add_loop_test(c, nearer_to_the_floats_than_rounding_and_folded_as_trained, 0, N_CASES);
-    tcase_add_loop_test(c, a_stopped_run_goes_on_to_the_same_bits, 0, N_METHODS);
+    tcase_add_loop_test(c, a_stopped_run_goes_on_to_the_same_bits, 0, N_STOPPED);
     tcase_add_loop_test(c, scales_end_to_end_come_nearer_and_codes_stay, 0, N_E2E);
     tcase_add_test(c, scales_end_to_end_learn_from_text_alone_and_do_not_get_worse);
     tcase_add_test(c, what_cannot_be_trained_is_refused);

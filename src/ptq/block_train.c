@@ -18,7 +18,7 @@ typedef struct {
     int64_t epoch;
     double lr, scale_rate;
     ag_schedule schedule;
-    char *key;
+    pt_part part;
     pt_block b;
     real **best;        /* [b.trained.n] */
     bool *was_frozen;   /* [m->params.n] */
@@ -337,14 +337,14 @@ static status train_all(trainer *t)
     while (t->walk.layer < m->config.layers) {
         bool found;
         TRY(targets(t));
-        TRY(pt_part_load(m, t->o->part, t->how->name, t->key, t->walk.layer, &found));
+        TRY(pt_part_load(m, &t->part, t->walk.layer, &found));
         t->passed = t->epoch = 0;
         status s = found ? NB_OK : train_block(t);
         if (!found)
             block_free(t);
         TRY(s);
         if (!found)
-            TRY(pt_part_save(m, t->o->part, t->how->name, t->key, t->walk.layer));
+            TRY(pt_part_save(m, &t->part, t->walk.layer));
         TRY(pt_walk_next(&t->walk));
     }
     return NB_OK;
@@ -352,28 +352,13 @@ static status train_all(trainer *t)
 
 /* ---- settings ----------------------------------------------------------------------------- */
 
-/* Everything that decides the result: settings, and a checksum of the model as it came and of the windows. */
 static char *key_of(const trainer *t)
 {
-    const md_model *m = t->walk.m;
     nb_writer w = {0};
-    uint32_t crc = nb_crc32c(0, t->walk.ids, (size_t)(t->walk.windows * t->walk.length) * sizeof *t->walk.ids);
-    for (int64_t i = 0; i < m->params.n; i++)
-        crc = nb_crc32c(crc, m->params.p[i]->x, (size_t)m->params.p[i]->count * sizeof(real));
-    for (int64_t i = 0; i < m->sites.n; i++)
-        if (m->sites.s[i]->start)
-            crc = nb_crc32c(crc, m->sites.s[i]->start, (size_t)m->sites.s[i]->n_scales * sizeof(real));
-    nb_json_open(&w, NULL, '{');
-    nb_json_put_string(&w, "method", t->how->name);
-    nb_json_put_string(&w, "recipe", m->recipe.name);
-    nb_json_put_int(&w, "windows", t->walk.windows);
-    nb_json_put_int(&w, "length", t->walk.length);
+    pt_part_key(&w, t->walk.m, t->o, t->how->name, t->walk.ids, t->walk.windows, t->walk.length);
     nb_json_put_int(&w, "steps", t->schedule.steps);
     nb_json_put_number(&w, "lr", t->lr);
     nb_json_put_number(&w, "scale_lr", t->scale_rate);
-    nb_json_put_int(&w, "seed", (int64_t)t->o->seed);
-    nb_json_put_int(&w, "precision", t->o->calibration.precision);
-    nb_json_put_int(&w, "model_and_data", crc);
     nb_json_close(&w, '}');
     return nb_json_text(&w);
 }
@@ -396,8 +381,8 @@ static status settle(trainer *t)
     t->bx = nb_alloc_aligned(n, sizeof(real));
     t->by = nb_alloc_aligned(n, sizeof(real));
     t->br = nb_alloc_aligned(n, sizeof(real));
-    t->key = key_of(t);
-    return t->y && t->order && t->bx && t->by && t->br && t->key ? NB_OK : NB_NOMEM;
+    t->part = (pt_part){t->o->part, t->how->name, key_of(t)};
+    return t->y && t->order && t->bx && t->by && t->br && t->part.key ? NB_OK : NB_NOMEM;
 }
 
 status pt_start_ranges(md_model *m, const pt_options *o)
@@ -424,6 +409,6 @@ status pt_train_blocks(md_model *m, const pt_options *o, const pt_block_method *
     free(t.bx);
     free(t.by);
     free(t.br);
-    free(t.key);
+    free(t.part.key);
     return s;
 }

@@ -10,6 +10,7 @@
  */
 #ifndef NIBBLE_PTQ_BLOCK_TRAIN_H
 #define NIBBLE_PTQ_BLOCK_TRAIN_H
+#include "ptq/pass_part.h"
 #include "ptq/walk.h"
 
 /* A weight of the block that has a grid. */
@@ -63,10 +64,5 @@ status pt_block_watch(pt_block *b, ag_param *p); /* p's gradient is wanted; NULL
 status pt_block_scales(pt_block_weight *w);
 /* Elements from (row, col) on in its row that share its scale. */
 int64_t pt_run_of_scale(const kn_codes *c, int64_t row, int64_t col);
-bool pt_is_of_block(const char *name, int64_t layer); /* "layers.N.": of a parameter, of a site */
-
-/* The folder of finished blocks (block_part.c): the key says what made them. *found: block `layer` was there and stands in m. */
-status pt_part_load(md_model *m, const char *folder, const char *method, const char *key, int64_t layer, bool *found);
-status pt_part_save(md_model *m, const char *folder, const char *method, const char *key, int64_t layer);
 
 #endif

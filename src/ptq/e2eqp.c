@@ -4,13 +4,13 @@
  * AdamW without decay on a, half a cosine to a twentieth; L of windows that are not trained on decides which scales are kept, those of the start
  * among them. The blocks' weights are trained, embedding and head stay. Latents become the values of the codes: folding encodes them to the same codes.
  */
-#include "ptq/block_train.h"
+#include "ptq/block_train.h" /* scales of weights */
 #include "ptq/blockwise.h"
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { WINDOWS = 1024, BATCH_TOKENS = 2048, STEPS = 100, SCORES = 4, MOST_SCORED = 16 };
+enum { WINDOWS = 1024, BATCH_TOKENS = 2048, STEPS = 100, SCORES = 4, MOST_SCORED = 16, SAVES = 10 };
 static const double standard_lr = 1e-3;
 
 typedef struct {
@@ -36,6 +36,7 @@ typedef struct {
     rt_session *teacher;
     ag_schedule schedule;
     double lr, first, last;
+    pt_part part;
     ag_tape tape;
 } trainer;
 
@@ -219,26 +220,130 @@ static status step(trainer *t, int64_t number)
     return NB_OK;
 }
 
-static status run(trainer *t)
+/* ---- a run that was stopped ----------------------------------------------------------------- */
+
+/* METHOD-0.h5: step, first, last; of every weight a, its moments, the best a. Writes them, or reads what stands there. */
+static status each(trainer *t, fm_h5 *f, bool save)
 {
-    char text[64];
-    const int64_t steps = t->schedule.steps;
+    for (int64_t k = 0; k < t->n; k++) {
+        ag_param *a = t->w[k].a;
+        a->m = a->m ? a->m : nb_alloc_aligned((size_t)a->count, sizeof(real));
+        a->v = a->v ? a->v : nb_alloc_aligned((size_t)a->count, sizeof(real));
+        if (!a->m || !a->v)
+            return NB_NOMEM;
+        const struct {
+            const char *what;
+            real *x;
+        } array[] = {{"a", a->x}, {"m", a->m}, {"v", a->v}, {"best", t->best[k]}};
+        for (size_t i = 0; i < sizeof array / sizeof *array; i++) {
+            char name[192];
+            (void)snprintf(name, sizeof name, "%s/%s", array[i].what, a->name);
+            TRY(save ? fm_h5_write(f, name, FM_F32, 1, a->dim, array[i].x) : fm_h5_read_all(f, name, FM_F32, array[i].x, 1, a->dim));
+        }
+    }
+    return NB_OK;
+}
+
+/* The state behind step `done`, which is at least 1. */
+static status keep(trainer *t, int64_t done)
+{
+    fm_h5 f = {0};
+    if (!t->part.folder || done == 0)
+        return NB_OK;
+    status s = pt_part_create(&f, &t->part, 0);
+    if (s == NB_OK)
+        s = fm_h5_put_int(&f, "", "step", done);
+    if (s == NB_OK)
+        s = fm_h5_put_number(&f, "", "first", t->first);
+    if (s == NB_OK)
+        s = fm_h5_put_number(&f, "", "last", t->last);
+    if (s == NB_OK)
+        s = each(t, &f, true);
+    if (s == NB_OK)
+        s = fm_h5_commit(&f);
+    fm_h5_close(&f);
+    return s;
+}
+
+/* *done: steps that an earlier run made; 0: there was none. */
+static status go_on(trainer *t, int64_t *done)
+{
+    fm_h5 f;
+    bool found;
+    *done = 0;
+    TRY(pt_part_open(&f, &t->part, 0, &found));
+    if (!found)
+        return NB_OK;
+    status s = fm_h5_get_int(&f, "", "step", done);
+    if (s == NB_OK && (*done < 1 || *done > t->schedule.steps))
+        s = nb_fail(NB_FORMAT, "%s: step %lld of %lld", t->part.folder, (long long)*done, (long long)t->schedule.steps);
+    if (s == NB_OK)
+        s = fm_h5_get_number(&f, "", "first", &t->first);
+    if (s == NB_OK)
+        s = fm_h5_get_number(&f, "", "last", &t->last);
+    if (s == NB_OK)
+        s = each(t, &f, false);
+    fm_h5_close(&f);
+    return s;
+}
+
+static char *key_of(const trainer *t)
+{
+    nb_writer w = {0};
+    pt_part_key(&w, t->m, t->o, t->part.method, t->ids, t->windows, t->length);
+    nb_json_put_int(&w, "steps", t->schedule.steps);
+    nb_json_put_number(&w, "lr", t->lr);
+    nb_json_put_bool(&w, "teacher", t->teacher != NULL);
+    nb_json_close(&w, '}');
+    return nb_json_text(&w);
+}
+
+/* ---- all steps ------------------------------------------------------------------------------ */
+
+static status begin(trainer *t, int64_t *done)
+{
+    t->part.key = key_of(t);
+    if (!t->part.key)
+        return NB_NOMEM;
+    TRY(go_on(t, done));
     compose(t);
-    TRY(score(t, &t->first));
-    t->last = t->first;
-    for (int64_t i = 1; i <= steps; i++) {
-        (void)snprintf(text, sizeof text, "%s %.4f of %.4f", t->teacher ? "kl" : "ce", t->last, t->first);
-        if (!nb_progress_report(t->o->calibration.progress, i - 1, steps, text))
-            return nb_fail(NB_INTERRUPTED, "stopped in step %lld of the scales", (long long)i);
-        TRY(step(t, i));
-        if (i * SCORES / steps == (i - 1) * SCORES / steps)
-            continue;
+    if (*done == 0) {
+        TRY(score(t, &t->first));
+        t->last = t->first;
+    }
+    return NB_OK;
+}
+
+static status take_step(trainer *t, int64_t i)
+{
+    const int64_t steps = t->schedule.steps;
+    TRY(step(t, i));
+    if (i * SCORES / steps != (i - 1) * SCORES / steps) {
         double now;
         TRY(score(t, &now));
         if (now < t->last) {
             t->last = now;
             keep_best(t, false);
         }
+    }
+    return i * SAVES / steps != (i - 1) * SAVES / steps ? keep(t, i) : NB_OK;
+}
+
+static status run(trainer *t)
+{
+    char text[64];
+    const int64_t steps = t->schedule.steps;
+    int64_t done;
+    TRY(begin(t, &done));
+    for (; done < steps; done++) {
+        (void)snprintf(text, sizeof text, "%s %.4f of %.4f", t->teacher ? "kl" : "ce", t->last, t->first);
+        if (!nb_progress_report(t->o->calibration.progress, done, steps, text)) {
+            TRY(keep(t, done));
+            return nb_fail(NB_INTERRUPTED, t->part.folder ? "stopped; the same command goes on behind step %lld of the scales"
+                                                          : "stopped behind step %lld of the scales",
+                           (long long)done);
+        }
+        TRY(take_step(t, done + 1));
     }
     return NB_OK;
 }
@@ -304,6 +409,7 @@ static void trainer_free(trainer *t, bool frozen)
     free(t->target);
     free(t->slot);
     free(t->hidden);
+    free(t->part.key);
     ag_params_free(&t->own);
     rt_close(t->teacher);
     ag_tape_free(&t->tape);
@@ -311,7 +417,7 @@ static void trainer_free(trainer *t, bool frozen)
 
 status pt_e2eqp(md_model *m, const pt_options *o)
 {
-    trainer t = {.m = m, .o = o};
+    trainer t = {.m = m, .o = o, .part = {.folder = o->part, .method = "e2eqp"}};
     bool frozen = false;
     if (m->folded)
         return nb_fail(NB_USAGE, "the model is folded: its floats are gone");

@@ -7,6 +7,7 @@
  */
 #include "ptq/gptq_model.h"
 #include "ptq/gptq.h"
+#include "ptq/pass_part.h"
 #include "ptq/walk.h"
 #include <math.h>
 #include <stdlib.h>
@@ -27,6 +28,7 @@ typedef struct {
     pt_walk walk;
     const pt_options *o;
     pt_gptq_options how;
+    pt_part part;
     stage stage[MOST];
     int n;
     bool failed;           /* a tap has no other way to say so */
@@ -161,7 +163,10 @@ static status do_stage(pass *p, stage *t)
     for (int i = 0; i < t->n; i++)
         TRY(quantize(p, t, t->weight[i]));
     snprintf(text, sizeof text, "errors %.2f of rounding", p->error / p->nearest);
-    return nb_progress_report(p->walk.progress, p->walk.layer, p->walk.m->config.layers, text) ? NB_OK : nb_fail(NB_INTERRUPTED, "interrupted");
+    return nb_progress_report(p->walk.progress, p->walk.layer, p->walk.m->config.layers, text)
+               ? NB_OK
+               : nb_fail(NB_INTERRUPTED, p->part.folder ? "stopped; the same command goes on behind block %lld" : "stopped in block %lld",
+                         (long long)p->walk.layer);
 }
 
 static status do_stages(pass *p)
@@ -193,7 +198,12 @@ static status all_blocks(pass *p)
     const int64_t layers = p->walk.m->config.layers;
     p->walk.activations = p->o->coded_inputs;
     while (p->walk.layer < layers) {
-        TRY(do_block(p));
+        bool found;
+        TRY(pt_part_load(p->walk.m, &p->part, p->walk.layer, &found));
+        if (!found) {
+            TRY(do_block(p));
+            TRY(pt_part_save(p->walk.m, &p->part, p->walk.layer));
+        }
         TRY(pt_walk_next(&p->walk));
     }
     return p->walk.m->config.tied ? NB_OK : do_block(p);
@@ -212,6 +222,23 @@ static status start_others(md_model *m)
     return NB_OK;
 }
 
+static char *key_of(const pass *p)
+{
+    const pt_options *o = p->o;
+    nb_writer w = {0};
+    pt_part_key(&w, p->walk.m, o, p->part.method, p->walk.ids, p->walk.windows, p->walk.length);
+    nb_json_put_number(&w, "percdamp", o->percdamp);
+    nb_json_put_number(&w, "first_weight", first_weight(p));
+    nb_json_put_int(&w, "ranges", p->how.ranges);
+    nb_json_put_int(&w, "rounds", p->how.rounds);
+    nb_json_put_bool(&w, "act_order", o->act_order);
+    nb_json_put_bool(&w, "static_groups", o->static_groups);
+    nb_json_put_bool(&w, "one_forward", o->one_forward);
+    nb_json_put_bool(&w, "coded_inputs", o->coded_inputs);
+    nb_json_close(&w, '}');
+    return nb_json_text(&w);
+}
+
 static status run(md_model *m, const pt_options *o, bool greedy)
 {
     static const fq_start ranges[] = {FQ_START_IMPORTANCE, FQ_START_MSE, FQ_START_ABSMAX};
@@ -222,8 +249,11 @@ static status run(md_model *m, const pt_options *o, bool greedy)
                               .rounds = greedy ? 0 : o->gptq_rounds};
     TRY(start_others(m));
     TRY(pt_walk_new(&p.walk, m, o->data, &o->calibration));
-    status s = all_blocks(&p);
+    p.part = (pt_part){.folder = o->part, .method = greedy ? "obq" : "gptq"};
+    p.part.key = key_of(&p);
+    status s = p.part.key ? all_blocks(&p) : NB_NOMEM;
     pt_walk_free(&p.walk);
+    free(p.part.key);
     return s == NB_OK ? kd_find_input_ranges(m, o->data, &o->calibration) : s;
 }
 

@@ -51,7 +51,7 @@ typedef struct {
     bool act_order, static_groups, one_forward, coded_inputs;
     int gptq_ranges;
     int64_t gptq_rounds;
-    const char *part;     /* folder where methods that train block by block keep finished blocks; NULL: nowhere */
+    const char *part;     /* folder where gptq, obq and methods that train keep what is finished; NULL: nowhere */
     int64_t block_steps;  /* of each block */
     double block_lr, block_scale_lr;
     md_model *teacher; /* the model in floats, for e2eqp; NULL: it learns from the text alone */

@@ -1,9 +1,25 @@
-/* block_part.c - finished blocks of a method that trains block by block, each in a file of its own, so that a run that was stopped goes on.
- *   FOLDER/METHOD-N.h5, kind "block": attribute key, /param/NAME F32, /site/NAME F64 (fq_site_state) of all that is "layers.N."
- */
-#include "ptq/block_train.h"
+/* pass_part.c - finished work of a pass in files; pass_part.h has their format. */
+#include "ptq/pass_part.h"
 #include <stdlib.h>
 #include <string.h>
+
+void pt_part_key(nb_writer *w, const md_model *m, const pt_options *o, const char *method, const int32_t *ids, int64_t windows, int64_t length)
+{
+    uint32_t crc = nb_crc32c(0, ids, (size_t)(windows * length) * sizeof *ids);
+    for (int64_t i = 0; i < m->params.n; i++)
+        crc = nb_crc32c(crc, m->params.p[i]->x, (size_t)m->params.p[i]->count * sizeof(real));
+    for (int64_t i = 0; i < m->sites.n; i++)
+        if (m->sites.s[i]->start)
+            crc = nb_crc32c(crc, m->sites.s[i]->start, (size_t)m->sites.s[i]->n_scales * sizeof(real));
+    nb_json_open(w, NULL, '{');
+    nb_json_put_string(w, "method", method);
+    nb_json_put_string(w, "recipe", m->recipe.name);
+    nb_json_put_int(w, "windows", windows);
+    nb_json_put_int(w, "length", length);
+    nb_json_put_int(w, "seed", (int64_t)o->seed);
+    nb_json_put_int(w, "precision", o->calibration.precision);
+    nb_json_put_int(w, "model_and_data", crc);
+}
 
 bool pt_is_of_block(const char *name, int64_t layer)
 {
@@ -68,51 +84,60 @@ static status each(md_model *m, fm_h5 *f, int64_t layer, bool save)
     return NB_OK;
 }
 
-static status load(md_model *m, const char *path, const char *folder, const char *key, int64_t layer)
+status pt_part_open(fm_h5 *f, const pt_part *p, int64_t n, bool *found)
+{
+    const char *key;
+    *found = false;
+    char *path = p->folder ? file_of(p->folder, p->method, n) : NULL;
+    if (p->folder && !path)
+        return NB_NOMEM;
+    if (!path || !nb_path_exists(path)) {
+        free(path);
+        return NB_OK;
+    }
+    status s = fm_h5_open(f, path, "part");
+    free(path);
+    TRY(s);
+    s = fm_h5_get_string(f, "", "key", &key);
+    if (s == NB_OK && strcmp(key, p->key) != 0)
+        s = nb_fail(NB_USAGE, "%s: holds what another run left (--force begins anew).\n  there: %s\n  now:   %s", p->folder, key, p->key);
+    *found = s == NB_OK;
+    if (s != NB_OK)
+        fm_h5_close(f);
+    return s;
+}
+
+status pt_part_create(fm_h5 *f, const pt_part *p, int64_t n)
+{
+    TRY(nb_make_folder(p->folder));
+    char *path = file_of(p->folder, p->method, n);
+    status s = path ? fm_h5_create(f, path, "part") : NB_NOMEM;
+    free(path);
+    return s == NB_OK ? fm_h5_put_string(f, "", "key", p->key) : s;
+}
+
+status pt_part_load(md_model *m, const pt_part *p, int64_t layer, bool *found)
 {
     fm_h5 f;
-    const char *found;
-    TRY(fm_h5_open(&f, path, "block"));
-    status s = fm_h5_get_string(&f, "", "key", &found);
-    if (s == NB_OK && strcmp(found, key) != 0)
-        s = nb_fail(NB_USAGE, "%s: holds blocks of another run (--force begins anew).\n  there: %s\n  now:   %s", folder, found, key);
-    if (s == NB_OK)
-        s = each(m, &f, layer, false);
+    TRY(pt_part_open(&f, p, layer, found));
+    if (!*found)
+        return NB_OK;
+    status s = each(m, &f, layer, false);
     fm_h5_close(&f);
     return s;
 }
 
-status pt_part_load(md_model *m, const char *folder, const char *method, const char *key, int64_t layer, bool *found)
-{
-    *found = false;
-    if (!folder)
-        return NB_OK;
-    char *path = file_of(folder, method, layer);
-    status s = path ? NB_OK : NB_NOMEM;
-    if (s == NB_OK && nb_path_exists(path)) {
-        s = load(m, path, folder, key, layer);
-        *found = s == NB_OK;
-    }
-    free(path);
-    return s;
-}
-
-status pt_part_save(md_model *m, const char *folder, const char *method, const char *key, int64_t layer)
+status pt_part_save(md_model *m, const pt_part *p, int64_t layer)
 {
     fm_h5 f = {0};
-    if (!folder)
+    if (!p->folder)
         return NB_OK;
-    TRY(nb_make_folder(folder));
-    char *path = file_of(folder, method, layer);
-    status s = path ? fm_h5_create(&f, path, "block") : NB_NOMEM;
-    if (s == NB_OK)
-        s = fm_h5_put_string(&f, "", "key", key);
+    status s = pt_part_create(&f, p, layer);
     if (s == NB_OK)
         s = each(m, &f, layer, true);
     if (s == NB_OK)
         s = fm_h5_commit(&f);
     fm_h5_close(&f);
-    free(path);
     return s;
 }
 
