@@ -193,12 +193,12 @@ static status quantize(const comparison *c, cl_row_of *r, const char *out)
     cl_line_add(&l, "--data", c->calibration);
     cl_line_add(&l, "--split", split_word(c));
     cl_line_add(&l, "-o", out);
-    cl_line_add(&l, "--force", NULL);
     add_count(&l, "--calib-samples", samples, c->o->samples);
     add_count(&l, "--calib-length", length, c->o->length);
     snprintf(seed, sizeof seed, "%llu", (unsigned long long)c->o->common.seed);
     cl_line_add(&l, "--seed", seed);
     add_common(&l, c, threads);
+    (void)remove(out); /* its name says what it is; without --force a method that was stopped goes on behind what OUT.part keeps */
     TRY(run(c, r, &child, &l, "quantizing"));
     const char *recipe = nb_json_string(nb_json_get(child.json, "recipe"));
     if (recipe)
