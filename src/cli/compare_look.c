@@ -327,7 +327,7 @@ static status draw_normal(looker *k)
     cl_plot p = {.title = "Weights beside a normal distribution", .x_name = "quantile of the normal distribution", .y_name = "quantile of the weights",
                  .note = "Weights less their mean, by their deviation. On the diagonal they are normal; what bends away at the ends are heavy tails."};
     cl_plot_begin(&p, k->f, -3, 3, -most, most);
-    cl_plot_line(&p, x, x, QUANTILES, 5, "normal");
+    cl_plot_line(&p, x, x, QUANTILES, CL_GREY, "normal");
     for (int c = 0; c < CURVES; c++)
         if (weight[c])
             cl_plot_line(&p, x, y[c], QUANTILES, c, weight[c]->name);

@@ -10,19 +10,19 @@
 static const char head[] =
     "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n"
     "<meta name=\"color-scheme\" content=\"light dark\"><title>nibble compare</title>\n<style>\n"
-    ":root{--bg:#fff;--fg:#1d2329;--dim:#5b6570;--grid:#dfe4e9;--c0:#1f6fb8;--c1:#c8500a;--c2:#2b8a3e;--c3:#b02a5b;--c4:#6b4fc4;--c5:#8a7a10}\n"
+    ":root{--bg:#fff;--fg:#1d2329;--dim:#5b6570;--grid:#dfe4e9;--c0:#1f6fb8;--c1:#c8500a;--c2:#2b8a3e;--c3:#b02a5b;--c4:#6b4fc4;--c5:#8a7a10;--c6:#0b7f86;--c7:#5b6570}\n"
     "@media (prefers-color-scheme:dark){:root{--bg:#14181c;--fg:#e4e9ee;--dim:#a2adb8;--grid:#333c45;--c0:#63b0f2;--c1:#f79a5c;--c2:#6fce83;--c3:#f283ab;"
-    "--c4:#b5a0f7;--c5:#dccb5a}}\n"
+    "--c4:#b5a0f7;--c5:#dccb5a;--c6:#4fc9cf;--c7:#a2adb8}}\n"
     "body{background:var(--bg);color:var(--fg);font:15px/1.45 system-ui,sans-serif;max-width:1340px;margin:0 auto;padding:20px}\n"
     "h1{font-size:22px;margin:0 0 4px}p.note,p.sub{color:var(--dim);font-size:13px;margin:6px 0}\n"
     ".wide{overflow-x:auto}table{border-collapse:collapse;font-size:13px;margin:14px 0}th,td{padding:4px 10px;text-align:right;white-space:nowrap;"
     "border-bottom:1px solid var(--grid)}th:nth-child(-n+3),td:nth-child(-n+3){text-align:left}td.why{text-align:left;white-space:normal;color:var(--dim)}\n"
     ".plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,560px),1fr));gap:26px}\n"
     "figure{margin:0;min-width:0}figcaption{font-weight:600;margin-bottom:4px;overflow-wrap:anywhere}svg{width:100%;height:auto;display:block}\n"
-    "svg text{fill:var(--dim);font:12px system-ui,sans-serif}svg text.name{fill:var(--fg);font-size:13px}svg text.mark{fill:var(--fg);font-size:12px;font-weight:600}\n"
+    "svg text{fill:var(--dim);font:12px system-ui,sans-serif}svg text.name{fill:var(--fg);font-size:13px}svg text.mark{fill:var(--fg);font-size:12px;font-weight:600;paint-order:stroke;stroke:var(--bg);stroke-width:3px;stroke-linejoin:round}\n"
     ".grid{stroke:var(--grid);stroke-width:1}.lead{stroke:var(--dim);stroke-width:.7}.frame{fill:none;stroke:var(--dim)}\n"
     ".line{fill:none;stroke:var(--c);stroke-width:2}.cut{stroke:var(--c);stroke-width:1.6;stroke-dasharray:5 4}.bar{fill:var(--c);opacity:.55}.dot{fill:var(--c)}\n"
-    ".s0{--c:var(--c0)}.s1{--c:var(--c1)}.s2{--c:var(--c2)}.s3{--c:var(--c3)}.s4{--c:var(--c4)}.s5{--c:var(--c5)}\n"
+    ".s0{--c:var(--c0)}.s1{--c:var(--c1)}.s2{--c:var(--c2)}.s3{--c:var(--c3)}.s4{--c:var(--c4)}.s5{--c:var(--c5)}.s6{--c:var(--c6)}.s7{--c:var(--c7)}\n"
     ".key{font-size:13px;display:flex;flex-wrap:wrap;gap:3px 16px;margin-top:4px}.key span{white-space:nowrap}.key i{display:inline-block;width:16px;height:0;margin-right:6px;"
     "vertical-align:middle;border-top:3px solid var(--c)}.key i.dash{border-top-style:dashed}.key i.dot{width:9px;height:9px;border:0;border-radius:5px;background:var(--c)}\n"
     "</style></head><body>\n";
@@ -92,7 +92,7 @@ static status draw_bits(FILE *f, const comparison *c)
         if (!isfinite(r->ppl) || !isfinite(r->bpw))
             continue;
         for (int m = 0; m < n; m++)
-            series = mark[m].series >= series ? mark[m].series + 1 : series;
+            series = mark[m].series >= series ? mark[m].series + 1 : series; /* beyond the last colour they begin anew */
         for (int m = 0; m < n; m++)
             series = !strcmp(c->row[mark[m].number].recipe, r->recipe) ? mark[m].series : series;
         snprintf(name[n], sizeof *name, "%s %s", r->method, r->recipe);
@@ -100,7 +100,7 @@ static status draw_bits(FILE *f, const comparison *c)
         y1 = fmax(y1, r->ppl);
         if (i == 0)
             continue; /* the float model is a line: its bits are far away */
-        mark[n] = (cl_mark){r->bpw, r->ppl, series, (int)i, name[n]};
+        mark[n] = (cl_mark){r->bpw, r->ppl, series % CL_GREY, (int)i, name[n]};
         n++;
         x0 = fmin(x0, r->bpw);
         x1 = fmax(x1, r->bpw);
@@ -111,7 +111,7 @@ static status draw_bits(FILE *f, const comparison *c)
                      .note = "Numbers are those of the table's rows; colours are recipes. Below and to the left is better. Perplexity is logarithmic."};
         const double margin = 0.1 * (x1 - x0) + 0.1, line_x[2] = {x0 - margin, x1 + margin}, line_y[2] = {c->row[0].ppl, c->row[0].ppl};
         cl_plot_begin(&p, f, x0 - margin, x1 + margin, y0 * 0.97, y1 * 1.03);
-        cl_plot_line(&p, line_x, line_y, 2, CL_SERIES - 1, "0 float");
+        cl_plot_line(&p, line_x, line_y, 2, CL_GREY, "0 float");
         cl_plot_marks(&p, mark, n);
         cl_plot_end(&p);
     }

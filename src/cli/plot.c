@@ -1,6 +1,7 @@
 /* plot.c - SVG diagrams. Units: 640 x 360 of the view box; the frame leaves room for numbers and names of the axes. */
 #include "cli/plot.h"
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 enum { WIDTH = 640, HEIGHT = 360, LEFT = 78, RIGHT = 18, TOP = 14, BOTTOM = 56, FEW = 5 /* a logarithmic axis has ticks of a linear one below */ };
@@ -198,54 +199,136 @@ void cl_plot_vertical(cl_plot *p, double x, int series, const char *name)
     add_key(p, name, series, 1, -1);
 }
 
-/* A place for a number beside (x, y) that is free: nearer ones first. */
-static void free_place(cl_plot *p, double *x, double *y, double half)
+/* ---- marks and their numbers ---------------------------------------------------------------- */
+
+enum { NUMBER_HEIGHT = 12, BESIDE = 20 /* from a dot to its number in a column */, TOGETHER = 14 };
+
+typedef struct {
+    const cl_mark *mark;
+    double x, y, half, tx, ty; /* of the dot; half the number's width; of the number */
+} dot;
+
+static int from_left(const void *a, const void *b)
+{
+    const dot *p = a, *q = b;
+    return p->x < q->x ? -1 : p->x > q->x;
+}
+
+static int from_top(const void *a, const void *b)
+{
+    const dot *p = a, *q = b;
+    return p->y != q->y ? (p->y < q->y ? -1 : 1) : p->mark->number - q->mark->number;
+}
+
+/* A place for a number beside its dot that is free: nearer ones first. */
+static void free_place(const cl_plot *p, dot *d)
 {
     static const double angle[] = {-0.25, 0.25, -0.75, 0.75, 0, 1, -0.5, 0.5, -0.125, 0.125, -0.875, 0.875};
-    const double px = *x, py = *y;
     for (int ring = 0; ring < 8; ring++)
         for (size_t a = 0; a < sizeof angle / sizeof *angle; a++) {
-            const double r = 13 + 11 * ring, tx = px + r * cos(angle[a] * 3.14159265), ty = py + r * sin(angle[a] * 3.14159265);
-            bool is_free = tx - half > LEFT && tx + half < WIDTH - RIGHT && ty - 7 > TOP && ty + 7 < HEIGHT - BOTTOM;
+            const double r = 13 + 11 * ring, tx = d->x + r * cos(angle[a] * 3.14159265), ty = d->y + r * sin(angle[a] * 3.14159265);
+            bool is_free = tx - d->half > LEFT && tx + d->half < WIDTH - RIGHT && ty - 7 > TOP && ty + 7 < HEIGHT - BOTTOM;
             for (int k = 0; k < p->boxes && is_free; k++)
-                is_free = fabs(tx - p->box[k].x) > half + p->box[k].half || fabs(ty - p->box[k].y) > 12;
+                is_free = fabs(tx - p->box[k].x) > d->half + p->box[k].half || fabs(ty - p->box[k].y) > NUMBER_HEIGHT;
             if (!is_free)
                 continue;
-            *x = tx;
-            *y = ty;
+            d->tx = tx;
+            d->ty = ty;
             return;
         }
 }
 
 static void occupy(cl_plot *p, double x, double y, double half)
 {
-    if (p->boxes == CL_PLOT_MARKS)
+    if (p->boxes == 2 * CL_PLOT_MARKS)
         return;
     p->box[p->boxes].x = x;
     p->box[p->boxes].y = y;
     p->box[p->boxes++].half = half;
 }
 
+/* Numbers of n dots (d[0], d[each], .. from top to bottom) in a column: as near to their dots' heights, in squares, as the room that each takes
+ * lets them be (pools of those that touch, each at its mean). */
+static void in_column(dot *d, int n, int each, double tx)
+{
+    double sum[CL_PLOT_MARKS];
+    int count[CL_PLOT_MARKS], pools = 0;
+    for (int i = 0; i < n; i++) {
+        sum[pools] = d[i * each].y - NUMBER_HEIGHT * i;
+        count[pools++] = 1;
+        for (; pools > 1 && sum[pools - 2] * count[pools - 1] > sum[pools - 1] * count[pools - 2]; pools--) {
+            sum[pools - 2] += sum[pools - 1];
+            count[pools - 2] += count[pools - 1];
+        }
+    }
+    for (int k = 0, i = 0; k < pools; k++)
+        for (int e = 0; e < count[k]; e++, i++) {
+            const double low = TOP + 8 + NUMBER_HEIGHT * i, high = HEIGHT - BOTTOM - 8 - NUMBER_HEIGHT * (n - 1 - i);
+            d[i * each].tx = tx;
+            d[i * each].ty = fmin(fmax(sum[k] / count[k] + NUMBER_HEIGHT * i, low), high);
+        }
+}
+
+/* Dots one above the other: numbers right and left of them in turn, in their order, so that no line crosses another. */
+static void both_sides(dot *d, int n)
+{
+    const double right = d[0].x + BESIDE, left = d[0].x - BESIDE;
+    if (left - 9 < LEFT)
+        in_column(d, n, 1, right);
+    else if (right + 9 > WIDTH - RIGHT)
+        in_column(d, n, 1, left);
+    else {
+        in_column(d, (n + 1) / 2, 2, right);
+        in_column(d + 1, n / 2, 2, left);
+    }
+}
+
+/* Dots that touch are placed together, then the others where there is room. */
+static void place_numbers(cl_plot *p, dot *d, int n)
+{
+    qsort(d, (size_t)n, sizeof *d, from_left);
+    for (int a = 0, b; a < n; a = b) {
+        for (b = a; b < n && d[b].x - d[a].x < TOGETHER; b++)
+            continue;
+        qsort(d + a, (size_t)(b - a), sizeof *d, from_top);
+        for (int from = a, to; from < b; from = to) {
+            for (to = from + 1; to < b && d[to].y - d[to - 1].y < TOGETHER; to++)
+                continue;
+            if (to - from > 1)
+                both_sides(d + from, to - from);
+        }
+    }
+    for (int i = 0; i < n; i++) {
+        occupy(p, d[i].x, d[i].y, 5); /* no number on a dot */
+        if (d[i].tx != 0)
+            occupy(p, d[i].tx, d[i].ty, d[i].half);
+    }
+    for (int i = 0; i < n; i++)
+        if (d[i].tx == 0) {
+            free_place(p, &d[i]);
+            occupy(p, d[i].tx, d[i].ty, d[i].half);
+        }
+}
+
 void cl_plot_marks(cl_plot *p, const cl_mark *mark, int n)
 {
-    for (int i = 0; i < n; i++) /* no number on a dot */
-        if (inside(p, mark[i].x, mark[i].y))
-            occupy(p, at_x(p, within(mark[i].x, p->x0, p->x1)), at_y(p, within(mark[i].y, p->y0, p->y1)), 5);
-    for (int i = 0; i < n; i++) {
+    dot d[CL_PLOT_MARKS];
+    int dots = 0;
+    for (int i = 0; i < n && dots < CL_PLOT_MARKS; i++) {
         if (!inside(p, mark[i].x, mark[i].y))
             continue;
-        const double px = at_x(p, within(mark[i].x, p->x0, p->x1)), py = at_y(p, within(mark[i].y, p->y0, p->y1));
-        const double half = mark[i].number > 9 ? 9 : 6;
-        double tx = px, ty = py;
-        free_place(p, &tx, &ty, half);
-        occupy(p, tx, ty, half);
-        if (hypot(tx - px, ty - py) > 16)
-            fprintf(p->f, "<line class=\"lead\" x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\"/>\n", px, py, tx, ty);
-        fprintf(p->f,
-                "<circle class=\"dot s%d\" cx=\"%.1f\" cy=\"%.1f\" r=\"4.5\"/><text class=\"mark\" x=\"%.1f\" y=\"%.1f\" text-anchor=\"middle\">%d</text>\n",
-                mark[i].series % CL_SERIES, px, py, tx, ty + 4, mark[i].number);
+        d[dots++] = (dot){.mark = &mark[i], .x = at_x(p, within(mark[i].x, p->x0, p->x1)), .y = at_y(p, within(mark[i].y, p->y0, p->y1)),
+                          .half = mark[i].number > 9 ? 9 : 6};
         add_key(p, mark[i].name, mark[i].series, 2, mark[i].number);
     }
+    place_numbers(p, d, dots);
+    for (int i = 0; i < dots; i++)
+        if (fabs(d[i].ty - d[i].y) > 5 && hypot(d[i].tx - d[i].x, d[i].ty - d[i].y) > 16)
+            fprintf(p->f, "<line class=\"lead\" x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\"/>\n", d[i].x, d[i].y, d[i].tx, d[i].ty);
+    for (int i = 0; i < dots; i++)
+        fprintf(p->f, "<circle class=\"dot s%d\" cx=\"%.1f\" cy=\"%.1f\" r=\"4.5\"/>", d[i].mark->series % CL_SERIES, d[i].x, d[i].y);
+    for (int i = 0; i < dots; i++)
+        fprintf(p->f, "<text class=\"mark\" x=\"%.1f\" y=\"%.1f\" text-anchor=\"middle\">%d</text>\n", d[i].tx, d[i].ty + 4, d[i].mark->number);
 }
 
 void cl_plot_end(cl_plot *p)

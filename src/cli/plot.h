@@ -1,5 +1,5 @@
 /* plot.h - one diagram as inline SVG: axes with ticks, lines, bars, marks with numbers that keep clear of each other. Colours are the page's CSS variables
- * --c0 .. --c5, so that a theme decides; names of series stand in a key below, so that nothing overlaps.
+ * --c0 .. --c7, so that a theme decides, the last one grey; names of series stand in a key below, so that nothing overlaps.
  */
 #ifndef NIBBLE_CLI_PLOT_H
 #define NIBBLE_CLI_PLOT_H
@@ -7,7 +7,7 @@
 #include <stdint.h>
 #include <stdio.h>
 
-enum { CL_PLOT_KEYS = 48, CL_PLOT_MARKS = 128, CL_SERIES = 6 };
+enum { CL_PLOT_KEYS = 48, CL_PLOT_MARKS = 128, CL_SERIES = 8, CL_GREY = CL_SERIES - 1 /* for what others are seen beside */ };
 typedef struct {
     const char *title, *note, *x_name, *y_name;
     bool log_x, log_y;
@@ -23,7 +23,7 @@ typedef struct {
     int keys;
     struct {
         double x, y, half;
-    } box[CL_PLOT_MARKS];
+    } box[2 * CL_PLOT_MARKS]; /* dots and numbers */
     int boxes;
 } cl_plot;
 
@@ -40,7 +40,8 @@ typedef struct {
     int series, number;
     const char *name;
 } cl_mark;
-void cl_plot_marks(cl_plot *p, const cl_mark *mark, int n); /* dots, their numbers beside them; what lies outside of the axes' kind is left out */
+void cl_plot_marks(cl_plot *p, const cl_mark *mark, int n); /* dots, their numbers beside them; once in a diagram. What
+                                                               lies outside of the axes' kind or behind CL_PLOT_MARKS is left out */
 void cl_plot_end(cl_plot *p);
 
 #endif

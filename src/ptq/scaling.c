@@ -90,6 +90,12 @@ void pt_input_free(pt_input *g)
     *g = (pt_input){0};
 }
 
+/* One of every `stride` rows, drawn: equal distances would meet the same places of all windows, their first tokens among them. */
+static int64_t next_row(const pt_input *g)
+{
+    return g->sampled * g->stride + (int64_t)(nb_random(1, 1, (uint64_t)g->sampled) % (uint64_t)g->stride);
+}
+
 static void add(pt_input *g, const real *x, int64_t M)
 {
     enum { COLUMNS = 64 };
@@ -106,7 +112,7 @@ static void add(pt_input *g, const real *x, int64_t M)
     if (g->gram)
         kn_gram(g->precision, g->gram, x, M, C, 1);
     for (int64_t m = 0; m < M; m++)
-        if (g->sampled < g->most && ((int64_t)g->rows + m) % g->stride == 0)
+        if (g->sampled < g->most && (int64_t)g->rows + m == next_row(g))
             memcpy(g->sample + g->sampled++ * C, x + m * C, (size_t)C * sizeof *x);
     g->rows += (double)M;
 }

@@ -34,7 +34,7 @@ typedef struct {
     double *sum, *magnitude; /* [C] of x, of |x| */
     real *largest;           /* [C] |x| */
     real *gram;              /* [C, C] sums of x x', or NULL: not wanted */
-    real *sample;            /* [sampled, C] rows at equal distances */
+    real *sample;            /* [sampled, C] rows, one drawn of every `stride` */
     int64_t sampled, most, stride;
     kn_precision precision;
 } pt_input;
