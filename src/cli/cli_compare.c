@@ -60,13 +60,15 @@ static status add_method(comparison *c, const char *method)
     return NB_OK;
 }
 
-/* Every method of the table. One that leaves the model in floats goes before the table's first, the plain rounding. */
+/* Every method of the table that fits the model. One that leaves the model in floats goes before the table's first, the plain rounding. */
 static status add_all(comparison *c)
 {
     int64_t n;
     const pt_method *m = pt_methods(&n);
     for (int64_t i = 0; i < n; i++) {
         char name[LINE];
+        if (m[i].needs_biases && !c->has_biases)
+            continue;
         snprintf(name, sizeof name, "%s%s%s", m[i].name, m[i].needs_recipe ? "" : "+", m[i].needs_recipe ? "" : m[0].name);
         TRY(add_method(c, name));
     }
@@ -104,6 +106,8 @@ static status plan(comparison *c, const char *const *file)
     if (!r)
         return NB_NOMEM;
     TRY(measure_file(r, c));
+    if (!compare_add(c, "float", "f16", c->model))
+        return NB_NOMEM;
     for (const char *p = c->o->methods; (p = next_word(word, p));)
         TRY(strcmp(word, "all") ? add_method(c, word) : add_all(c));
     for (; *file; file++) {
@@ -129,6 +133,19 @@ static void hash_settings(comparison *c)
     c->settings = nb_hash(h, n, sizeof n);
 }
 
+/* Whether some linear of a block has one. */
+static bool has_biases(const md_model *m)
+{
+    for (int64_t l = 0; l < m->config.layers; l++) {
+        const md_block *b = &m->block[l];
+        const ly_linear *const linear[] = {&b->attn.wq, &b->attn.wk, &b->attn.wv, &b->attn.wo, &b->mlp.gate, &b->mlp.up, &b->mlp.down};
+        for (size_t i = 0; i < sizeof linear / sizeof *linear; i++)
+            if (linear[i]->b)
+                return true;
+    }
+    return false;
+}
+
 static status look_at_model(comparison *c, compare_options *o)
 {
     md_model m = {0};
@@ -140,6 +157,7 @@ static status look_at_model(comparison *c, compare_options *o)
     c->fp16_bytes = 2 * size.params;
     c->large = m.config.dim >= LARGE;
     c->has_bos = m.config.bos >= 0;
+    c->has_biases = has_biases(&m);
     c->prefill = ctx / 2 < 256 ? (ctx + 1) / 2 : 256;
     c->decode = ctx / 4 < 64 ? ctx / 4 + 1 : 64;
     o->length = o->length > 0 ? o->length : LENGTH < ctx ? LENGTH : ctx;
@@ -192,6 +210,7 @@ static status make_rows(comparison *c)
 {
     cl_progress line;
     c->progress = cl_progress_start(&line, "comparing", "rows", c->o->common.quiet);
+    line.uneven = true; /* the row's own progress tells its time */
     status s = compare_make_data(c);
     if (s == NB_OK)
         hash_settings(c);
@@ -253,8 +272,8 @@ int cl_compare(int argc, char **argv)
         .arguments = "MODEL [FILE...]",
         .summary = "every way to quantize a model, in one table",
         .explanation =
-            "A row for the float model, one for each method by each recipe, and one for each FILE (folded\n"
-            "models, run folders, other models of the same vocabulary). Every row is `nibble ptq`, `nibble\n"
+            "Rows for the float model, in 32 and in 16 bits, one for each method by each recipe, and one for\n"
+            "each FILE (folded models, run folders, other models of the same vocabulary). Every row is `nibble ptq`, `nibble\n"
             "eval --teacher MODEL` and `nibble bench run` in processes of their own: time and peak memory are\n"
             "the method's, speeds and their ratio to the float model's are of one run. A method that cannot\n"
             "take the model makes a row with the reason. Methods look at --data, and figures are of\n"

@@ -30,7 +30,7 @@ typedef struct {
     char *work, *calibration, *scored; /* folder, what methods look at, what is scored */
     int64_t fp16_bytes;                /* of the float model, were it stored so */
     int64_t prefill, decode;           /* tokens that are timed */
-    bool large, has_bos;
+    bool large, has_bos, has_biases;
     uint64_t settings; /* hash of all that decides a row but its method and recipe */
     cl_row_of *row;
     int64_t n, capacity;

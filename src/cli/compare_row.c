@@ -186,7 +186,7 @@ static status quantize(const comparison *c, cl_row_of *r, const char *out)
     char samples[24], length[24], seed[32], threads[24];
     cl_line l = {0};
     cl_child child;
-    cl_line_add(&l, "ptq", r->method);
+    cl_line_add(&l, "ptq", strcmp(r->method, "float") ? r->method : "rtn"); /* floats of 16 bits are rounded to nearest */
     cl_line_add(&l, c->model, NULL);
     if (*r->how)
         cl_line_add(&l, "--recipe", r->how);

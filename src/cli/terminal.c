@@ -74,7 +74,7 @@ static int terminal_width(void)
 static void progress_text(char *text, size_t bytes, const cl_progress *p, double now, int64_t done, int64_t total,
                           const char *figures)
 {
-    double seconds = now - p->start, rate = seconds > 0 ? (double)(done - p->first) / seconds : 0;
+    double seconds = now - p->start, rate = seconds > 0 && !p->uneven ? (double)(done - p->first) / seconds : 0;
     char left[32] = "", speed[48] = "";
     if (rate > 0)
         snprintf(speed, sizeof speed, "  %.*f %s/s", rate < 10 ? 2 : 0, rate, p->unit);

@@ -17,6 +17,7 @@ void cl_thousands(char *text, size_t bytes, int64_t n);     /* "260,032" */
 typedef struct {
     const char *what, *unit; /* "generating", "tokens" */
     bool quiet, terminal, shown;
+    bool uneven; /* the caller's, after the start: what is counted takes seconds or an hour, a rate and a time left would say nothing */
     double start, printed; /* seconds */
     int64_t first;         /* done before this process began */
 } cl_progress;

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { WINDOWS = 256, LENGTH = 512, BATCH_TOKENS = 2048, STEPS = 200, SCORES = 4 /* in a block, beside the start's */, MOST_SCORED = 16 };
+enum { WINDOWS = 256, LENGTH = 512, LEAST_TOKENS = 512, MOST_TOKENS = 2048, EACH = 64 /* parameters, a token in a step */, STEPS = 200, SCORES = 4 /* in a block, beside the start's */, MOST_SCORED = 16 };
 
 typedef struct {
     const pt_block_method *how;
@@ -363,6 +363,16 @@ static char *key_of(const trainer *t)
     return nb_json_text(&w);
 }
 
+/* More parameters want more tokens for a gradient that is as good. stories260K, blocks of 46k, q4_0: KL by autoround 0.0454 with 2048 tokens, 0.0442
+ * with 1024, 0.0455 with 512; by blockap 0.0443, 0.0442, 0.0445. */
+static int64_t tokens_of_step(const md_model *m)
+{
+    int64_t n = 0;
+    for (int64_t i = 0; i < m->params.n; i++)
+        n += pt_is_of_block(m->params.p[i]->name, 0) ? m->params.p[i]->count : 0;
+    return n / EACH < LEAST_TOKENS ? LEAST_TOKENS : n / EACH > MOST_TOKENS ? MOST_TOKENS : n / EACH;
+}
+
 static status settle(trainer *t)
 {
     const pt_walk *w = &t->walk;
@@ -373,7 +383,8 @@ static status settle(trainer *t)
     t->scale_rate = t->o->block_scale_lr > 0 ? t->o->block_scale_lr : t->how->scale_rate > 0 ? t->how->scale_rate : t->lr;
     if (w->windows < 1 || w->length < 2)
         return nb_fail(NB_USAGE, "%s: holds no window of two tokens", t->o->data->path);
-    t->batch = BATCH_TOKENS / w->length > 1 ? BATCH_TOKENS / w->length : 1;
+    const int64_t tokens = tokens_of_step(w->m);
+    t->batch = tokens / w->length > 1 ? tokens / w->length : 1;
     t->scored = w->windows / 8 < 1 ? 1 : w->windows / 8 < MOST_SCORED ? w->windows / 8 : MOST_SCORED;
     const size_t n = (size_t)(t->batch * w->length * C), all = (size_t)(w->windows * w->length * C);
     t->y = nb_alloc(all, sizeof(real));

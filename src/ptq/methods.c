@@ -56,7 +56,7 @@ static const pt_setting mixed_settings[] = {
     {0}};
 
 static const pt_setting block_settings[] = {
-    {"--block-steps", "N", PT_COUNT, offsetof(pt_options, block_steps), NULL, "steps of each block, of 2048 tokens (200)"},
+    {"--block-steps", "N", PT_COUNT, offsetof(pt_options, block_steps), NULL, "steps of each block, of 512 to 2048 tokens by its size (200)"},
     {"--block-lr", "RATE", PT_NUMBER, offsetof(pt_options, block_lr), NULL, "rate of what a block trains, in place of the method's"},
     {"--block-scale-lr", "RATE", PT_NUMBER, offsetof(pt_options, block_scale_lr), NULL, "the same of its ranges"},
     {0}};
@@ -166,6 +166,7 @@ static const pt_method methods[] = {
                     "for models with biases (GPT-2, Qwen); gptq leaves nothing to correct",
      .needs_recipe = true,
      .needs_data = true,
+     .needs_biases = true,
      .run = pt_run_biascorrect,
      .unit = "blocks"},
     {.name = "gptq",

@@ -80,6 +80,7 @@ typedef struct {
     const char *name, *alias; /* alias: another name, or NULL */
     const char *explanation;  /* two lines */
     bool needs_recipe, needs_data, needs_teacher; /* teacher: pt_options.teacher is read */
+    bool needs_biases; /* has nothing to do in a model whose linears have none */
     const char *recipe; /* the format that it brings, a recipe by name, in place of the user's; NULL: none */
     status (*run)(md_model *m, const pt_options *o);
     const char *unit;           /* of its progress; NULL: samples */
