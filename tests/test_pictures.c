@@ -285,7 +285,7 @@ START_TEST(a_run_goes_on_where_it_stopped)
         ck_assert(mkdtemp(folder[i]) != NULL);
     for (int i = 0; i < 3; i++)
         new_net(&m[i], networks[_i], "w4a4", &data);
-    kd_picture_options o = kd_picture_defaults(&m[0].base.recipe);
+    kd_picture_options o = kd_picture_defaults(&m[0], &data);
     o.epochs = 6;
     o.batch = 10;
     ck_assert_msg(kd_picture_train(folder[0], &m[0], &data, &o, false, NULL, &report) == NB_OK, "%s", nb_fail_message());

@@ -1,5 +1,6 @@
 /* cli_picture_train.c - nibble train --model and nibble qat of networks for pictures. */
 #include "cli/cli_picture.h"
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -7,10 +8,11 @@ typedef struct {
     cl_common common;
     const char *model, *recipe;
     bool qat, restart;
-    int64_t epochs, batch, shift;
-    double lr, smoothing, scale_rate, decay, freeze_after;
-    int range;
+    int64_t epochs, batch;
+    double shift, lr, smoothing, scale_rate, decay, freeze_after;
+    int range, flip;
 } train_options;
+enum { FLIP_AUTO, FLIP_ON };
 
 static status new_net(md_picture_net *m, const train_options *o)
 {
@@ -61,13 +63,14 @@ static status report(const kd_picture_report *r, const train_options *o)
     return NB_OK;
 }
 
-static kd_picture_options settings(const train_options *o, const md_picture_net *m)
+static kd_picture_options settings(const train_options *o, const md_picture_net *m, const fm_pictures *data)
 {
-    kd_picture_options k = kd_picture_defaults(&m->base.recipe);
+    kd_picture_options k = kd_picture_defaults(m, data);
     k.seed = o->common.seed;
     k.epochs = o->epochs ? o->epochs : k.epochs;
     k.batch = o->batch ? o->batch : k.batch;
-    k.shift = o->shift;
+    k.shift = o->shift >= 0 ? (int64_t)o->shift : k.shift;
+    k.flip = o->flip == FLIP_AUTO ? k.flip : o->flip == FLIP_ON;
     k.lr = o->lr > 0 ? o->lr : k.lr;
     k.scale_rate = o->scale_rate >= 0 ? o->scale_rate : k.scale_rate;
     k.decay = o->decay;
@@ -88,12 +91,14 @@ static status train(const char *path, const train_options *o)
         return nb_fail(NB_USAGE, "into which folder? (-o FOLDER)");
     if (o->qat && !o->recipe)
         return nb_fail(NB_USAGE, "by which recipe? (--recipe w8a8, w4a8, w4a4 or w2a4; `nibble recipes` lists them)");
+    if (o->shift != floor(o->shift))
+        return nb_fail(NB_USAGE, "--shift %g: wanted whole points", o->shift);
     TRY(cl_begin(&o->common));
     status s = o->qat ? cl_picture_open(&m, path, o->recipe) : new_net(&m, o);
     if (s == NB_OK)
         s = cl_picture_data(&data, &o->common, true);
     if (s == NB_OK) {
-        const kd_picture_options k = settings(o, &m);
+        const kd_picture_options k = settings(o, &m, &data);
         const nb_progress progress = cl_progress_start(&line, o->qat ? "qat" : "training", "pictures", o->common.quiet);
         s = kd_picture_train(o->common.output, &m, &data, &k, o->restart, &progress, &r);
         cl_progress_end(&line);
@@ -109,9 +114,10 @@ static int command_of(int argc, char **argv, bool qat)
 {
     train_options o = {.qat = qat};
     const cl_option option[] = {
-        {"--epochs", "N", CL_COUNT, &o.epochs, "0", "passes over the pictures (0: 6, qat 3)"},
+        {"--epochs", "N", CL_COUNT, &o.epochs, "0", "passes over the pictures (0: 10, qat 3)"},
         {"--batch", "N", CL_COUNT, &o.batch, "64", "pictures of a step"},
-        {"--shift", "N", CL_COUNT, &o.shift, "2", "pictures move by up to so many points each way, at random"},
+        {"--shift", "N", CL_NUMBER, &o.shift, "-1", "pictures move by up to so many points each way (-1: 1; 0 where the first layer is linear)"},
+        {"--flip", "auto|on|off", CL_CHOICE, &o.flip, "auto", "every second picture is mirrored; auto: clothes are, digits are not"},
         {"--lr", "X", CL_NUMBER, &o.lr, "0", "learning rate of AdamW (0: 1e-3, qat 5e-4), half a cosine to 0"},
         {"--weight-decay", "X", CL_NUMBER, &o.decay, "0", "of AdamW"},
         {"--smoothing", "X", CL_NUMBER, &o.smoothing, "0", "of labels"},
@@ -122,8 +128,8 @@ static int command_of(int argc, char **argv, bool qat)
         {"--freeze-after", "X", CL_NUMBER, &o.freeze_after, "0.5", "share of the run after which static ranges stand still"},
         {"--range", "absmax|mse", CL_CHOICE, &o.range, "mse", "where ranges of weights start"},
     };
-    enum { SHARED = 7 };
-    cl_option own[16];
+    enum { SHARED = 8 };
+    cl_option own[20];
     int64_t n = 0;
     for (size_t i = 0; i < sizeof option / sizeof *option; i++)
         if (i < SHARED || (i == SHARED) != qat)

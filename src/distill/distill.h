@@ -157,6 +157,7 @@ status kd_train(const char *folder, md_model *student, md_model *teacher, const 
 /* Everything that decides the result of a run; in checkpoints as JSON, compared on resume. */
 typedef struct {
     int64_t epochs, batch, shift;   /* shift: pictures move by up to so many points each way, at random, zeros come in */
+    bool flip;                      /* every second one is mirrored */
     uint64_t seed;
     double lr, scale_rate, decay, smoothing, clip; /* AdamW; scale_rate: of learned ranges; smoothing: of labels */
     double warmup;                  /* share of the steps; then half a cosine to 0 */
@@ -165,7 +166,8 @@ typedef struct {
     fq_start start;
     kn_precision precision;
 } kd_picture_options;
-kd_picture_options kd_picture_defaults(const fq_recipe *recipe); /* n 0: of float training */
+/* By m's recipe (floats: 10 epochs, else 3), its first layer (windows: pictures shift by 1 point) and the data (flip where it mirrors). */
+kd_picture_options kd_picture_defaults(const md_picture_net *m, const fm_pictures *data);
 typedef struct {
     int64_t step, steps;
     double loss, accuracy; /* means over the last epoch's training pictures */

@@ -6,13 +6,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { ORDER = 601, SHIFT = 602 }; /* streams of random numbers */
+enum { ORDER = 601, SHIFT = 602, FLIP = 603 }; /* streams of random numbers */
 
 /* One list: name in the file, kind, field. */
 #define SETTINGS(X)                                                                                                    \
     X(int, epochs)                                                                                                     \
     X(int, batch)                                                                                                      \
     X(int, shift)                                                                                                      \
+    X(int, flip)                                                                                                       \
     X(int, seed)                                                                                                       \
     X(number, lr)                                                                                                      \
     X(number, scale_rate)                                                                                              \
@@ -25,12 +26,13 @@ enum { ORDER = 601, SHIFT = 602 }; /* streams of random numbers */
     X(int, start)                                                                                                      \
     X(int, precision)
 
-kd_picture_options kd_picture_defaults(const fq_recipe *recipe)
+kd_picture_options kd_picture_defaults(const md_picture_net *m, const fm_pictures *data)
 {
-    const bool qat = recipe && recipe->n;
-    return (kd_picture_options){.epochs = qat ? 3 : 6,
+    const bool qat = m->base.recipe.n;
+    return (kd_picture_options){.epochs = qat ? 3 : 10,
                                 .batch = 64,
-                                .shift = 2,
+                                .shift = m->layer[0].c.K > 1, /* a linear map knows every point by its place */
+                                .flip = data->mirrors,
                                 .seed = 1,
                                 .lr = qat ? 5e-4 : 1e-3,
                                 .scale_rate = 1e-3,
@@ -200,6 +202,18 @@ static int64_t offset(const run *r, uint64_t i)
     return (int64_t)(nb_random_unit(r->o->seed, SHIFT, i) * (double)(2 * r->o->shift + 1)) - r->o->shift;
 }
 
+static void mirror(real *x, int64_t H, int64_t W)
+{
+    for (int64_t i = 0; i < H * W; i++) {
+        const int64_t left = i % W, right = i - left + W - 1 - left;
+        if (left < W / 2) {
+            const real keep = x[i];
+            x[i] = x[right];
+            x[right] = keep;
+        }
+    }
+}
+
 static void fetch(run *r, int64_t at)
 {
     const int64_t H = r->data->height, W = r->data->width, B = r->o->batch;
@@ -213,6 +227,8 @@ static void fetch(run *r, int64_t at)
         for (int64_t y = dy > 0 ? dy : 0; y < (dy < 0 ? H + dy : H); y++)
             kd_picture_values(to + y * W + (dx > 0 ? dx : 0),
                               r->data->pixel + i * H * W + (y - dy) * W + (dx < 0 ? -dx : 0), W - (dx < 0 ? -dx : dx));
+        if (r->o->flip && nb_random(r->o->seed, FLIP, draw) & 1)
+            mirror(to, H, W);
     }
 }
 

@@ -99,6 +99,7 @@ status fm_pictures_open(fm_pictures *p, const char *source, bool train)
     else if (colon && !(kind == 5 && !memcmp(source, "mnist", 5)) && !(kind == 7 && !memcmp(source, "fashion", 7)))
         return nb_fail(NB_USAGE, "%s: wanted mnist:FOLDER or fashion[:FOLDER], of IDX files", source);
     const status s = read_set(p, folder, train);
+    p->mirrors = !strncmp(source, "fashion", 7);
     if (s != NB_OK)
         fm_pictures_free(p);
     return s;

@@ -475,6 +475,7 @@ void fm_tokens_writer_close(fm_tokens_writer *w); /* leaves the .part for the ne
 typedef struct { /* a zeroed struct is a valid empty one */
     int64_t n, height, width, classes; /* classes: the largest label + 1 */
     uint8_t *pixel, *label;            /* [n, height, width], [n] */
+    bool mirrors;                      /* left and right mean nothing: clothes (Fashion-MNIST), not digits */
 } fm_pictures;
 /* source: "mnist:FOLDER", "fashion:FOLDER", "fashion" (Debian's dataset-fashion-mnist) or a folder, of IDX files, plain or .gz; the 60,000 to train on or
  * the 10,000 to test with. NB_FORMAT: damaged, cut off, or pictures and labels differ in number. */
