@@ -1,6 +1,6 @@
 /* op_conv.c - convolution of pictures [B, H*W*C], with the activation that follows it.
  *   y = act(conv(x, w) + b)     d = dy [0 < y] (relu), dy [0 < y < 6] (relu6), dy
- *   db[n] = sum d,  dw and dx: the correlations of d with x and w (kernels/conv.c)
+ *   db[n] = sum d,  dw and dx: the correlations of d with x and w; d takes dy's place, nobody reads dy afterwards (kernels/conv.c)
  * Where x and w carry codes, the forward is exact: integer sums S with the bias rounded to their unit, y = act(S scale_x scale_w[n]);
  * the backward pass is the straight-through one, the same formulas on the decoded values.
  */
@@ -71,38 +71,19 @@ static void conv_forward(ag_tensor *out)
         ag_fail(out->tape, e, "conv: %s", nb_fail_message());
 }
 
-/* d = dy where the activation passed it, in place: nobody reads dy afterwards. */
-static void through_activation(const ag_tensor *out, kn_activation act)
-{
-    const real top = act == KN_RELU6 ? 6 : (real)3e38, *y = out->x;
-    const int64_t n = ag_count(out);
-    real *d = out->g;
-#pragma omp parallel for if (n > AG_PARALLEL)
-    for (int64_t i = 0; i < n; i++) {
-        const real keep = d[i];
-        d[i] = ((y[i] > 0) & (y[i] < top)) ? keep : 0;
-    }
-}
-
 static void conv_backward(const ag_tensor *out)
 {
     const save_conv *s = out->save;
     ag_tensor *x = out->src[0], *w = out->src[1];
-    const int64_t B = ag_rows(out);
-    const kn_precision p = out->tape->precision;
-    real beta, *g;
-    const real *v;
-    status e = NB_OK;
-    if (s->act != KN_LINEAR)
-        through_activation(out, s->act);
-    if (w->needs_grad && (v = ag_in(out, 0)) && (g = ag_grad_write(w, &beta)))
-        e = kn_conv_dw(p, g, &s->c, out->g, v, B, beta);
-    if (e == NB_OK && x->needs_grad && (v = ag_in(out, 1)) && (g = ag_grad_write(x, &beta)))
-        e = kn_conv_dx(p, g, &s->c, out->g, v, B, beta);
-    if (e != NB_OK)
-        ag_fail(out->tape, e, "conv: %s", nb_fail_message());
-    if (out->n_src > 2)
-        ag_add_grad_columns(out->src[2], 1, out->g, NULL, B * s->c.OH * s->c.OW, s->c.N);
+    ag_tensor *b = out->n_src > 2 ? out->src[2] : NULL;
+    kn_conv_gradients to = {.db = b ? ag_grad(b) : NULL};
+    const real *xv = w->needs_grad ? ag_in(out, 0) : NULL, *wv = x->needs_grad ? ag_in(out, 1) : NULL;
+    if (x == w)
+        ag_grad(x); /* then both gradients add to it */
+    to.dw = xv ? ag_grad_write(w, &to.beta_dw) : NULL;
+    to.dx = wv ? ag_grad_write(x, &to.beta_dx) : NULL;
+    if (!out->tape->err && kn_conv_backward(out->tape->precision, &to, &s->c, out->g, out->x, s->act, xv, wv, ag_rows(out)) != NB_OK)
+        ag_fail(out->tape, NB_NOMEM, "conv: %s", nb_fail_message());
     if (s->sums.sum)
         ag_give_back(out->tape, s->sums.sum, (size_t)ag_count(out) * sizeof(int32_t));
 }

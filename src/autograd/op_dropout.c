@@ -10,29 +10,20 @@ typedef struct {
     uint64_t seed, stream;
 } save_dropout;
 
-/* dst (+)= src * mask / (1 - p) */
-static void mask(real *dst, const real *src, const save_dropout *s, int64_t n, bool add)
-{
-    real factor = 1 / (1 - s->p);
-#pragma omp parallel for if (n > AG_PARALLEL)
-    for (int64_t i = 0; i < n; i++) {
-        real y = nb_random_unit(s->seed, s->stream, (uint64_t)i) >= (double)s->p ? src[i] * factor : 0;
-        dst[i] = add ? dst[i] + y : y;
-    }
-}
-
 static void dropout_forward(ag_tensor *out)
 {
+    const save_dropout *s = out->save;
     const real *x = ag_in(out, 0);
     if (x)
-        mask(out->x, x, out->save, ag_count(out), false);
+        kn_drop(out->x, 0, x, ag_count(out), s->p, s->seed, s->stream);
 }
 
 static void dropout_backward(const ag_tensor *out)
 {
+    const save_dropout *s = out->save;
     real beta, *g = ag_grad_write(out->src[0], &beta);
     if (g)
-        mask(g, out->g, out->save, ag_count(out), beta != 0);
+        kn_drop(g, beta, out->g, ag_count(out), s->p, s->seed, s->stream);
 }
 
 static const ag_op op_dropout = {"dropout", dropout_forward, dropout_backward, 0};

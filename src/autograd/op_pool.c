@@ -52,19 +52,10 @@ static void max_forward(ag_tensor *out)
 static void max_backward(const ag_tensor *out)
 {
     const save_pool *s = out->save;
-    const kn_conv *c = &s->c;
-    const int64_t B = ag_rows(out), C = c->C, points = c->OH * c->OW, in = c->H * c->W * C;
-    real *g = ag_grad(out->src[0]);
+    real beta, *g = ag_grad_write(out->src[0], &beta);
     if (!g)
         return;
-#pragma omp parallel for if (B * in > AG_PARALLEL)
-    for (int64_t i = 0; i < B; i++)
-        for (int64_t o = 0; o < points; o++) {
-            const int64_t at = (i * points + o) * C;
-            real *to = g + i * in + (o / c->OW * c->stride * c->W + o % c->OW * c->stride) * C;
-            for (int64_t j = 0; j < C; j++)
-                to[(s->at[at + j] / c->K * c->W + s->at[at + j] % c->K) * C + j] += out->g[at + j];
-        }
+    kn_max_pool_dx(g, beta, &s->c, out->g, s->at, ag_rows(out));
     ag_give_back(out->tape, s->at, (size_t)ag_count(out));
 }
 

@@ -87,6 +87,18 @@ char *nb_string(const char *s); /* strdup with a message on failure */
 
 /* Counter based (splitmix64 finalizer): the i-th number of stream s under a seed. Nothing to save or restore. */
 uint64_t nb_random(uint64_t seed, uint64_t stream, uint64_t i);
+/* Its two halves, for loops over i: nb_random = nb_random_mix(nb_random_state(seed, stream, i)), and a state is NB_RANDOM_STEP from the next. */
+#define NB_RANDOM_STEP UINT64_C(0x9E3779B97F4A7C15)
+static inline uint64_t nb_random_state(uint64_t seed, uint64_t stream, uint64_t i)
+{
+    return seed * UINT64_C(0xD1342543DE82EF95) + stream * UINT64_C(0xAF251AF3B0F025B5) + (i + 1) * NB_RANDOM_STEP;
+}
+static inline uint64_t nb_random_mix(uint64_t z)
+{
+    z = (z ^ (z >> 30)) * UINT64_C(0xBF58476D1CE4E5B9);
+    z = (z ^ (z >> 27)) * UINT64_C(0x94D049BB133111EB);
+    return z ^ (z >> 31);
+}
 double nb_random_unit(uint64_t seed, uint64_t stream, uint64_t i);   /* [0, 1), 53 bits */
 double nb_random_normal(uint64_t seed, uint64_t stream, uint64_t i); /* mean 0, variance 1 (Box-Muller) */
 /* p[0..n) <- a random permutation of 0..n-1 (Fisher-Yates). */

@@ -7,10 +7,7 @@
 
 uint64_t nb_random(uint64_t seed, uint64_t stream, uint64_t i)
 {
-    uint64_t z = seed * 0xD1342543DE82EF95u + stream * 0xAF251AF3B0F025B5u + (i + 1) * 0x9E3779B97F4A7C15u;
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-    return z ^ (z >> 31);
+    return nb_random_mix(nb_random_state(seed, stream, i));
 }
 
 double nb_random_unit(uint64_t seed, uint64_t stream, uint64_t i)

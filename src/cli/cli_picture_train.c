@@ -122,13 +122,15 @@ static int command_of(int argc, char **argv, bool qat)
         {"--weight-decay", "X", CL_NUMBER, &o.decay, "0", "of AdamW"},
         {"--smoothing", "X", CL_NUMBER, &o.smoothing, "0", "of labels"},
         {"--restart", NULL, CL_FLAG, &o.restart, NULL, "discard the run that the folder holds"},
+        {"--precision", "fp32|bf16|auto", CL_CHOICE, &o.common.precision, "auto",
+         "of float products and convolutions; auto: bf16 where this CPU is fast at it"},
         {"--model", "NAME|FILE", CL_TEXT, &o.model, NULL, "simplenet, simplecnn, dscnn, or a file of stages (`nibble info` prints one)"},
         {"--recipe", "NAME|FILE", CL_TEXT, &o.recipe, NULL, "w8a8, w4a8, w4a4, w2a4, or a file"},
         {"--scale-lr", "X", CL_NUMBER, &o.scale_rate, "-1", "of learned ranges (-1: 1e-3)"},
         {"--freeze-after", "X", CL_NUMBER, &o.freeze_after, "0.5", "share of the run after which static ranges stand still"},
         {"--range", "absmax|mse", CL_CHOICE, &o.range, "mse", "where ranges of weights start"},
     };
-    enum { SHARED = 8 };
+    enum { SHARED = 9 };
     cl_option own[20];
     int64_t n = 0;
     for (size_t i = 0; i < sizeof option / sizeof *option; i++)
@@ -147,7 +149,7 @@ static int command_of(int argc, char **argv, bool qat)
         .option = own,
         .n = n,
         .common = &o.common,
-        .common_mask = CL_DATA | CL_OUTPUT | CL_SEEDED | CL_PRECISION | CL_JSON};
+        .common_mask = CL_DATA | CL_OUTPUT | CL_SEEDED | CL_JSON};
     const char *argument[CL_MAX_ARGUMENTS];
     int code;
     return cl_parse(&command, argc, argv, argument, &code) ? cl_exit(train(argument[0], &o)) : code;

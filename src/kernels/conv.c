@@ -1,20 +1,21 @@
-/* conv.c - convolution of pictures in floats, and its two gradients.
- *   y[o,n] = b[n] + sum_{k,c} x[o * stride + k * dilation - pad, c] w[n,k,c]        o, k: points (y, x)
+/* conv.c - convolution of pictures in floats, and its gradients, over batches.
+ *   y[o,n] = act(b[n] + sum_{k,c} x[o * stride + k * dilation - pad, c] w[n,k,c])        o, k: points (y, x)
  * Channels are last, so the K*C numbers of one row of a window lie side by side, and the windows of one row of outputs overlap,
  * stride*C apart: each such row is a product of tiles without a copy. Only windows of few numbers (first layers) are copied to
- * patches, one picture's a thread. Gradients:
- *   dx: the same convolution of dy, spread by the stride and with margins, with the window turned round
- *   dw[n,k,c] = sum_o dy[o,n] x[o * stride + k * dilation - pad, c], in at most PARTS sums over pictures, added in order
+ * patches, one picture's a thread. Gradients, of d = dy where the activation passed it:
+ *   db[n] = sum_o d[o,n]
+ *   dw[n,k,c] = sum_o d[o,n] x[o * stride + k * dilation - pad, c], in at most PARTS sums over pictures, added in order
+ *   dx: the same convolution of d, spread by the stride and with margins, with the window turned round
+ * All three of a picture are done while it is in the cache.
  */
 #include "kernels/conv.h"
 #include "kernels/kernels_isa.h"
 #include <limits.h>
-#include <math.h>
 #include <omp.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { FEW = 24 /* numbers in a row of a window below which windows are copied */, PARTS = 16 };
+enum { PARTS = 16 };
 
 status kn_conv_fit(kn_conv *c)
 {
@@ -39,132 +40,6 @@ status kn_conv_fit(kn_conv *c)
     return NB_OK;
 }
 
-/* ---- one picture -------------------------------------------------------------------------- */
-
-/* A convolution of a picture that has its margins already. */
-typedef struct {
-    int64_t W, C, N, K, stride, dilation, groups, OH, OW;
-} plain;
-
-/* wt: [groups][K*K*C/groups][N/groups]; depthwise [K*K][C]. y holds what is added to. */
-static void convolve(real *y, const plain *c, const real *x, const real *wt, real *patches)
-{
-    const kn_table *t = kn_isa();
-    const int64_t C = c->C / c->groups, N = c->N / c->groups, row = c->W * c->C;
-    if (kn_conv_depthwise(c->C, c->N, c->groups)) {
-        for (int64_t o = 0; o < c->OH * c->OW; o++)
-            for (int64_t k = 0; k < c->K * c->K; k++)
-                t->multiply_add(y + o * c->N,
-                                x + (o / c->OW * c->stride + k / c->K * c->dilation) * row +
-                                    (o % c->OW * c->stride + k % c->K * c->dilation) * c->C,
-                                wt + k * c->C, c->C);
-        return;
-    }
-    if (patches) {
-        const int64_t depth = c->K * c->K * c->C;
-        kn_tile_nn(y, N, patches, depth, wt, N, c->OH * c->OW, N, depth, 1);
-        return;
-    }
-    const bool runs = c->dilation == 1 && c->groups == 1; /* a row of the window in one piece */
-    const int64_t steps = runs ? 1 : c->K, width = runs ? c->K * C : C;
-    for (int64_t g = 0; g < c->groups; g++)
-        for (int64_t oy = 0; oy < c->OH; oy++)
-            for (int64_t ky = 0; ky < c->K; ky++)
-                for (int64_t kx = 0; kx < steps; kx++)
-                    kn_tile_nn(y + oy * c->OW * c->N + g * N, c->N,
-                               x + (oy * c->stride + ky * c->dilation) * row + kx * c->dilation * c->C + g * C,
-                               c->stride * c->C, wt + (g * c->K * c->K + ky * c->K + kx) * C * N, N, c->OW, N, width, 1);
-}
-
-/* dwt, laid out as wt, += of one picture. */
-static void correlate(real *dwt, const plain *c, const real *dy, const real *x, const real *patches)
-{
-    const kn_table *t = kn_isa();
-    const int64_t C = c->C / c->groups, N = c->N / c->groups, row = c->W * c->C;
-    if (kn_conv_depthwise(c->C, c->N, c->groups)) {
-        for (int64_t o = 0; o < c->OH * c->OW; o++)
-            for (int64_t k = 0; k < c->K * c->K; k++)
-                t->multiply_add(dwt + k * c->C,
-                                x + (o / c->OW * c->stride + k / c->K * c->dilation) * row +
-                                    (o % c->OW * c->stride + k % c->K * c->dilation) * c->C,
-                                dy + o * c->N, c->C);
-        return;
-    }
-    if (patches) {
-        const int64_t depth = c->K * c->K * c->C;
-        kn_tile_tn(dwt, N, patches, depth, dy, N, depth, N, c->OH * c->OW, 1);
-        return;
-    }
-    const bool runs = c->dilation == 1 && c->groups == 1;
-    const int64_t steps = runs ? 1 : c->K, width = runs ? c->K * C : C;
-    for (int64_t g = 0; g < c->groups; g++)
-        for (int64_t ky = 0; ky < c->K; ky++)
-            for (int64_t kx = 0; kx < steps; kx++)
-                for (int64_t oy = 0; oy < c->OH; oy++)
-                    kn_tile_tn(dwt + (g * c->K * c->K + ky * c->K + kx) * C * N, N,
-                               x + (oy * c->stride + ky * c->dilation) * row + kx * c->dilation * c->C + g * C,
-                               c->stride * c->C, dy + oy * c->OW * c->N + g * N, c->N, width, N, c->OW, 1);
-}
-
-/* Windows of one picture with its margins, [OH*OW, K*K*C]. */
-static void copy_windows(real *to, const plain *c, const real *x)
-{
-    const int64_t C = c->C, row = c->W * C;
-    for (int64_t oy = 0; oy < c->OH; oy++)
-        for (int64_t ox = 0; ox < c->OW; ox++)
-            for (int64_t ky = 0; ky < c->K; ky++)
-                for (int64_t kx = 0; kx < c->K; kx++)
-                    for (int64_t i = 0; i < C; i++)
-                        *to++ = x[(oy * c->stride + ky * c->dilation) * row + (ox * c->stride + kx * c->dilation) * C + i];
-}
-
-/* to [PH, PW, C] <- zeros, and the points of x [H, W, C], `step` apart, from (at, at) on. */
-static void with_margin(real *to, int64_t PH, int64_t PW, const real *x, int64_t H, int64_t W, int64_t C, int64_t at,
-                        int64_t step)
-{
-    memset(to, 0, (size_t)(PH * PW * C) * sizeof *to);
-    for (int64_t h = 0; h < H; h++)
-        for (int64_t w = 0; w < W; w++)
-            memcpy(to + ((at + h * step) * PW + at + w * step) * C, x + (h * W + w) * C, (size_t)C * sizeof *to);
-}
-
-/* ---- weights ------------------------------------------------------------------------------ */
-
-typedef struct {
-    int64_t G, D, N; /* groups, K*K*C/groups, N/groups */
-    int64_t C;       /* channels of a point of the window, of one group */
-    bool depthwise;
-} order;
-
-static order order_of(const kn_conv *c)
-{
-    return (order){c->groups, kn_conv_depth(c), c->N / c->groups, c->C / c->groups,
-                   kn_conv_depthwise(c->C, c->N, c->groups)};
-}
-
-/* Where w[n, d] stands in wt. */
-static int64_t place(const order *o, int64_t n, int64_t d)
-{
-    return o->depthwise ? d * o->G + n : (n / o->N * o->D + d) * o->N + n % o->N;
-}
-
-/* Where it stands in the weights of the convolution that gives dx: the window turned round, inputs and outputs exchanged. */
-static int64_t turned(const order *o, int64_t n, int64_t d)
-{
-    const int64_t points = o->D / o->C, k = points - 1 - d / o->C, c = d % o->C;
-    return o->depthwise ? k * o->G + n : ((n / o->N * points + k) * o->N + n % o->N) * o->C + c;
-}
-
-static real *arranged(const kn_conv *c, const real *w, int64_t (*where)(const order *o, int64_t n, int64_t d))
-{
-    const order o = order_of(c);
-    real *wt = nb_alloc_aligned((size_t)(c->N * o.D), sizeof *wt);
-    for (int64_t n = 0; wt && n < c->N; n++)
-        for (int64_t d = 0; d < o.D; d++)
-            wt[where(&o, n, d)] = w[n * o.D + d];
-    return wt;
-}
-
 /* ---- batches ------------------------------------------------------------------------------ */
 
 static bool is_product(const kn_conv *c)
@@ -172,56 +47,75 @@ static bool is_product(const kn_conv *c)
     return c->K == 1 && c->stride == 1 && c->pad == 0 && c->groups == 1;
 }
 
-static plain plain_of(const kn_conv *c)
-{
-    return (plain){c->W + 2 * c->pad, c->C, c->N, c->K, c->stride, c->dilation, c->groups, c->OH, c->OW};
-}
-
-static bool copies_windows(const plain *c)
-{
-    return c->groups == 1 && c->K > 1 && c->K * c->C < FEW;
-}
-
-static int threads_for(const kn_conv *c, int64_t B)
+static int threads_for(const kn_conv *c, int64_t B, int64_t units)
 {
     const int64_t work = B * c->OH * c->OW * c->N * kn_conv_depth(c);
     const int most = omp_in_parallel() ? 1 : omp_get_max_threads();
-    return work < KN_PARALLEL ? 1 : (int)kn_min(most, B);
+    return work < KN_PARALLEL ? 1 : (int)kn_max(1, kn_min(most, units));
 }
 
-static void activate(real *y, int64_t n, kn_activation act)
-{
-    const real top = act == KN_RELU6 ? 6 : INFINITY;
-    if (act != KN_LINEAR)
-        for (int64_t i = 0; i < n; i++) {
-            const real v = y[i] > 0 ? y[i] : 0;
-            y[i] = v < top ? v : top;
-        }
-}
-
-static void finish_rows(real *y, int64_t M, int64_t N, const real *b, kn_activation act)
-{
-#pragma omp parallel for schedule(static) if (M * N > KN_PARALLEL)
-    for (int64_t m = 0; m < M; m++) {
-        if (b)
-            kn_isa()->add_to(y + m * N, b, N);
-        activate(y + m * N, N, act);
-    }
-}
-
-/* A thread's memory: a picture with its margin, and its windows. */
+/* A thread's memory, in numbers of 4 bytes: a picture with its margin, and its windows, for each of the two convolutions, and operands
+ * in bf16 for one. */
 typedef struct {
     real *memory;
-    int64_t picture, windows, stride;
+    int64_t picture, windows, d_picture, d_windows, bf16, stride;
 } room;
 
-static status room_new(room *r, int64_t threads, int64_t picture, int64_t windows)
+static status room_new(room *r, int64_t threads)
 {
-    r->picture = picture;
-    r->windows = windows;
-    r->stride = (picture + windows + 15) / 16 * 16;
+    r->stride = (r->picture + r->windows + r->d_picture + r->d_windows + r->bf16 + 31) / 16 * 16;
     r->memory = nb_alloc_aligned((size_t)(threads * r->stride), sizeof(real));
     return r->memory ? NB_OK : NB_NOMEM;
+}
+
+static real *own(const room *r)
+{
+    return r->memory + omp_get_thread_num() * r->stride;
+}
+
+static uint16_t *own_bf16(const room *r)
+{
+    return (uint16_t *)(void *)(own(r) + (r->picture + r->windows + r->d_picture + r->d_windows + 15) / 16 * 16);
+}
+
+/* The picture as kn_convolve wants it, and its windows where it wants those. */
+static const real *prepared(const kn_conv *c, const kn_plain *g, const room *r, const real *x, const real **windows)
+{
+    real *with = own(r), *copy = with + r->picture;
+    if (c->pad) {
+        kn_with_margin(with, c->H + 2 * c->pad, g->W, x, c->H, c->W, c->C, c->pad, 1);
+        x = with;
+    }
+    if (r->windows)
+        kn_copy_windows(copy, g, x);
+    *windows = r->windows ? copy : NULL;
+    return x;
+}
+
+static room room_of(const kn_conv *c, const kn_plain *g)
+{
+    return (room){.picture = c->pad ? (c->H + 2 * c->pad) * g->W * c->C : 0,
+                  .windows = kn_copies_windows(g) ? c->OH * c->OW * kn_conv_depth(c) : 0};
+}
+
+static status forward_bf16(real *y, const kn_conv *c, const kn_plain *g, const real *x, const real *w, const real *b, kn_activation act,
+                           int64_t B)
+{
+    const int64_t in = c->H * c->W * c->C, out = c->OH * c->OW * c->N, PH = c->H + 2 * c->pad;
+    const int threads = threads_for(c, B, B);
+    real *wt = kn_arranged_new(c, w, kn_place);
+    uint16_t *wb = wt ? kn_conv_bf16_weights_new(g, wt) : NULL;
+    room r = {.bf16 = kn_conv_bf16_picture(PH, g->W, c->C) / 2};
+    const status s = wb ? room_new(&r, threads) : NB_NOMEM;
+#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
+    for (int64_t i = 0; i < (s == NB_OK ? B : 0); i++) {
+        kn_conv_bf16_margin(own_bf16(&r), PH, g->W, x + i * in, c->H, c->W, c->C, c->pad, 1);
+        kn_convolve_bf16(y + i * out, g, own_bf16(&r), wb, b, act, false);
+    }
+    free(r.memory);
+    free(wb);
+    free(wt);
+    return s;
 }
 
 status kn_conv_forward(kn_precision p, real *y, const kn_conv *c, const real *x, const real *w, const real *b,
@@ -230,109 +124,173 @@ status kn_conv_forward(kn_precision p, real *y, const kn_conv *c, const real *x,
     const int64_t in = c->H * c->W * c->C, points = c->OH * c->OW, out = points * c->N;
     if (is_product(c)) {
         kn_product_nt(p, y, x, w, B * points, c->N, c->C, 0);
-        finish_rows(y, B * points, c->N, b, act);
+#pragma omp parallel for schedule(static) if (B * out > KN_PARALLEL)
+        for (int64_t i = 0; i < B; i++)
+            kn_isa()->finish_rows(y + i * out, b, points, c->N, act);
         return NB_OK;
     }
-    const plain g = plain_of(c);
-    const int64_t PH = c->H + 2 * c->pad, PW = g.W;
-    const int threads = threads_for(c, B);
-    real *wt = arranged(c, w, place);
-    room r = {0};
-    status s = wt ? room_new(&r, threads, c->pad ? PH * PW * c->C : 0, copies_windows(&g) ? points * kn_conv_depth(c) : 0)
-                  : NB_NOMEM;
+    const kn_plain g = kn_plain_of(c);
+    if (kn_conv_takes_bf16(p, c))
+        return forward_bf16(y, c, &g, x, w, b, act, B);
+    const int threads = threads_for(c, B, B);
+    real *wt = kn_arranged_new(c, w, kn_place);
+    room r = room_of(c, &g);
+    const status s = wt ? room_new(&r, threads) : NB_NOMEM;
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
     for (int64_t i = 0; i < (s == NB_OK ? B : 0); i++) {
-        real *own = r.memory + omp_get_thread_num() * r.stride, *windows = r.windows ? own + r.picture : NULL;
-        const real *picture = x + i * in;
-        if (c->pad) {
-            with_margin(own, PH, PW, picture, c->H, c->W, c->C, c->pad, 1);
-            picture = own;
-        }
-        if (windows)
-            copy_windows(windows, &g, picture);
-        for (int64_t k = 0; k < points; k++)
-            if (b)
-                memcpy(y + i * out + k * c->N, b, (size_t)c->N * sizeof *y);
-            else
-                memset(y + i * out + k * c->N, 0, (size_t)c->N * sizeof *y);
-        convolve(y + i * out, &g, picture, wt, windows);
-        activate(y + i * out, out, act);
+        const real *windows, *picture = prepared(c, &g, &r, x + i * in, &windows);
+        kn_convolve(y + i * out, &g, picture, wt, windows, b, act, false);
     }
     free(r.memory);
     free(wt);
     return s;
 }
 
-status kn_conv_dx(kn_precision p, real *dx, const kn_conv *c, const real *dy, const real *w, int64_t B, real beta)
+/* ---- gradients ---------------------------------------------------------------------------- */
+
+typedef struct {
+    const kn_conv *c;
+    kn_plain g, back; /* of x; of d with its margins, which gives dx */
+    int64_t PH, PW;   /* of d with its margins */
+    room r;
+    const kn_conv_gradients *to;
+    const real *x, *wt;
+    uint16_t *wb; /* wt in bf16; NULL: dx in fp32 */
+    bool bf16;
+    real *parts; /* sums of dw */
+    double *db;  /* [B, N] */
+} job;
+
+/* d stands `reach` into a picture of its own; dx begins `pad` into what its convolution gives. */
+static void plan_dx(job *j)
 {
-    const int64_t in = c->H * c->W * c->C, points = c->OH * c->OW, out = points * c->N;
-    if (is_product(c)) {
-        kn_product_nn(p, dx, dy, w, B * points, c->C, c->N, beta);
-        return NB_OK;
-    }
-    /* dy stands `reach` into a picture of its own; dx begins `pad` into what its convolution gives */
+    const kn_conv *c = j->c;
     const int64_t reach = c->dilation * (c->K - 1);
-    const int64_t PH = kn_max(c->H + c->pad, (c->OH - 1) * c->stride + 1) + reach,
-                  PW = kn_max(c->W + c->pad, (c->OW - 1) * c->stride + 1) + reach;
-    const plain g = {PW, c->N, c->C, c->K, 1, c->dilation, c->groups, c->H, c->W};
-    const int threads = threads_for(c, B);
-    real *wt = arranged(c, w, turned);
-    room r = {0};
-    status s = wt ? room_new(&r, threads, PH * PW * c->N, copies_windows(&g) ? c->H * c->W * c->K * c->K * c->N : 0)
-                  : NB_NOMEM;
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-    for (int64_t i = 0; i < (s == NB_OK ? B : 0); i++) {
-        real *own = r.memory + omp_get_thread_num() * r.stride, *windows = r.windows ? own + r.picture : NULL;
-        const real *from = own + (c->pad * PW + c->pad) * c->N;
-        with_margin(own, PH, PW, dy + i * out, c->OH, c->OW, c->N, reach, c->stride);
-        if (beta == 0)
-            memset(dx + i * in, 0, (size_t)in * sizeof *dx);
-        if (windows)
-            copy_windows(windows, &g, from);
-        convolve(dx + i * in, &g, from, wt, windows);
+    j->PH = kn_max(c->H + c->pad, (c->OH - 1) * c->stride + 1) + reach;
+    j->PW = kn_max(c->W + c->pad, (c->OW - 1) * c->stride + 1) + reach;
+    j->back = (kn_plain){j->PW, c->N, c->C, c->K, 1, c->dilation, c->groups, c->H, c->W};
+    if (j->bf16) {
+        j->r.bf16 = kn_max(j->r.bf16, kn_conv_bf16_picture(j->PH, j->PW, c->N) / 2);
+        return;
     }
-    free(r.memory);
-    free(wt);
-    return s;
+    j->r.d_picture = j->PH * j->PW * c->N;
+    j->r.d_windows = kn_copies_windows(&j->back) ? c->H * c->W * c->K * c->K * c->N : 0;
 }
 
-status kn_conv_dw(kn_precision p, real *dw, const kn_conv *c, const real *dy, const real *x, int64_t B, real beta)
+static void dx_of_picture(const job *j, const real *d, int64_t i)
 {
-    const int64_t in = c->H * c->W * c->C, points = c->OH * c->OW, out = points * c->N, depth = kn_conv_depth(c);
-    if (is_product(c)) {
-        kn_product_tn(p, dw, dy, x, c->N, c->C, B * points, beta);
+    const kn_conv *c = j->c;
+    const int64_t in = c->H * c->W * c->C;
+    if (j->wb) {
+        uint16_t *b = own_bf16(&j->r);
+        kn_conv_bf16_margin(b, j->PH, j->PW, d, c->OH, c->OW, c->N, c->dilation * (c->K - 1), c->stride);
+        kn_convolve_bf16(j->to->dx + i * in, &j->back, b + (c->pad * j->PW + c->pad) * c->N, j->wb, NULL, KN_LINEAR,
+                         j->to->beta_dx != 0);
+        return;
+    }
+    real *with = own(&j->r) + j->r.picture + j->r.windows, *windows = j->r.d_windows ? with + j->r.d_picture : NULL;
+    const real *from = with + (c->pad * j->PW + c->pad) * c->N;
+    kn_with_margin(with, j->PH, j->PW, d, c->OH, c->OW, c->N, c->dilation * (c->K - 1), c->stride);
+    if (windows)
+        kn_copy_windows(windows, &j->back, from);
+    kn_convolve(j->to->dx + i * in, &j->back, from, j->wt, windows, NULL, KN_LINEAR, j->to->beta_dx != 0);
+}
+
+static bool correlates_in_bf16(const job *j)
+{
+    return j->bf16 && kn_correlate_takes_bf16(&j->g);
+}
+
+static void gradients_of_picture(const job *j, real *dy, const real *y, kn_activation act, int64_t i, int64_t part)
+{
+    const kn_conv *c = j->c;
+    const int64_t in = c->H * c->W * c->C, points = c->OH * c->OW, out = points * c->N;
+    real *d = dy + i * out;
+    if (act != KN_LINEAR || j->db)
+        kn_isa()->gate_rows(d, j->db ? j->db + i * c->N : NULL, act == KN_LINEAR ? NULL : y + i * out, points, c->N, act);
+    if (is_product(c))
+        return;
+    if (j->parts) {
+        const real *windows, *picture = prepared(c, &j->g, &j->r, j->x + i * in, &windows);
+        real *sum = j->parts + part * c->N * kn_conv_depth(c);
+        if (correlates_in_bf16(j))
+            kn_correlate_bf16(sum, &j->g, d, picture, c->H + 2 * c->pad, own_bf16(&j->r));
+        else
+            kn_correlate(sum, &j->g, d, picture, windows);
+    }
+    if (j->wt)
+        dx_of_picture(j, d, i);
+}
+
+static void add_parts(const kn_conv_gradients *to, const job *j, int64_t parts, int64_t B)
+{
+    const kn_order o = kn_order_of(j->c);
+    const int64_t N = j->c->N, size = N * o.D;
+    for (int64_t part = 1; j->parts && part < parts; part++)
+        kn_add_to(j->parts, j->parts + part * size, size);
+    for (int64_t n = 0; j->parts && n < N; n++)
+        for (int64_t d = 0; d < o.D; d++) {
+            const real sum = j->parts[kn_place(&o, n, d)];
+            to->dw[n * o.D + d] = to->beta_dw == 0 ? sum : to->dw[n * o.D + d] + sum;
+        }
+    for (int64_t n = 0; j->db && n < N; n++) {
+        double sum = 0;
+        for (int64_t i = 0; i < B; i++)
+            sum += j->db[i * N + n];
+        to->db[n] += (real)sum;
+    }
+}
+
+static status plan(job *j, const real *w, int64_t parts, int64_t B, int threads)
+{
+    const kn_conv *c = j->c;
+    j->g = kn_plain_of(c);
+    if (j->to->db && !(j->db = nb_alloc((size_t)(B * c->N), sizeof *j->db)))
+        return NB_NOMEM;
+    if (is_product(c))
         return NB_OK;
+    if (j->to->dw) {
+        j->r = room_of(c, &j->g);
+        if (correlates_in_bf16(j)) {
+            j->r.windows = 0;
+            j->r.bf16 = kn_correlate_bf16_room(&j->g) / 2;
+        }
+        if (!(j->parts = nb_alloc_zeroed((size_t)(parts * c->N * kn_conv_depth(c)), sizeof *j->parts)))
+            return NB_NOMEM;
     }
-    const plain g = plain_of(c);
-    const order o = order_of(c);
-    const int64_t PH = c->H + 2 * c->pad, PW = g.W, parts = kn_min(B, PARTS), size = c->N * depth;
-    const int threads = threads_for(c, parts);
-    real *sums = nb_alloc_zeroed((size_t)(parts * size), sizeof *sums);
-    room r = {0};
-    status s = sums ? room_new(&r, threads, c->pad ? PH * PW * c->C : 0, copies_windows(&g) ? points * depth : 0)
-                    : NB_NOMEM;
+    if (j->to->dx) {
+        plan_dx(j);
+        if (!(j->wt = kn_arranged_new(c, w, kn_place_turned)) || (j->bf16 && !(j->wb = kn_conv_bf16_weights_new(&j->back, j->wt))))
+            return NB_NOMEM;
+    }
+    return room_new(&j->r, threads);
+}
+
+status kn_conv_backward(kn_precision p, const kn_conv_gradients *to, const kn_conv *c, real *dy, const real *y, kn_activation act,
+                        const real *x, const real *w, int64_t B)
+{
+    const int64_t parts = to->dw && !is_product(c) ? kn_min(B, PARTS) : B, points = c->OH * c->OW;
+    const int threads = threads_for(c, B, parts);
+    job j = {.c = c, .to = to, .x = x, .bf16 = kn_conv_takes_bf16(p, c)};
+    const status s = plan(&j, w, parts, B, threads);
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-    for (int64_t part = 0; part < (s == NB_OK ? parts : 0); part++) {
-        real *own = r.memory + omp_get_thread_num() * r.stride, *windows = r.windows ? own + r.picture : NULL;
-        for (int64_t i = B * part / parts; i < B * (part + 1) / parts; i++) {
-            const real *picture = x + i * in;
-            if (c->pad) {
-                with_margin(own, PH, PW, picture, c->H, c->W, c->C, c->pad, 1);
-                picture = own;
-            }
-            if (windows)
-                copy_windows(windows, &g, picture);
-            correlate(sums + part * size, &g, dy + i * out, picture, windows);
-        }
-    }
-    for (int64_t n = 0; s == NB_OK && n < c->N; n++)
-        for (int64_t d = 0; d < depth; d++) {
-            real sum = beta == 0 ? 0 : dw[n * depth + d];
-            for (int64_t part = 0; part < parts; part++)
-                sum += sums[part * size + place(&o, n, d)];
-            dw[n * depth + d] = sum;
-        }
-    free(r.memory);
-    free(sums);
+    for (int64_t part = 0; part < (s == NB_OK ? parts : 0); part++)
+        for (int64_t i = B * part / parts; i < B * (part + 1) / parts; i++)
+            gradients_of_picture(&j, dy, y, act, i, part);
+    if (s == NB_OK)
+        add_parts(to, &j, parts, B);
+    if (s == NB_OK && is_product(c) && to->dw)
+        kn_product_tn(p, to->dw, dy, x, c->N, c->C, B * points, to->beta_dw);
+    if (s == NB_OK && is_product(c) && to->dx)
+        kn_product_nn(p, to->dx, dy, w, B * points, c->C, c->N, to->beta_dx);
+    union {
+        const real *in;
+        real *out;
+    } wt = {j.wt};
+    free(wt.out);
+    free(j.wb);
+    free(j.r.memory);
+    free(j.parts);
+    free(j.db);
     return s;
 }

@@ -1,5 +1,5 @@
 /* isa_amxbf16.c - products of bf16 operands by tiles: 16 x 16 sums of 32 products a step (Intel AMX). Compiled with the flags of AMX
- * and AVX-512; linkage: kn_amx_bf16_usable, kn_amx_bf16_multiply.
+ * and AVX-512; linkage: kn_amx_bf16_usable, kn_amx_bf16_multiply, kn_amx_bf16_runs.
  *   c[M,N] (+)= a[M,K] b[K,N], sums in fp32, operands laid out as products_bf16.c makes them
  *
  * A row of a is a row of a tile as it lies, and so are 16 columns of a panel of b. Two by two tiles of c stay in registers over a stretch of
@@ -53,8 +53,13 @@ static inline void fetch_rows(const real *c, int64_t ldc, int64_t step)
     }
 }
 
-/* c [32, 32] (+)= steps of a (lda) and b, rows beyond 16 only where `lower` */
-static void tiles(real *c, int64_t ldc, const uint16_t *a, int64_t lda, const uint16_t *b, int64_t steps, bool lower, bool add)
+/* How long a sum is: runs of steps of 32, the runs of a lie `apart`, those of b follow one another. */
+typedef struct {
+    int64_t steps, runs, apart;
+} sum_of;
+
+/* c [32, 32] (+)= the sum over a (lda) and b, rows beyond 16 only where `lower` */
+static inline void tiles(real *c, int64_t ldc, const uint16_t *a, int64_t lda, const uint16_t *b, sum_of of, bool lower, bool add)
 {
     const int64_t row = ldc * (int64_t)sizeof *c;
     if (add) {
@@ -71,19 +76,20 @@ static void tiles(real *c, int64_t ldc, const uint16_t *a, int64_t lda, const ui
         _tile_zero(2);
         _tile_zero(3);
     }
-    for (int64_t i = 0; i < steps; i++) {
-        _tile_loadd(6, b + i * DEEP * WIDE, 4 * WIDE);
-        _tile_loadd(7, b + i * DEEP * WIDE + 2 * 16, 4 * WIDE);
-        _tile_loadd(4, a + i * DEEP, 2 * lda);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
-        fetch_rows(c + 2 * i * ldc, ldc, i);
-        if (lower) {
-            _tile_loadd(5, a + 16 * lda + i * DEEP, 2 * lda);
-            _tile_dpbf16ps(2, 5, 6);
-            _tile_dpbf16ps(3, 5, 7);
+    for (int64_t r = 0; r < of.runs; r++, a += of.apart)
+        for (int64_t i = 0; i < of.steps; i++, b += DEEP * WIDE) {
+            _tile_loadd(6, b, 4 * WIDE);
+            _tile_loadd(7, b + 2 * 16, 4 * WIDE);
+            _tile_loadd(4, a + i * DEEP, 2 * lda);
+            _tile_dpbf16ps(0, 4, 6);
+            _tile_dpbf16ps(1, 4, 7);
+            fetch_rows(c + 2 * i * ldc, ldc, r ? 16 : i);
+            if (lower) {
+                _tile_loadd(5, a + 16 * lda + i * DEEP, 2 * lda);
+                _tile_dpbf16ps(2, 5, 6);
+                _tile_dpbf16ps(3, 5, 7);
+            }
         }
-    }
     _tile_stored(0, c, row);
     _tile_stored(1, c + 16, row);
     if (lower) {
@@ -93,13 +99,13 @@ static void tiles(real *c, int64_t ldc, const uint16_t *a, int64_t lda, const ui
 }
 
 /* The same where fewer than 32 columns of c exist: in a piece of its own. */
-static void tiles_at_edge(real *c, int64_t ldc, const uint16_t *a, int64_t lda, const uint16_t *b, int64_t steps, int64_t rows,
+static void tiles_at_edge(real *c, int64_t ldc, const uint16_t *a, int64_t lda, const uint16_t *b, sum_of of, int64_t rows,
                           int64_t columns, bool add)
 {
     _Alignas(64) real piece[32 * 32] = {0};
     for (int64_t i = 0; add && i < rows; i++)
         memcpy(piece + i * 32, c + i * ldc, (size_t)columns * sizeof *c);
-    tiles(piece, 32, a, lda, b, steps, rows > 16, add);
+    tiles(piece, 32, a, lda, b, of, rows > 16, add);
     for (int64_t i = 0; i < rows; i++)
         memcpy(c + i * ldc, piece + i * 32, (size_t)columns * sizeof *c);
 }
@@ -110,7 +116,7 @@ static void unit(real *c, const uint16_t *a, int64_t lda, const uint16_t *b, int
 {
     int64_t shaped = 0;
     for (int64_t k = 0; k < lda; k += DEPTH) {
-        const int64_t steps = (kn_min(lda, k + DEPTH) - k) / DEEP;
+        const sum_of of = {(kn_min(lda, k + DEPTH) - k) / DEEP, 1, 0};
         for (int64_t n = p0 * WIDE; n < kn_min(N, p1 * WIDE); n += 32) {
             const uint16_t *right = b + (n / WIDE * lda + k) * WIDE + n % WIDE * 2;
             const int64_t columns = kn_min(32, N - n);
@@ -120,11 +126,34 @@ static void unit(real *c, const uint16_t *a, int64_t lda, const uint16_t *b, int
                     shape_tiles(rows);
                 shaped = rows;
                 if (columns < 32)
-                    tiles_at_edge(c + m * N + n, N, a + m * lda + k, lda, right, steps, rows, columns, add || k > 0);
+                    tiles_at_edge(c + m * N + n, N, a + m * lda + k, lda, right, of, rows, columns, add || k > 0);
                 else
-                    tiles(c + m * N + n, N, a + m * lda + k, lda, right, steps, rows > 16, add || k > 0);
+                    tiles(c + m * N + n, N, a + m * lda + k, lda, right, of, rows > 16, add || k > 0);
             }
         }
+    }
+    _tile_release();
+}
+
+void kn_amx_bf16_runs(const kn_bf16_runs *j)
+{
+    const sum_of of = {j->steps, j->runs, j->a_run};
+    int64_t shaped = 0;
+    for (int64_t m = 0; m < j->M; m += 32) {
+        const int64_t rows = kn_min(32, j->M - m);
+        if (rows != shaped)
+            shape_tiles(rows);
+        shaped = rows;
+        for (int64_t line = 0; line < j->lines; line++)
+            for (int64_t n = 0; n < j->N; n += 32) {
+                real *c = j->c + line * j->c_line + m * j->ldc + n;
+                const uint16_t *a = j->a + line * j->a_line + m * j->lda,
+                               *b = j->b + n / WIDE * (of.runs * of.steps * DEEP * WIDE) + n % WIDE * 2;
+                if (j->N - n < 32)
+                    tiles_at_edge(c, j->ldc, a, j->lda, b, of, rows, j->N - n, j->add);
+                else
+                    tiles(c, j->ldc, a, j->lda, b, of, rows > 16, j->add);
+            }
     }
     _tile_release();
 }

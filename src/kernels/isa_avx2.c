@@ -97,6 +97,11 @@ static inline v16 v_if_at_least(v16 x, real limit, v16 y) /* x >= limit ? y : 0 
     return (v16){_mm256_and_ps(_mm256_cmp_ps(x.a, l, _CMP_GE_OQ), y.a),
                  _mm256_and_ps(_mm256_cmp_ps(x.b, l, _CMP_GE_OQ), y.b)};
 }
+static inline v16 v_if_more(v16 a, v16 b, v16 x, v16 y) /* a > b ? x : y */
+{
+    return (v16){_mm256_blendv_ps(y.a, x.a, _mm256_cmp_ps(a.a, b.a, _CMP_GT_OQ)),
+                 _mm256_blendv_ps(y.b, x.b, _mm256_cmp_ps(a.b, b.b, _CMP_GT_OQ))};
+}
 static inline v16 v_swap(v16 x) /* the two of every pair */
 {
     return (v16){_mm256_permute_ps(x.a, 0xB1), _mm256_permute_ps(x.b, 0xB1)};

@@ -93,6 +93,10 @@ static inline v16 v_if_at_least(v16 x, real limit, v16 y) /* x >= limit ? y : 0 
 {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(limit), _CMP_GE_OQ), y);
 }
+static inline v16 v_if_more(v16 a, v16 b, v16 x, v16 y) /* a > b ? x : y */
+{
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), y, x);
+}
 static inline v16 v_swap(v16 x) /* the two of every pair */
 {
     return _mm512_permute_ps(x, 0xB1);
@@ -287,6 +291,7 @@ const kn_table kn_table_amx = {.name = "amx",
                                .linear_tall = kn_amx_linear,
                                .has_bf16 = kn_amx_bf16_usable,
                                .multiply_bf16 = kn_amx_bf16_multiply,
+                               .runs_bf16 = kn_amx_bf16_runs,
 #define X(result, function, arguments) .function = function,
                                KN_FUNCTIONS(X)
 #undef X

@@ -44,6 +44,7 @@ LANES(v_rint, (v16 a), rint(a.l[i]))
 LANES(v_sign, (v16 a), a.l[i] >= 0 ? 1 : -1)
 LANES(v_keep, (v16 a, int64_t n, v16 other), i < n ? a.l[i] : other.l[i])
 LANES(v_if_at_least, (v16 a, real limit, v16 x), a.l[i] >= limit ? x.l[i] : 0)
+LANES(v_if_more, (v16 a, v16 b, v16 x, v16 other), a.l[i] > b.l[i] ? x.l[i] : other.l[i])
 LANES(v_half, (v16 a), (real)nb_half_to(nb_half_from((float)a.l[i]))) /* as binary16 holds it */
 LANES(v_swap, (v16 a), a.l[i ^ 1])                                    /* the two of every pair */
 LANES(v_from_w, (w16 a), (real)a.l[i])

@@ -373,6 +373,9 @@ status kn_attention_backward(real *dq, real *dk, real *dv, const real *d_o, cons
                              const real *q, const real *k, const real *v, const int32_t *lengths, int64_t B, int64_t T,
                              int64_t H, int64_t G, int64_t D);
 
+/* y [n] (beta 0: written, 1: added to) = x[i] / (1 - p) where nb_random_unit(seed, stream, i) >= p, else 0: dropout, 0 <= p < 1 */
+void kn_drop(real *y, real beta, const real *x, int64_t n, real p, uint64_t seed, uint64_t stream);
+
 /* ---- pictures: convolution, pooling, fixed-point requantization ---------------------------- */
 
 /* B pictures are rows [B, H*W*C], channels last. Weights [N, K*K*C/groups]: a row per output channel, in the order of a window (y, x, channel).
@@ -394,9 +397,15 @@ typedef enum { KN_LINEAR, KN_RELU, KN_RELU6 } kn_activation; /* x | max(x, 0) | 
  * patches but for windows of few numbers; windows of one point and linear maps are kn_product_*. NB_NOMEM. */
 status kn_conv_forward(kn_precision p, real *y, const kn_conv *c, const real *x, const real *w, const real *b,
                        kn_activation act, int64_t B);
-/* dx (beta 0: written, 1: added to), dw and db (the same) of the convolution without the activation, from dy [B, OH*OW*N]. */
-status kn_conv_dx(kn_precision p, real *dx, const kn_conv *c, const real *dy, const real *w, int64_t B, real beta);
-status kn_conv_dw(kn_precision p, real *dw, const kn_conv *c, const real *dy, const real *x, int64_t B, real beta);
+/* What kn_conv_backward makes: dx [B, H*W*C], dw [N, depth], db [N]; NULL: not wanted. beta 0: written, 1: added to; db is added to. */
+typedef struct {
+    real *dx, *dw, *db;
+    real beta_dx, beta_dw;
+} kn_conv_gradients;
+/* Gradients of y = act(conv(x, w) + b) from dy [B, OH*OW*N], in which what the activation did not pass becomes 0. y: read where act is not linear;
+ * x and w: where dw and dx are wanted. NB_NOMEM. */
+status kn_conv_backward(kn_precision p, const kn_conv_gradients *to, const kn_conv *c, real *dy, const real *y, kn_activation act, const real *x,
+                        const real *w, int64_t B);
 
 /* Fixed-point requantization, the rule of the grid by which an integer network makes the codes of a layer's result from its sums:
  *   q = clamp(zero + ((sum * multiplier + 2^(shift - 1)) >> shift), lo, hi)       multiplier 2^30 .. 2^31 - 1, shift 1 .. 62; halves go up
@@ -432,6 +441,8 @@ status kn_conv_integer(int32_t *sums, int8_t *y, int64_t ldy, const kn_conv *c, 
 /* Pooling over K x K windows, stride apart, without margins: [B, H*W*C] -> [B, OH*OW*C]; of kn_conv: H, W, C, K, stride, OH, OW. at [B, OH*OW*C] takes
  * which point of the window it was (the first of equals; K <= 15), NULL: not wanted. Average of codes: zero + ((2 sum (q - zero) + n) / 2n rounded down), n = K K. */
 void kn_max_pool(real *y, uint8_t *at, const kn_conv *c, const real *x, int64_t B);
+/* dx (beta 0: written, 1: added to) at those points += dy. */
+void kn_max_pool_dx(real *dx, real beta, const kn_conv *c, const real *dy, const uint8_t *at, int64_t B);
 void kn_max_pool_codes(int8_t *y, int64_t ldy, uint8_t *at, const kn_conv *c, const int8_t *x, int64_t ldx, int64_t B);
 void kn_average_pool(real *y, const kn_conv *c, const real *x, int64_t B);
 void kn_average_pool_codes(int8_t *y, int64_t ldy, const kn_conv *c, const int8_t *x, int64_t ldx, int32_t zero, int64_t B);

@@ -31,6 +31,20 @@ typedef struct {
     int32_t *sums; /* [M, N] takes the sums instead of y (one group); NULL: y */
 } kn_linear_job;
 
+/* c [M, N] (+)= a sum of `runs` runs of `steps` blocks of 32 products of bf16 operands, in fp32: row m of a begins at a + m*lda, its runs lie a_run
+ * apart; b: panels [N/64][runs][steps][16][64][2]. The same for `lines` of c and a, c_line and a_line apart. Of a, 32 numbers from where
+ * each block begins are read. */
+typedef struct {
+    real *c;
+    int64_t ldc;
+    const uint16_t *a;
+    int64_t lda;
+    const uint16_t *b;
+    int64_t M, N, steps, runs, a_run;
+    int64_t lines, c_line, a_line;
+    bool add;
+} kn_bf16_runs;
+
 /* What a panel adds to every operand, and the bytes of a panel. */
 static inline int32_t kn_shift(const kn_packed *w)
 {
@@ -120,6 +134,9 @@ enum {
     X(void, tile,                                                                                                      \
       (real * c, int64_t ldc, const real *a, int64_t am, int64_t ak, const real *b, int64_t ldb, int64_t M, int64_t N, \
        int64_t K, bool add))                                                                                           \
+    X(void, tile_runs,                                                                                                 \
+      (real * c, int64_t ldc, const real *a, int64_t am, int64_t ak, const real *b, int64_t ldb, int64_t M, int64_t N, \
+       int64_t K, int64_t runs, int64_t a_run, int64_t b_run, bool add))                                               \
     X(void, dots,                                                                                                      \
       (real * y, int64_t ldy, const real *x, int64_t ldx, const real *w, int64_t ldw, int64_t M, int64_t N,            \
        int64_t K))                                                                                                     \
@@ -135,6 +152,12 @@ enum {
       (uint8_t * to, int32_t * sum, int64_t stride, const int8_t *q, int64_t ld, int64_t rows, int64_t n,              \
        int64_t group, bool twice, bool half))                                                                                   \
     X(void, multiply_add, (real * y, const real *a, const real *b, int64_t n))                                         \
+    X(void, finish_rows, (real * y, const real *b, int64_t M, int64_t N, kn_activation act))                           \
+    X(void, gate_rows, (real * d, double *sum, const real *y, int64_t M, int64_t N, kn_activation act))                \
+    X(void, largest_point, (real * y, uint8_t *at, const real *x, int64_t C, int64_t K, int64_t row))                  \
+    X(void, largest_point_dx,                                                                                          \
+      (real * dx, const real *dy, const uint8_t *at, int64_t C, int64_t K, int64_t row, bool add))                     \
+    X(void, drop, (real * y, const real *x, int64_t n, uint64_t state, uint64_t least, real factor, bool add))         \
     X(void, multiply_add8, (int32_t * y, const int8_t *a, const int8_t *b, int64_t n))                                 \
     X(void, max8, (int8_t * y, const int8_t *x, int64_t n))                                                            \
     X(void, requantize, (int8_t * q, const int32_t *sum, int64_t M, const kn_requant *r))                              \
@@ -153,8 +176,9 @@ enum {
 typedef struct {
     const char *name;
     bool bf16; /* library products may use bfloat16 beside it */
-    bool (*has_bf16)(void); /* multiply_bf16 works on this CPU; both NULL: the library's product */
+    bool (*has_bf16)(void); /* multiply_bf16 and runs_bf16 work on this CPU; all NULL: the library's product */
     void (*multiply_bf16)(real *c, const uint16_t *a, int64_t lda, const uint16_t *b, int64_t M, int64_t N, bool add);
+    void (*runs_bf16)(const kn_bf16_runs *job); /* on one thread */
     void (*linear_tall)(const kn_linear_job *job); /* the same product for KN_TALL rows and more; NULL: linear does them */
 #define X(result, name, arguments) result(*name) arguments;
     KN_FUNCTIONS(X)
@@ -174,6 +198,7 @@ bool kn_amx_usable(void); /* this CPU has byte products of tiles, and the system
 void kn_amx_linear(const kn_linear_job *job);
 bool kn_amx_bf16_usable(void); /* the same of bf16 products (isa_amxbf16.c) */
 /* kn_bf16_multiply for K <= lda, zeros behind it */
+void kn_amx_bf16_runs(const kn_bf16_runs *job);
 void kn_amx_bf16_multiply(real *c, const uint16_t *a, int64_t lda, const uint16_t *b, int64_t M, int64_t N, bool add);
 #else
 #define KN_TABLES(X) X(scalar, true)

@@ -8,6 +8,94 @@ static void multiply_add(real *y, const real *a, const real *b, int64_t n)
         v_put(y + i, v_fma(v_get(a + i, n - i), v_get(b + i, n - i), v_get(y + i, n - i)), n - i);
 }
 
+/* y [M, N] = act(y + b), b NULL: 0 */
+static void finish_rows(real *restrict y, const real *restrict b, int64_t M, int64_t N, kn_activation act)
+{
+    const real top = act == KN_RELU6 ? 6 : (real)INFINITY;
+    for (int64_t m = 0; m < M; m++, y += N) {
+        for (int64_t n = 0; b && n < N; n++)
+            y[n] += b[n];
+        for (int64_t n = 0; act != KN_LINEAR && n < N; n++) {
+            const real v = y[n] > 0 ? y[n] : 0;
+            y[n] = v < top ? v : top;
+        }
+    }
+}
+
+/* d [M, N] = d where the activation with the result y passed it, else 0 (y NULL: d as it is); sum [N] = sum_m d (NULL: not wanted), in
+ * floats over stretches of rows, those added in double */
+static void gate_rows(real *restrict d, double *restrict sum, const real *restrict y, int64_t M, int64_t N, kn_activation act)
+{
+    enum { WIDE = 64, STRETCH = 64 };
+    const real top = act == KN_RELU6 ? 6 : (real)INFINITY;
+    for (int64_t from = 0; from < N; from += WIDE) {
+        const int64_t wide = kn_min(WIDE, N - from);
+        for (int64_t i = 0; sum && i < wide; i++)
+            sum[from + i] = 0;
+        for (int64_t m0 = 0; m0 < M; m0 += STRETCH) {
+            real part[WIDE] = {0};
+            for (int64_t m = m0; m < kn_min(M, m0 + STRETCH); m++) {
+                real *restrict to = d + m * N + from;
+                const real *restrict of = y ? y + m * N + from : NULL;
+                for (int64_t i = 0; of && i < wide; i++) {
+                    const real keep = to[i];
+                    to[i] = ((of[i] > 0) & (of[i] < top)) ? keep : 0;
+                }
+                for (int64_t i = 0; i < wide; i++)
+                    part[i] += to[i];
+            }
+            for (int64_t i = 0; sum && i < wide; i++)
+                sum[from + i] += (double)part[i];
+        }
+    }
+}
+
+/* One window: y [C] the largest of its K x K points, rows of points `row` apart, at (NULL: not wanted) the first that is as large. */
+static void largest_point(real *restrict y, uint8_t *restrict at, const real *restrict x, int64_t C, int64_t K, int64_t row)
+{
+    for (int64_t c = 0; c < C; c += 16) {
+        const int64_t n = kn_min(16, C - c);
+        v16 best = v_get(x + c, n), place = v_zero();
+        for (int64_t k = 1; k < K * K; k++) {
+            const v16 v = v_get(x + k / K * row + k % K * C + c, n);
+            place = v_if_more(v, best, v_set1((real)k), place);
+            best = v_if_more(v, best, v, best);
+        }
+        v_put(y + c, best, n);
+        if (at)
+            w_to_s8((int8_t *)at + c, w_from_v(place), n);
+    }
+}
+
+/* dx at the chosen point of each window (+)= dy, at the others (+)= 0 */
+static void largest_point_dx(real *restrict dx, const real *restrict dy, const uint8_t *restrict at, int64_t C, int64_t K, int64_t row,
+                             bool add)
+{
+    for (int64_t c = 0; c < C; c += 16) {
+        const int64_t n = kn_min(16, C - c);
+        const v16 d = v_get(dy + c, n), place = v_from_w(w_from_u8(at + c, n));
+        for (int64_t k = 0; k < K * K; k++) {
+            real *to = dx + k / K * row + k % K * C + c;
+            const v16 from = v_if_more(place, v_set1((real)k - (real)0.5), d, v_zero());
+            const v16 v = v_if_more(v_set1((real)k + (real)0.5), place, from, v_zero());
+            v_put(to, add ? v_add(v_get(to, n), v) : v, n);
+        }
+    }
+}
+
+/* y[i] (+)= x[i] * factor where the i-th number of 53 bits from `state` on is at least `least`, else 0 */
+static void drop(real *restrict y, const real *restrict x, int64_t n, uint64_t state, uint64_t least, real factor, bool add)
+{
+    for (int64_t i = 0; !add && i < n; i++) {
+        const uint64_t u = nb_random_mix(state + (uint64_t)i * NB_RANDOM_STEP) >> 11;
+        y[i] = u >= least ? x[i] * factor : 0;
+    }
+    for (int64_t i = 0; add && i < n; i++) {
+        const uint64_t u = nb_random_mix(state + (uint64_t)i * NB_RANDOM_STEP) >> 11;
+        y[i] += u >= least ? x[i] * factor : 0;
+    }
+}
+
 static void multiply_add8(int32_t *restrict y, const int8_t *restrict a, const int8_t *restrict b, int64_t n)
 {
     for (int64_t i = 0; i < n; i++)

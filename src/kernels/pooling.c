@@ -27,34 +27,28 @@ static int64_t point(const kn_conv *c, int64_t k)
     return (k / c->K * c->W + k % c->K) * c->C;
 }
 
-static void largest(real *restrict y, uint8_t *restrict at, const real *restrict x, int64_t C, int64_t k)
-{
-    for (int64_t i = 0; i < C; i++) {
-        const bool more = x[i] > y[i];
-        y[i] = more ? x[i] : y[i];
-        at[i] = more ? (uint8_t)k : at[i];
-    }
-}
-
 void kn_max_pool(real *y, uint8_t *at, const kn_conv *c, const real *x, int64_t B)
 {
+    const kn_table *t = kn_isa();
     const int64_t C = c->C, in = c->H * c->W * C, points = c->OH * c->OW;
 #pragma omp parallel for schedule(static) if (B * in > KN_PARALLEL)
     for (int64_t i = 0; i < B; i++)
-        for (int64_t o = 0; o < points; o++) {
-            const real *from = x + i * in + corner(c, o);
-            real *to = y + (i * points + o) * C;
-            memcpy(to, from, (size_t)C * sizeof *to);
-            if (at)
-                memset(at + (i * points + o) * C, 0, (size_t)C);
-            for (int64_t k = 1; k < c->K * c->K; k++) {
-                if (at)
-                    largest(to, at + (i * points + o) * C, from + point(c, k), C, k);
-                else
-                    for (int64_t j = 0; j < C; j++)
-                        to[j] = from[point(c, k) + j] > to[j] ? from[point(c, k) + j] : to[j];
-            }
-        }
+        for (int64_t o = 0; o < points; o++)
+            t->largest_point(y + (i * points + o) * C, at ? at + (i * points + o) * C : NULL, x + i * in + corner(c, o), C, c->K, c->W * C);
+}
+
+void kn_max_pool_dx(real *dx, real beta, const kn_conv *c, const real *dy, const uint8_t *at, int64_t B)
+{
+    const kn_table *t = kn_isa();
+    const int64_t C = c->C, in = c->H * c->W * C, points = c->OH * c->OW;
+    const bool once = beta == 0 && c->stride == c->K && c->OH * c->K == c->H && c->OW * c->K == c->W; /* each point in one window */
+#pragma omp parallel for schedule(static) if (B * in > KN_PARALLEL)
+    for (int64_t i = 0; i < B; i++) {
+        if (beta == 0 && !once)
+            memset(dx + i * in, 0, (size_t)in * sizeof *dx);
+        for (int64_t o = 0; o < points; o++)
+            t->largest_point_dx(dx + i * in + corner(c, o), dy + (i * points + o) * C, at + (i * points + o) * C, C, c->K, c->W * C, !once);
+    }
 }
 
 static void largest_code(int8_t *restrict y, uint8_t *restrict at, const int8_t *restrict x, int64_t C, int64_t k)

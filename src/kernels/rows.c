@@ -273,3 +273,12 @@ void kn_rope(real *y, const real *x, const real *cos_table, const real *sin_tabl
         t->rope(y + m * H * D, x + m * H * D, cos_table + at, sin_table + at, H, D, pairing == KN_ROPE_HALF, inverse);
     }
 }
+
+void kn_drop(real *y, real beta, const real *x, int64_t n, real p, uint64_t seed, uint64_t stream)
+{
+    const kn_table *t = kn_isa();
+    const uint64_t least = (uint64_t)ceil((double)p * 0x1p53);
+#pragma omp parallel for if (n > KN_PARALLEL) schedule(static)
+    for (int64_t i = 0; i < n; i += KN_CHUNK)
+        t->drop(y + i, x + i, kn_min(KN_CHUNK, n - i), nb_random_state(seed, stream, (uint64_t)i), least, 1 / (1 - p), beta != 0);
+}

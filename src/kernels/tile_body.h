@@ -2,11 +2,16 @@
  * tile:  c[m,n] = (add ? c[m,n] : 0) + sum_k a(m,k) b[k,n], a(m,k) = a[m*am + k*ak]; one fused chain, k ascending, so that
  *        a sum may be cut anywhere along k without changing a bit.
  * tile_reach: the same with k < min(K, reach + m) for row m: the rows of a causal product, each with one step more.
+ * tile_runs: the sum goes over `runs` runs of K steps, in which a and b lie a_run and b_run apart: windows of a picture.
  * dots:  y[m,n] = sum_k x[m,k] w[n,k], in 16 lanes over k. */
+
+typedef struct {
+    int64_t runs, a, b; /* how many, and how far apart in a and b */
+} tile_run;
 
 /* rows x vectors is the register tile, both constants where this is called. `left` columns of c and b are real. */
 INLINE void tile_fixed(const int rows, const int vectors, real *c, int64_t ldc, const real *a, int64_t am, int64_t ak,
-                       const real *b, int64_t ldb, int64_t K, int64_t reach, bool add, int64_t left)
+                       const real *b, int64_t ldb, int64_t K, int64_t reach, const tile_run *run, bool add, int64_t left)
 {
     v16 acc[24];
     UNROLL
@@ -17,18 +22,22 @@ INLINE void tile_fixed(const int rows, const int vectors, real *c, int64_t ldc, 
         for (int i = 0; i < rows * vectors; i++)
             acc[i] = v_get(c + i / vectors * ldc + i % vectors * 16, left - i % vectors * 16);
     }
-    int64_t k = 0;
-    for (; k < K && k < reach; k++) {
-        v16 bv[4], s = v_zero();
-        UNROLL
-        for (int v = 0; v < vectors; v++)
-            bv[v] = v_get(b + k * ldb + 16 * v, left - 16 * v);
-        UNROLL
-        for (int i = 0; i < rows * vectors; i++) {
-            if (i % vectors == 0)
-                s = v_set1(a[i / vectors * am + k * ak]);
-            acc[i] = v_fma(s, bv[i % vectors], acc[i]);
+    int64_t k;
+    for (int64_t left_runs = run->runs;; a += run->a, b += run->b) {
+        for (k = 0; k < K && k < reach; k++) {
+            v16 bv[4], s = v_zero();
+            UNROLL
+            for (int v = 0; v < vectors; v++)
+                bv[v] = v_get(b + k * ldb + 16 * v, left - 16 * v);
+            UNROLL
+            for (int i = 0; i < rows * vectors; i++) {
+                if (i % vectors == 0)
+                    s = v_set1(a[i / vectors * am + k * ak]);
+                acc[i] = v_fma(s, bv[i % vectors], acc[i]);
+            }
         }
+        if (--left_runs <= 0)
+            break;
     }
     for (; k < K && k < reach + rows - 1; k++) {
         UNROLL
@@ -45,26 +54,26 @@ INLINE void tile_fixed(const int rows, const int vectors, real *c, int64_t ldc, 
 /* Tiles that are compiled: rows x vectors <= FLOAT_TILE, and one vector that is cut off. Each is a function of its own;
  * the compiler loses track of the registers otherwise. */
 typedef void tile_rows(real *c, int64_t ldc, const real *a, int64_t am, int64_t ak, const real *b, int64_t ldb,
-                       int64_t K, int64_t reach, bool add, int64_t left);
+                       int64_t K, int64_t reach, const tile_run *run, bool add, int64_t left);
 #define TILE(rows, vectors)                                                                                            \
     static NOINLINE void tile_##rows##x##vectors(real *c, int64_t ldc, const real *a, int64_t am, int64_t ak,          \
-                                                 const real *b, int64_t ldb, int64_t K, int64_t reach, bool add,       \
+                                                 const real *b, int64_t ldb, int64_t K, int64_t reach, const tile_run *run, bool add,       \
                                                  int64_t left)                                                         \
     {                                                                                                                  \
         (void)left;                                                                                                    \
         if (rows * vectors <= FLOAT_TILE)                                                                              \
-            tile_fixed(rows, vectors, c, ldc, a, am, ak, b, ldb, K, reach, add, 16 * vectors);                         \
+            tile_fixed(rows, vectors, c, ldc, a, am, ak, b, ldb, K, reach, run, add, 16 * vectors);                         \
     }
 #define TILES(rows)                                                                                                    \
     TILE(rows, 1)                                                                                                      \
     TILE(rows, 2)                                                                                                      \
     TILE(rows, 3)                                                                                                      \
     TILE(rows, 4) static NOINLINE void tile_##rows##x0(real *c, int64_t ldc, const real *a, int64_t am, int64_t ak,    \
-                                                       const real *b, int64_t ldb, int64_t K, int64_t reach, bool add, \
+                                                       const real *b, int64_t ldb, int64_t K, int64_t reach, const tile_run *run, bool add, \
                                                        int64_t left)                                                   \
     {                                                                                                                  \
         if (rows <= FLOAT_TILE)                                                                                        \
-            tile_fixed(rows, 1, c, ldc, a, am, ak, b, ldb, K, reach, add, kn_min(left, 15));                           \
+            tile_fixed(rows, 1, c, ldc, a, am, ak, b, ldb, K, reach, run, add, kn_min(left, 15));                           \
     }
 TILES(1)
 TILES(2)
@@ -79,19 +88,33 @@ TILES(4) TILES(5) TILES(6) TILES(7) TILES(8)
     static tile_rows *const tiles[8][5] = {ROW(1), ROW(2), ROW(3), ROW(4), ROW(5), ROW(6), ROW(7), ROW(8)};
 #undef ROW
 
-static void tile_reach(real *c, int64_t ldc, const real *a, int64_t am, int64_t ak, const real *b, int64_t ldb,
-                       int64_t M, int64_t N, int64_t K, int64_t reach, bool add)
+static void tile_of(real *c, int64_t ldc, const real *a, int64_t am, int64_t ak, const real *b, int64_t ldb, int64_t M, int64_t N,
+                    int64_t K, int64_t reach, const tile_run *run, bool add)
 {
     for (int64_t n = 0; n < N;) {
         const int64_t vectors = kn_min((N - n) / 16, FLOAT_VECTORS), wide = kn_max(vectors, 1);
         const int64_t tall = kn_min(8, FLOAT_TILE / wide);
         for (int64_t m = 0; m < M;) {
             const int64_t rows = kn_min(tall, M - m);
-            tiles[rows - 1][vectors](c + m * ldc + n, ldc, a + m * am, am, ak, b + n, ldb, K, reach + m, add, N - n);
+            tiles[rows - 1][vectors](c + m * ldc + n, ldc, a + m * am, am, ak, b + n, ldb, K, reach + m, run, add, N - n);
             m += rows;
         }
         n += 16 * wide;
     }
+}
+
+static void tile_reach(real *c, int64_t ldc, const real *a, int64_t am, int64_t ak, const real *b, int64_t ldb,
+                       int64_t M, int64_t N, int64_t K, int64_t reach, bool add)
+{
+    const tile_run one = {.runs = 1};
+    tile_of(c, ldc, a, am, ak, b, ldb, M, N, K, reach, &one, add);
+}
+
+static void tile_runs(real *c, int64_t ldc, const real *a, int64_t am, int64_t ak, const real *b, int64_t ldb, int64_t M, int64_t N,
+                      int64_t K, int64_t runs, int64_t a_run, int64_t b_run, bool add)
+{
+    const tile_run run = {runs, a_run, b_run};
+    tile_of(c, ldc, a, am, ak, b, ldb, M, N, K, K, &run, add);
 }
 
 static void tile(real *c, int64_t ldc, const real *a, int64_t am, int64_t ak, const real *b, int64_t ldb, int64_t M,
