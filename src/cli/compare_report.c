@@ -98,8 +98,8 @@ static status draw_bits(FILE *f, const comparison *c)
         snprintf(name[n], sizeof *name, "%s %s", r->method, r->recipe);
         y0 = fmin(y0, r->ppl);
         y1 = fmax(y1, r->ppl);
-        if (i == 0)
-            continue; /* the float model is a line: its bits are far away */
+        if (!strcmp(r->method, "float"))
+            continue; /* a line: their bits are far away */
         mark[n] = (cl_mark){r->bpw, r->ppl, series % CL_GREY, (int)i, name[n]};
         n++;
         x0 = fmin(x0, r->bpw);

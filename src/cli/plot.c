@@ -269,34 +269,38 @@ static void in_column(dot *d, int n, int each, double tx)
         }
 }
 
-/* Dots one above the other: numbers right and left of them in turn, in their order, so that no line crosses another. */
-static void both_sides(dot *d, int n)
+/* Whether a number `side` (1: right, -1: left) of dots a .. b - 1 would meet the frame or another column. */
+static bool is_taken(const dot *d, int n, int a, int b, double side)
 {
-    const double right = d[0].x + BESIDE, left = d[0].x - BESIDE;
-    if (left - 9 < LEFT)
-        in_column(d, n, 1, right);
-    else if (right + 9 > WIDTH - RIGHT)
-        in_column(d, n, 1, left);
-    else {
-        in_column(d, (n + 1) / 2, 2, right);
-        in_column(d + 1, n / 2, 2, left);
-    }
+    const double x = d[a].x, far = x + side * (BESIDE + 9);
+    bool taken = far < LEFT || far > WIDTH - RIGHT;
+    for (int i = 0; i < n && !taken; i++)
+        taken = (i < a || i >= b) && (d[i].x - x) * side > 0 && (d[i].x - far) * side < 5;
+    return taken;
 }
 
-/* Dots that touch are placed together, then the others where there is room. */
+/* Dots one above the other: numbers right and left of them in turn, in their order, so that no line crosses another; on one side where the other is taken. */
+static void both_sides(dot *d, int n, bool right, bool left)
+{
+    const double x = d[0].x;
+    if (right == left) {
+        in_column(d, (n + 1) / 2, 2, x + BESIDE);
+        in_column(d + 1, n / 2, 2, x - BESIDE);
+    } else
+        in_column(d, n, 1, x + (right ? BESIDE : -BESIDE));
+}
+
+/* Dots that stand in columns are placed together, then the others where there is room. */
 static void place_numbers(cl_plot *p, dot *d, int n)
 {
     qsort(d, (size_t)n, sizeof *d, from_left);
     for (int a = 0, b; a < n; a = b) {
         for (b = a; b < n && d[b].x - d[a].x < TOGETHER; b++)
             continue;
+        const bool right = !is_taken(d, n, a, b, 1), left = !is_taken(d, n, a, b, -1);
         qsort(d + a, (size_t)(b - a), sizeof *d, from_top);
-        for (int from = a, to; from < b; from = to) {
-            for (to = from + 1; to < b && d[to].y - d[to - 1].y < TOGETHER; to++)
-                continue;
-            if (to - from > 1)
-                both_sides(d + from, to - from);
-        }
+        if (b - a > 1)
+            both_sides(d + a, b - a, right, left);
     }
     for (int i = 0; i < n; i++) {
         occupy(p, d[i].x, d[i].y, 5); /* no number on a dot */
