@@ -285,6 +285,31 @@ START_TEST(scales_end_to_end_learn_from_text_alone_and_do_not_get_worse)
 }
 END_TEST
 
+START_TEST(efficient_qat_is_nearer_with_both_of_its_phases)
+{
+    md_model m, teacher;
+    fm_tokens data;
+    scratch_begin();
+    made_data(&m, &data, "w2a16");
+    open_model(&teacher, "float");
+    pt_options o = options(&data);
+    o.teacher = &teacher;
+    o.e2e_steps = 12;
+    OK(pt_method_find("importance")->run(&m, &o));
+    const double start = distance(&m, &teacher, &data);
+    OK(pt_method_find("blockap")->run(&m, &o));
+    const double blocks = distance(&m, &teacher, &data);
+    OK(pt_method_find("e2eqp")->run(&m, &o));
+    const double both = distance(&m, &teacher, &data);
+    ck_assert_msg(both < 0.99 * blocks && blocks < 0.97 * start, "KL %g, of blocks alone %g, before %g", both, blocks, start);
+    check_folding(&m);
+    fm_tokens_close(&data);
+    md_free(&teacher);
+    md_free(&m);
+    scratch_end();
+}
+END_TEST
+
 START_TEST(what_cannot_be_trained_is_refused)
 {
     md_model m;
@@ -313,6 +338,7 @@ int main(void)
     tcase_add_loop_test(c, a_stopped_run_goes_on_to_the_same_bits, 0, N_STOPPED);
     tcase_add_loop_test(c, scales_end_to_end_come_nearer_and_codes_stay, 0, N_E2E);
     tcase_add_test(c, scales_end_to_end_learn_from_text_alone_and_do_not_get_worse);
+    tcase_add_test(c, efficient_qat_is_nearer_with_both_of_its_phases);
     tcase_add_test(c, what_cannot_be_trained_is_refused);
     suite_add_tcase(s, c);
     return run_suite(s);

@@ -82,7 +82,7 @@ class Compare(Folder):
         self.assertEqual(len(run(*line)[0].splitlines()), len(rows) + 2)
 
     def test_it_goes_on_where_it_was_interrupted(self):
-        line = [*self.line("c"), "--methods", "rtn,mse,importance", "--recipe", "q4_0", "--json"]
+        line = [*self.line("c"), "--methods", "rtn,mse,importance@w4a16g32", "--recipe", "q4_0", "--json"]
         started = subprocess.Popen([PROGRAM, *line], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         deadline = time.time() + 120
         while started.poll() is None and time.time() < deadline:
@@ -95,6 +95,7 @@ class Compare(Folder):
             self.assertEqual(started.returncode, 130)
         rows = json.loads(run(*line)[0])
         self.assertEqual([r["method"] for r in rows], ["float", "float", "rtn", "mse", "importance"])
+        self.assertEqual(rows[-1]["recipe"], "w4a16g32")
         self.assertEqual({f: os.stat(f"c/{f}").st_mtime_ns for f in kept}, kept)
         again = json.loads(run(*line, "--restart")[0])
         for a, b in zip(rows, again):
@@ -102,7 +103,7 @@ class Compare(Folder):
         shutil.rmtree("c")
 
     def test_wrong_usage_exits_with_2(self):
-        for more, words in [(["--methods", "rtn,nothing"], "nothing"), (["--recipe", "q9"], "q9"),
+        for more, words in [(["--methods", "rtn,nothing"], "nothing"), (["--methods", "rtn@q9"], "q9"), (["--methods", "nf4@q4_0"], "takes no recipe"), (["--recipe", "q9"], "q9"),
                             (["--json", "--csv"], "one of them"), (["--calib-length", "9k"], "context")]:
             with self.subTest(words):
                 self.assertIn(words, run(*self.line("d"), *more, code=2)[1])

@@ -39,11 +39,19 @@ static status read_composition(bool *by_recipe, const char **own, const char *te
     return NB_OK;
 }
 
-/* A row of a method by each recipe; one that takes none, or brings its own, has one row. */
-static status add_method(comparison *c, const char *method)
+/* "gptq@q4_0" -> "gptq" and "q4_0"; NULL where no recipe is named. */
+static const char *split_recipe(char method[LINE], const char *word)
 {
-    char how[LINE];
-    const char *own;
+    const size_t n = strcspn(word, "@");
+    snprintf(method, LINE, "%.*s", (int)n, word);
+    return word[n] ? word + n + 1 : NULL;
+}
+
+/* A row of a method by each recipe, or by the one it is named with; one that takes none, or brings its own, has one row. */
+static status add_method(comparison *c, const char *word)
+{
+    char how[LINE], method[LINE];
+    const char *own, *recipes = split_recipe(method, word);
     bool by_recipe;
     TRY(read_composition(&by_recipe, &own, method));
     if (own) {
@@ -54,7 +62,7 @@ static status add_method(comparison *c, const char *method)
     }
     if (!by_recipe)
         return compare_add(c, method, "", c->model) ? NB_OK : NB_NOMEM;
-    for (const char *p = c->o->recipes; (p = next_word(how, p));)
+    for (const char *p = recipes ? recipes : c->o->recipes; (p = next_word(how, p));)
         if (!compare_add(c, method, how, c->model))
             return NB_NOMEM;
     return NB_OK;
@@ -183,6 +191,25 @@ static status name_folder(comparison *c)
 
 /* ---- all of it ------------------------------------------------------------------------------ */
 
+static status check_recipe(const char *name)
+{
+    fq_recipe r;
+    TRY(fq_recipe_open(&r, name));
+    fq_recipe_free(&r);
+    return NB_OK;
+}
+
+static status check_method(const char *word)
+{
+    char method[LINE];
+    const char *own, *recipe = split_recipe(method, word);
+    bool by_recipe;
+    TRY(read_composition(&by_recipe, &own, method));
+    if (recipe && (own || !by_recipe))
+        return nb_fail(NB_USAGE, "--methods %s: %s takes no recipe", word, method);
+    return recipe ? check_recipe(recipe) : NB_OK;
+}
+
 static status check(const compare_options *o)
 {
     char word[LINE];
@@ -192,17 +219,11 @@ static status check(const compare_options *o)
         const cl_common page = {.output = o->html, .force = true};
         TRY(cl_check_output(&page, false));
     }
-    for (const char *p = o->methods; (p = next_word(word, p));) {
-        bool by_recipe;
-        const char *own;
+    for (const char *p = o->methods; (p = next_word(word, p));)
         if (strcmp(word, "all") != 0)
-            TRY(read_composition(&by_recipe, &own, word));
-    }
-    for (const char *p = o->recipes; (p = next_word(word, p));) {
-        fq_recipe r;
-        TRY(fq_recipe_open(&r, word));
-        fq_recipe_free(&r);
-    }
+            TRY(check_method(word));
+    for (const char *p = o->recipes; (p = next_word(word, p));)
+        TRY(check_recipe(word));
     return NB_OK;
 }
 
@@ -251,8 +272,8 @@ int cl_compare(int argc, char **argv)
     compare_options o = {0};
     const cl_option option[] = {
         {"--methods", "LIST", CL_TEXT, &o.methods, "all",
-         "all, or methods of `nibble ptq` joined by commas, several in order joined by +: rtn,gptq,awq+gptq"},
-        {"--recipe", "LIST", CL_TEXT, &o.recipes, "q4_0", "recipes, names or files, joined by commas; each method by each of them"},
+         "all, or methods of `nibble ptq` joined by commas, several in order joined by +, one recipe behind @: rtn,gptq,awq+gptq,dynamic@w8a8kv16"},
+        {"--recipe", "LIST", CL_TEXT, &o.recipes, "q4_0", "recipes, names or files, joined by commas; each method that names none by each of them"},
         {"--eval-data", "FILE", CL_TEXT, &o.eval_data, NULL,
          "what is scored, a text or a token file (samples of the model's own, not those of --data)"},
         {"--eval-tokens", "N", CL_COUNT, &o.eval_tokens, "0", "score at most about so many tokens (0: all)"},

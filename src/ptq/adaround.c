@@ -108,7 +108,7 @@ status pt_adaround(md_model *m, const pt_options *o)
 {
     static const pt_block_method how = {.name = "adaround",
                                         .soft = true,
-                                        .lr = 5e-2,
+                                        .lr = 2e-1,
                                         .scale_rate = 1e-3,
                                         .schedule = {.kind = AG_LINEAR, .floor = 0.1},
                                         .begin = begin,

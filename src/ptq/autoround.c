@@ -1,5 +1,5 @@
 /* autoround.c - rounding and ranges by signs of gradients (AutoRound, SignRound; Cheng et al. 2023).
- *   w^ = s clip(rne(w / s + V)),  |V| <= 1/2,  s = s0 e^u;   V -= lr sign(dL/dV),  u -= rate sign(dL/du),  both rates falling from 1 / steps to 0
+ *   w^ = s clip(rne(w / s + V)),  |V| <= 1/2,  s = s0 e^u;   V -= lr sign(dL/dV),  u -= rate sign(dL/du),  both rates falling to 0, from 1 / steps and 0.002
  * The latent itself is what is trained: w + s V is its value, so dL/dV = s dL/dlatent, V's box is the latent's, half a step to each side of
  * w, and folding encodes what training did. Ranges that are not learned stay as they are.
  */
@@ -66,6 +66,6 @@ static void update(pt_block *b, double lr, double scale_rate)
 status pt_autoround(md_model *m, const pt_options *o)
 {
     static const pt_block_method how = {
-        .name = "autoround", .schedule = {.kind = AG_LINEAR}, .begin = begin, .update = update};
+        .name = "autoround", .scale_rate = 2e-3, .schedule = {.kind = AG_LINEAR}, .begin = begin, .update = update};
     return pt_train_blocks(m, o, &how);
 }

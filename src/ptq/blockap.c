@@ -16,6 +16,6 @@ static status begin(pt_block *b)
 status pt_blockap(md_model *m, const pt_options *o)
 {
     static const pt_block_method how = {
-        .name = "blockap", .lr = 2e-4, .scale_rate = 1e-3, .schedule = {.kind = AG_COSINE, .warmup = 5, .floor = 0.05}, .begin = begin};
+        .name = "blockap", .lr = 1e-4, .scale_rate = 1e-3, .schedule = {.kind = AG_COSINE, .warmup = 5, .floor = 0.05}, .begin = begin};
     return pt_train_blocks(m, o, &how);
 }

@@ -11,7 +11,7 @@
 #include <string.h>
 
 enum { WINDOWS = 1024, BATCH_TOKENS = 2048, STEPS = 100, SCORES = 4, MOST_SCORED = 16, SAVES = 10 };
-static const double standard_lr = 1e-3;
+static const double standard_lr = 3e-3;
 
 typedef struct {
     fq_site *site;

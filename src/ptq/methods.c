@@ -63,7 +63,7 @@ static const pt_setting block_settings[] = {
 
 static const pt_setting e2e_settings[] = {
     {"--e2e-steps", "N", PT_COUNT, offsetof(pt_options, e2e_steps), NULL, "e2eqp: steps of 2048 tokens (100)"},
-    {"--e2e-lr", "RATE", PT_NUMBER, offsetof(pt_options, e2e_lr), NULL, "e2eqp: rate of the scales' logarithms (0.001)"},
+    {"--e2e-lr", "RATE", PT_NUMBER, offsetof(pt_options, e2e_lr), NULL, "e2eqp: rate of the scales' logarithms (0.003)"},
     {0}};
 
 static const pt_method methods[] = {

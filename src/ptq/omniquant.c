@@ -178,7 +178,7 @@ status pt_omniquant(md_model *m, const pt_options *o)
 {
     static const pt_block_method how = {.name = "omniquant",
                                         .lr = 5e-3,
-                                        .scale_rate = 1e-2,
+                                        .scale_rate = 2e-2,
                                         .schedule = {.kind = AG_COSINE, .floor = 0.05},
                                         .begin = begin,
                                         .compose = compose,
