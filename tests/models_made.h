@@ -54,6 +54,8 @@ static const char *const made_recipes[] = {
     "iq4_nl",
     "nf4",
     "fp4",
+    "nf4dq",
+    "*.weight int5 block:6 dynamic8 dynamic\n*.bias sign block:2 dynamic8\n",
     "llmqat-4-8-4",
     "llmqat-8-8-8",
     "q4_k",

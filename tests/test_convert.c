@@ -154,6 +154,48 @@ START_TEST(codes_are_decoded_into_the_same_floats)
 }
 END_TEST
 
+/* Folded while it is read, from every format: the codes, scales and floats of what is read first and folded then. */
+START_TEST(folding_while_reading_gives_the_same_codes)
+{
+    const format coded = {"llama2c", FM_F32}, *f = _i < N_FORMATS ? &formats[_i] : &coded;
+    int compared = 0;
+    scratch_begin();
+    for (int k = 0; k < 4; k++) {
+        const char *recipe = made_recipes[(5 * _i + 7 * k) % N_MADE_RECIPES], *path = scratch_path("m");
+        const fq_start start = k % 2 ? FQ_START_MSE : FQ_START_ABSMAX;
+        char report[1024];
+        md_model m, later, folded;
+        made_model(&m, &made_shapes[(_i + k) % N_MADE_SHAPES], f == &coded ? "q8_0" : "float", (uint64_t)k);
+        const bool written = write_as(&m, f, path, report);
+        md_free(&m);
+        if (!written)
+            continue;
+        if (strchr(recipe, '\n'))
+            recipe = scratch_write("recipe", recipe, strlen(recipe));
+        opened(&later, path, &(md_open_options){.recipe = recipe});
+        ck_assert_int_eq(fq_start_weights(&later.sites, start, NULL, NULL), NB_OK);
+        opened(&folded, path, &(md_open_options){.recipe = recipe, .fold = true, .start = start});
+        ck_assert(folded.folded && !later.folded);
+        same_model(&later, &folded, f->target);
+        for (int64_t i = 0; i < later.sites.n; i++) {
+            const kn_codes *a = fq_site_codes(later.sites.s[i], &later.params), *b = fq_site_codes(folded.sites.s[i], &folded.params);
+            ck_assert(!a == !b);
+            if (!a)
+                continue;
+            ck_assert(!folded.sites.s[i]->w);
+            ck_assert_mem_eq(a->scale, b->scale, (size_t)a->n_scales * sizeof *a->scale);
+            ck_assert(a->q ? !memcmp(a->q, b->q, (size_t)(a->rows * a->ld)) : !memcmp(a->q16, b->q16, (size_t)(a->rows * a->ld) * 2));
+            compared++;
+        }
+        md_free(&later);
+        md_free(&folded);
+    }
+    ck_assert_int_gt(compared, 5);
+    refused("/nonexistent", &(md_open_options){.fold = true}, NB_USAGE, "by a recipe");
+    scratch_end();
+}
+END_TEST
+
 START_TEST(tokenizers_go_along)
 {
     scratch_begin();
@@ -190,6 +232,7 @@ int main(void)
     tcase_add_test(c, what_is_rounded_is_nearest_and_counted);
     tcase_add_test(c, what_f16_cannot_hold_is_refused);
     tcase_add_test(c, codes_are_decoded_into_the_same_floats);
+    tcase_add_loop_test(c, folding_while_reading_gives_the_same_codes, 0, N_FORMATS + 1);
     tcase_add_test(c, tokenizers_go_along);
     suite_add_tcase(s, c);
     return run_suite(s);

@@ -35,6 +35,7 @@ static const struct {
     {"int8 block:64 bf16 clipped", "int8 block:64 bf16 dynamic clipped"},
     {"int4 codes:-7..6", "int4 codes:-7..6 row f32 dynamic"},
     {"int4, narrow,\ttoken before-rotation", "int4 narrow row f32 dynamic before-rotation"},
+    {"nf4 block:64 dynamic8", "nf4 block:64 dynamic8 dynamic"},
     {"offset int4 asym head f16", "int4 asym head f16 dynamic offset"},
 };
 
@@ -157,9 +158,16 @@ static const struct {
     {"iq4_nl", "iq4_nl group:32 f16 learned", GGML8, GGML8, GGML8_INPUT, GGML8_INPUT, "float", "float", "float"},
     {"nf4", "nf4 block:64 f32 dynamic", "float f16", "float f16", "float", "float", "float", "float", "float"},
     {"fp4", "fp4 block:64 f32 dynamic", "float f16", "float f16", "float", "float", "float", "float", "float"},
+    {"nf4dq", "nf4 block:64 dynamic8 dynamic", "float f16", "float f16", "float", "float", "float", "float", "float"},
+    {"fp4dq", "fp4 block:64 dynamic8 dynamic", "float f16", "float f16", "float", "float", "float", "float", "float"},
 #define K6       "int6 group:16 super8 learned"
 #define K8_INPUT "int8 narrow group:256 f32 dynamic"
     {"int8", "int8 narrow row f32 learned", "float f16", "float f16", "int8 narrow row f32 outliers:6 dynamic", "float", "float", "float", "float"},
+#define SMOOTH(name, input, heads)                                                                                     \
+    {name, "int8 narrow tensor f32 learned", "float f16", "float f16", "int8 narrow " input, "float", heads, heads, heads}
+    SMOOTH("smooth-o1", "row f32 dynamic", "int8 narrow head f32 dynamic"),
+    SMOOTH("smooth-o2", "tensor f32 dynamic", "int8 narrow head f32 dynamic"),
+    SMOOTH("smooth-o3", "tensor f32 static", "int8 narrow head f32 static"),
     {"q4_k", "int4 group:32 super6 learned", K6, K6, K8_INPUT, K8_INPUT, "float", "float", "float"},
     {"q6_k", K6, K6, K6, K8_INPUT, K8_INPUT, "float", "float", "float"},
     {"tq2_0", "ternary group:256 f16 learned", K6, K6, K8_INPUT, K8_INPUT, "float", "float", "float"},

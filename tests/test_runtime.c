@@ -110,7 +110,8 @@ static const struct {
     {"int8", CLOSE},
     {"w4a16g32", CLOSE},
     {"w3a16", CLOSE},
-    {"nf4", CLOSE},
+    {"nf4dq", CLOSE},
+    {"smooth-o3", CLOSE},
     {"w2a16", CLOSE},
     {"llmqat-4-8-4", FLIPPING},
     {"float", CLOSE}};

@@ -107,6 +107,45 @@ START_TEST(the_runtime_uses_the_ranges_that_were_found)
 }
 END_TEST
 
+static double distance(const float *a, const float *b, int64_t n)
+{
+    double squares = 0, differences = 0;
+    for (int64_t i = 0; i < n; i++) {
+        squares += (double)a[i] * (double)a[i];
+        differences += ((double)a[i] - (double)b[i]) * ((double)a[i] - (double)b[i]);
+    }
+    return sqrt(differences / squares);
+}
+
+/* SmoothQuant's O1, O2, O3: ranges as they say, and the folded model computes in one call what the tape does. */
+START_TEST(levels_of_smoothquant_are_folded_and_run)
+{
+    static const char *const recipes[] = {"smooth-o1", "smooth-o2", "smooth-o3"};
+    md_model m, folded;
+    fm_tokens data;
+    scratch_begin();
+    made_model(&m, &made_shapes[LLAMA], recipes[_i], 2);
+    made_data(&data, &m);
+    const pt_options o = options_of(&data);
+    OK(pt_run_smoothquant(&m, &o));
+    OK(kd_find_ranges(&m, FQ_START_ABSMAX, &data, &o.calibration));
+    const fq_site *input = fq_site_find(&m.sites, "layers.0.mlp.input"), *w = fq_site_find(&m.sites, "layers.0.mlp.up.weight");
+    ck_assert(w->n_scales == 1 && w->multiplied);
+    ck_assert(_i == 2 ? input->n_scales == 1 && input->started : input->spec.range == FQ_DYNAMIC);
+    ck_assert_int_eq(input->spec.grid.grain, _i ? KN_TENSOR : KN_ROW);
+    OK(md_save_folded(&m, scratch_path("folded.h5"), false));
+    OK(md_open(&folded, scratch_path("folded.h5"), NULL));
+    float *tape = tape_logits(&m), *runs = runtime_logits(&folded);
+    ck_assert_double_lt(distance(tape, runs, T * m.config.vocab), 1e-5);
+    free(tape);
+    free(runs);
+    md_free(&folded);
+    md_free(&m);
+    fm_tokens_close(&data);
+    scratch_end();
+}
+END_TEST
+
 /* Codes of every weight, one behind the other, by a hash. */
 static uint64_t weight_codes(md_model *m)
 {
@@ -401,6 +440,7 @@ int main(void)
     tcase_set_timeout(tc, 300);
     tcase_add_loop_test(tc, the_runtime_uses_the_ranges_that_were_found, 0, 2 * METHODS);
     tcase_add_loop_test(tc, weights_keep_the_ranges_of_a_pass_before, 0, 2);
+    tcase_add_loop_test(tc, levels_of_smoothquant_are_folded_and_run, 0, 3);
     tcase_add_test(tc, what_cannot_be_is_said);
     tcase_add_test(tc, a_failing_allocation_leaves_a_model);
     tcase_add_test(tc, easyquant_finds_what_a_plain_search_finds);

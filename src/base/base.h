@@ -130,6 +130,8 @@ typedef struct {
 } nb_mapped;
 status nb_map(nb_mapped *m, const char *path);
 void nb_unmap(nb_mapped *m);
+/* What has been read of [p, p + bytes), inside the map, need not stay in memory: it is read again where it is looked at again. */
+void nb_map_forget(const nb_mapped *m, const void *p, size_t bytes);
 
 /* Atomic replacement: nb_atomic_begin makes "path.tmp-XXXXXX" beside path; the caller writes to a.path (or a.file);
  * nb_atomic_commit flushes file and folder and renames it over path; nb_atomic_abort removes it. Whatever fails, path

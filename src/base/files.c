@@ -49,6 +49,13 @@ status nb_map(nb_mapped *m, const char *path)
     return s;
 }
 
+void nb_map_forget(const nb_mapped *m, const void *p, size_t bytes)
+{
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), begin = ((uintptr_t)p + page - 1) / page * page, end = ((uintptr_t)p + bytes) / page * page;
+    if (m->map && end > begin)
+        (void)madvise((uint8_t *)m->map + (begin - (uintptr_t)m->map), end - begin, MADV_DONTNEED);
+}
+
 void nb_unmap(nb_mapped *m)
 {
     if (m->map)

@@ -46,6 +46,8 @@ status cl_precision(kn_precision *p, const cl_common *c, const md_config *config
 /* A model file or run folder, with the tokenizer of the common options if there is one. recipe: NULL, or one for a
  * float model. train: latent floats are wanted. */
 status cl_open_model(md_model *m, const char *path, const cl_common *c, const char *recipe, bool train);
+/* A float model in codes by a recipe, never whole in memory as floats (md_open_options.fold). */
+status cl_open_codes(md_model *m, const char *path, const cl_common *c, const char *recipe, fq_start start);
 /* A text or token file, with the model's tokenizer. A token file may carry the one that the model's own file lacks: the model
  * keeps it, so that what is made of it runs. */
 status cl_open_data(fm_tokens *t, const char *path, const cl_common *c, md_model *m);

@@ -124,6 +124,14 @@ status cl_open_model(md_model *m, const char *path, const cl_common *c, const ch
     return NB_OK;
 }
 
+status cl_open_codes(md_model *m, const char *path, const cl_common *c, const char *recipe, fq_start start)
+{
+    const md_open_options o = {.recipe = recipe, .tokenizer = c->tokenizer, .fold = true, .start = start};
+    TRY(kd_open(m, path, c->which == 0 ? "best" : "last", &o));
+    md_store_floats(m);
+    return NB_OK;
+}
+
 static status adopt_tokenizer(md_model *m, const fm_tokens *data)
 {
     uint8_t *bytes;

@@ -10,10 +10,17 @@ typedef struct {
     bool latent;
 } fold_options;
 
+static const fq_start start[] = {FQ_START_ABSMAX, FQ_START_MSE, FQ_START_IMPORTANCE};
+
+/* Nothing looks at more than one weight, and no floats are kept. */
+static bool goes_by_tensor(const fold_options *o)
+{
+    return o->recipe && !o->common.data && !o->latent && !o->common.untie && start[o->range] != FQ_START_IMPORTANCE;
+}
+
 /* Ranges of a float model, from the data where that is given. */
 static status find_ranges(md_model *m, const fold_options *o)
 {
-    static const fq_start start[] = {FQ_START_ABSMAX, FQ_START_MSE, FQ_START_IMPORTANCE};
     fm_tokens data = {0};
     cl_progress line;
     kn_precision precision;
@@ -34,7 +41,7 @@ static status find_ranges(md_model *m, const fold_options *o)
 
 static status fold_model(md_model *m, const char *path, const fold_options *o)
 {
-    if (m->folded)
+    if (m->folded && !goes_by_tensor(o))
         return nb_fail(NB_USAGE, "%s: is folded already, by recipe %s", path, m->recipe.name);
     if (m->recipe.n == 0)
         return nb_fail(NB_USAGE,
@@ -53,7 +60,8 @@ static status fold(const char *path, const fold_options *o)
                        "--untie goes with --recipe: a trained model is folded as it was trained (qat --untie)");
     TRY(cl_check_output(&o->common, false));
     TRY(cl_begin(&o->common));
-    TRY(cl_open_model(&m, path, &o->common, o->recipe, false));
+    TRY(goes_by_tensor(o) ? cl_open_codes(&m, path, &o->common, o->recipe, start[o->range])
+                          : cl_open_model(&m, path, &o->common, o->recipe, false));
     status s = fold_model(&m, path, o);
     md_free(&m);
     return s;
@@ -80,6 +88,7 @@ int cl_fold(int argc, char **argv)
                        "nearest, the baseline (`nibble ptq` has better ones). The file holds integer codes, scales and "
                        "zero points, config,\n"
                        "recipe and tokenizer; what it decodes to are bit for bit the weights that training saw.\n"
+                       "Without --data and --latent a float model is folded while it is read, one weight in floats at a time.\n"
                        "`nibble eval` and `run` compute with its integers.",
         .examples = "  nibble fold run/ -o student.h5\n"
                     "  nibble fold stories260K.bin --tokenizer tok512.bin --recipe w4a8kv8 -o rtn.h5\n"

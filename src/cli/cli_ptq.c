@@ -9,7 +9,7 @@ typedef struct {
     cl_common common;
     pt_options p; /* settings of methods go in here */
     const char *recipe;
-    bool list;
+    bool list, codes_only;
     const pt_method *method[MOST];
     int n;
 } ptq_options;
@@ -129,6 +129,12 @@ static status open_teacher(md_model *teacher, const ptq_options *o, const char *
     return NB_OK;
 }
 
+/* One method that looks at one weight at a time, and no floats are kept. */
+static bool goes_by_weight(const ptq_options *o)
+{
+    return o->n == 1 && o->method[0]->by_weight && o->codes_only && !o->common.data && !o->common.untie;
+}
+
 static status run_methods(md_model *m, md_model *teacher, const ptq_options *o, fm_tokens *data)
 {
     pt_options p = o->p;
@@ -152,7 +158,7 @@ static status run_methods(md_model *m, md_model *teacher, const ptq_options *o, 
     }
     if (only_writes_imatrix(o))
         return NB_OK;
-    TRY(m->recipe.n ? md_save_folded(m, o->common.output, true) : md_save_model(m, o->common.output, FM_F32));
+    TRY(m->recipe.n ? md_save_folded(m, o->common.output, !o->codes_only) : md_save_model(m, o->common.output, FM_F32));
     if (p.part)
         pt_part_discard(p.part, m);
     return NB_OK;
@@ -179,9 +185,10 @@ static status run(const char *methods, const char *path, ptq_options *o)
     if (!only_writes_imatrix(o))
         TRY(cl_check_output(&o->common, false));
     TRY(cl_begin(&o->common));
-    TRY(cl_open_model(&m, path, &o->common, o->recipe, false));
+    TRY(goes_by_weight(o) ? cl_open_codes(&m, path, &o->common, o->recipe, o->method[0]->start)
+                          : cl_open_model(&m, path, &o->common, o->recipe, false));
     status s =
-        m.folded ? nb_fail(NB_USAGE, "%s: is folded already, by recipe %s", path, m.recipe.name)
+        m.folded && !goes_by_weight(o) ? nb_fail(NB_USAGE, "%s: is folded already, by recipe %s", path, m.recipe.name)
         : m.recipe.n && !o->recipe
             ? nb_fail(NB_USAGE, "%s: is a run of recipe %s; `nibble fold` makes integers of it", path, m.recipe.name)
             : NB_OK;
@@ -222,6 +229,8 @@ int cl_ptq(int argc, char **argv)
     ptq_options o = {0};
     cl_option option[MOST_OPTIONS] = {
         {"--recipe", "NAME|FILE", CL_TEXT, &o.recipe, NULL, "how the model is quantized (`nibble recipes`)"},
+        {"--codes-only", NULL, CL_FLAG, &o.codes_only, NULL,
+         "keep no floats for training in the file; rtn, mse, int8, nf4 and fp4 then quantize while they read, one weight in floats at a time"},
         {"--calib-samples", "N", CL_COUNT, &o.p.calibration.samples, NULL,
          "windows of --data that are looked at, in an order by --seed (128; what trains blocks 256)"},
         {"--calib-length", "N", CL_COUNT, &o.p.calibration.length, NULL, "tokens of one (256, what trains blocks 512; or the model's context)"},

@@ -31,6 +31,9 @@
 #define HALF_ENDS                                                                                                      \
     "embed.weight        float f16\n"                                                                                  \
     "head.weight         float f16\n"
+#define SMOOTH(inputs, heads)                                                                                          \
+    WEIGHTS("int8 narrow tensor f32 learned") HALF_ENDS "layers.*.input      int8 narrow " inputs "\n"                  \
+                                                        "layers.*.attn.[qkv] int8 narrow head f32 " heads "\n"
 #define K_INPUTS    "*.input             int8 narrow group:256 f32 dynamic\n"
 #define K_ENDS                                                                                                         \
     "embed.weight        int6 group:16 super8 learned\n"                                                              \
@@ -86,8 +89,17 @@
     X("nf4", "bitsandbytes' NF4 layers: normal quantiles in blocks of 64, float inputs, embedding and head in F16",    \
       WEIGHTS("nf4 block:64 f32 dynamic") HALF_ENDS)                                                                   \
     X("fp4", "the same with bitsandbytes' FP4 levels", WEIGHTS("fp4 block:64 f32 dynamic") HALF_ENDS)                  \
+    X("nf4dq", "nf4 with double quantization: scales of blocks in 8 bits, 4.13 bits a weight",                         \
+      WEIGHTS("nf4 block:64 dynamic8 dynamic") HALF_ENDS)                                                              \
+    X("fp4dq", "the same with bitsandbytes' FP4 levels", WEIGHTS("fp4 block:64 dynamic8 dynamic") HALF_ENDS)           \
     X("int8", "LLM.int8(): 8-bit rows, 8-bit inputs per token but for entries of 6 and more in F16; embedding and head in F16", \
       WEIGHTS("int8 narrow row f32 learned") HALF_ENDS "layers.*.input      int8 narrow token f32 outliers:6 dynamic\n")    \
+    X("smooth-o1", "SmoothQuant's O1: 8 bits, weights per tensor, inputs per token; embedding and head in F16; for ptq smoothquant+rtn",  \
+      SMOOTH("token f32 dynamic", "dynamic"))                                                                          \
+    X("smooth-o2", "SmoothQuant's O2: the same, one range of inputs for all tokens of a call",                         \
+      SMOOTH("tensor f32 dynamic", "dynamic"))                                                                         \
+    X("smooth-o3", "SmoothQuant's O3: the same, ranges from calibration data",                                         \
+      SMOOTH("tensor f32 static:minmax", "static:minmax"))                                                             \
     X("q4_k", "llama.cpp's Q4_K layers without minima, embedding and head in Q6_K, 8-bit inputs in groups of 256",        \
       WEIGHTS("int4 group:32 super6 learned") K_ENDS K_INPUTS)                                                         \
     X("q6_k", "llama.cpp's Q6_K throughout, 8-bit inputs in groups of 256",                                            \

@@ -3,7 +3,7 @@
  *            levels:HEX, 16 levels of a table as binary16, four digits each, ascending
  *   codes    narrow | asym | codes:LO..HI
  *   grain    tensor | row (token) | head | group:N | block:N               default row
- *   scale    f32 | f16 | bf16 | pow2 | super6 | super8                     default f32
+ *   scale    f32 | f16 | bf16 | pow2 | super6 | super8 | dynamic8          default f32
  *   rule     q8_0 | q4_0 | llama2c                                         default nibble's own
  *   range    dynamic | static[:METHOD] | learned[:log|lsq|pact]            default dynamic
  *   start    from:METHOD of a learned range; METHOD: minmax | average[:RATE] | percentile[:P] | mse | kl (entropy) | admm
@@ -20,7 +20,7 @@ static const char *const grain_word[] = {
     [KN_TENSOR] = "tensor", [KN_ROW] = "row", [KN_HEAD] = "head", [KN_GROUP] = "group", [KN_BLOCK] = "block"};
 static const char *const scale_word[] = {
     [KN_SCALE_F32] = "f32", [KN_SCALE_F16] = "f16", [KN_SCALE_BF16] = "bf16", [KN_SCALE_POW2] = "pow2",
-    [KN_SCALE_SUPER6] = "super6", [KN_SCALE_SUPER8] = "super8"};
+    [KN_SCALE_SUPER6] = "super6", [KN_SCALE_SUPER8] = "super8", [KN_SCALE_DYNAMIC8] = "dynamic8"};
 static const char *const rule_word[] = {[KN_RULE_NIBBLE] = "nibble",
                                         [KN_RULE_GGML_Q8_0] = "q8_0",
                                         [KN_RULE_GGML_Q4_0] = "q4_0",
@@ -317,6 +317,8 @@ static status check(const reading *r)
         return nb_fail(NB_USAGE, "a dynamic range takes no method");
     if (r->said & CODES && (r->lo < -(1 << (r->bits - 1)) || r->hi >= 1 << (r->bits - 1)))
         return nb_fail(NB_USAGE, "codes %d..%d do not fit %d bits", r->lo, r->hi, r->bits);
+    if (s->grid.scale == KN_SCALE_DYNAMIC8 && s->range != FQ_DYNAMIC)
+        return nb_fail(NB_USAGE, "dynamic8 scales are those of the tensor as it is: they need a dynamic range");
     kn_grid g = s->grid;
     if (g.grain == KN_HEAD)
         g.group = 1; /* the model knows its head size */

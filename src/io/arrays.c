@@ -107,6 +107,16 @@ status fm_need(const fm_array **found, const fm_arrays *a, const char *name, int
     return NB_OK;
 }
 
+void fm_forget(const fm_arrays *a, const fm_array *array)
+{
+    const uintptr_t at = (uintptr_t)array->data;
+    for (int64_t i = 0; i < a->n_files; i++) {
+        const uintptr_t begin = (uintptr_t)a->file[i].data;
+        if (at >= begin && at < begin + a->file[i].bytes)
+            nb_map_forget(&a->file[i], array->data, array->bytes);
+    }
+}
+
 void fm_arrays_free(fm_arrays *a)
 {
     for (int64_t i = 0; i < a->n_files; i++)

@@ -143,6 +143,7 @@ typedef struct {
 const fm_array *fm_find(const fm_arrays *a, const char *name); /* NULL if absent */
 /* The array `name`, which must have exactly these dimensions; NB_FORMAT (file, name, found, wanted) otherwise. */
 status fm_need(const fm_array **found, const fm_arrays *a, const char *name, int n_dim, const int64_t *dim);
+void fm_forget(const fm_arrays *a, const fm_array *array); /* its values need not stay in memory: they are read again where they are looked at */
 void fm_arrays_free(fm_arrays *a);
 
 /* Where a writer gets an array's bytes from. It is called once per array, in file order, and hands over a->bytes bytes

@@ -232,7 +232,11 @@ void kn_encode(kn_codes *c, const real *x)
         for (int64_t i = 0; i < c->n_scales; i++)
             kn_range_span(&c->grid, x + i * group, kn_min(group, n - i * group), &c->scale[i],
                           c->zero ? &c->zero[i] : NULL);
-        break;
+        if (!c->scale_code)
+            break;
+        kn_encode_rows_with(c, x, 0, c->rows);
+        kn_split_dynamic(c);
+        return;
     }
     default:
         kn_encode_rows(c, x, 0, c->rows);

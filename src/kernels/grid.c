@@ -100,12 +100,14 @@ status kn_grid_check(const kn_grid *g)
         return g->levels == KN_LEVELS_NONE ? NB_OK : nb_fail(NB_USAGE, "a grid of 0 bits has no levels");
     TRY(check_levels(g));
     const bool grouped = g->grain == KN_HEAD || g->grain == KN_GROUP || g->grain == KN_BLOCK;
-    if (g->grain > KN_BLOCK || g->scale > KN_SCALE_SUPER8)
+    if (g->grain > KN_BLOCK || g->scale > KN_SCALE_DYNAMIC8)
         return nb_fail(NB_USAGE, "unknown grain %d or scale type %d", g->grain, g->scale);
     if (grouped ? g->group < 1 : g->group != 0)
         return nb_fail(NB_USAGE, "a group of %d where the grain %s", (int)g->group, grouped ? "needs one" : "has none");
     if (kn_has_super(g) && (g->grain != KN_GROUP || KN_SUPER % g->group || g->has_zero))
         return nb_fail(NB_USAGE, "two-level scales belong to groups that divide %d, without zero points", KN_SUPER);
+    if (g->scale == KN_SCALE_DYNAMIC8 && (g->grain != KN_BLOCK || g->has_zero))
+        return nb_fail(NB_USAGE, "dynamic8 scales belong to blocks, without zero points");
     if (g->outlier != 0 && (!(g->outlier > 0) || g->levels != KN_LEVELS_INT || g->bits > 8 || g->has_zero || g->grain != KN_ROW || g->rule != KN_RULE_NIBBLE))
         return nb_fail(NB_USAGE, "outliers are set apart from integers of at most 8 bits per token, without zero points or a client's rule");
     return check_rule(g);
@@ -287,6 +289,13 @@ int64_t kn_codes_scales(const kn_grid *g, int64_t rows, int64_t cols)
     }
 }
 
+int64_t kn_supers(const kn_grid *g, int64_t rows, int64_t cols)
+{
+    if (g->scale == KN_SCALE_DYNAMIC8)
+        return groups_in(kn_codes_scales(g, rows, cols), KN_SUPER);
+    return kn_has_super(g) ? rows * groups_in(cols, KN_SUPER) : 0;
+}
+
 static size_t padded(size_t bytes)
 {
     return (bytes + 63) / 64 * 64;
@@ -305,7 +314,8 @@ size_t kn_codes_bytes(const kn_grid *g, int64_t rows, int64_t cols)
     const size_t code = g->bits > 8 ? 2 : 1;
     return padded((size_t)rows * (size_t)leading(cols) * code) + padded((size_t)scales * sizeof(real)) +
            (g->has_zero ? padded((size_t)scales * sizeof(int32_t)) : 0) +
-           (g->outlier > 0 ? padded((size_t)rows * (size_t)leading(cols) * sizeof(uint16_t)) : 0);
+           (g->outlier > 0 ? padded((size_t)rows * (size_t)leading(cols) * sizeof(uint16_t)) : 0) +
+           (g->scale == KN_SCALE_DYNAMIC8 ? padded((size_t)(kn_supers(g, rows, cols) + 1) * sizeof(real)) + padded((size_t)scales) : 0);
 }
 
 void kn_codes_lay(kn_codes *c, const kn_grid *g, int64_t rows, int64_t cols, void *memory)
@@ -328,6 +338,12 @@ void kn_codes_lay(kn_codes *c, const kn_grid *g, int64_t rows, int64_t cols, voi
     c->zero = g->has_zero ? (int32_t *)p : NULL;
     p += g->has_zero ? padded((size_t)c->n_scales * sizeof(int32_t)) : 0;
     c->wide = g->outlier > 0 ? (uint16_t *)(void *)p : NULL;
+    p += c->wide ? padded((size_t)rows * (size_t)ld * sizeof(uint16_t)) : 0;
+    if (g->scale == KN_SCALE_DYNAMIC8) {
+        c->super = (real *)(void *)p;
+        c->mean = c->super + kn_supers(g, rows, cols);
+        c->scale_code = p + padded((size_t)(kn_supers(g, rows, cols) + 1) * sizeof(real));
+    }
     for (int64_t r = 0; ld != cols && r < rows; r++)
         for (int64_t i = r * ld + cols; i < (r + 1) * ld; i++) {
             if (wide)

@@ -32,7 +32,7 @@ typedef enum { KN_LEVELS_NONE, KN_LEVELS_INT, KN_LEVELS_HALF_STEP, KN_LEVELS_SIG
 typedef enum { KN_TABLE_NF4, KN_TABLE_FP4, KN_TABLE_IQ4_NL, KN_TABLE_OWN, KN_TABLE_COUNT } kn_table_name;
 enum { KN_OWN_LEVELS = 16 };
 typedef enum { KN_TENSOR, KN_ROW, KN_HEAD, KN_GROUP, KN_BLOCK } kn_grain;
-typedef enum { KN_SCALE_F32, KN_SCALE_F16, KN_SCALE_BF16, KN_SCALE_POW2, KN_SCALE_SUPER6, KN_SCALE_SUPER8 } kn_scale_type;
+typedef enum { KN_SCALE_F32, KN_SCALE_F16, KN_SCALE_BF16, KN_SCALE_POW2, KN_SCALE_SUPER6, KN_SCALE_SUPER8, KN_SCALE_DYNAMIC8 } kn_scale_type;
 typedef enum { KN_RULE_NIBBLE, KN_RULE_GGML_Q8_0, KN_RULE_GGML_Q4_0, KN_RULE_LLAMA2C } kn_rule;
 
 /* How numbers are coded: a value; copy, print, compare, save. bits == 0: left in floating point.
@@ -45,6 +45,8 @@ typedef enum { KN_RULE_NIBBLE, KN_RULE_GGML_Q8_0, KN_RULE_GGML_Q4_0, KN_RULE_LLA
  *   row in parts of `group` = head size) | a group of `group` along the row, the last may be shorter | a block of
  *   `group` of the flattened tensor, rows ignored.
  * scale: SUPER6, SUPER8: of groups within KN_SUPER columns, an fp16 number times an integer 1..63, or +-1..127 (ggml's K types).
+ *   DYNAMIC8: of blocks, mean of the tensor + a number for KN_SUPER scales times one of 256 levels (bitsandbytes' double quantization); codes are found
+ *   with the scales before they are stored so.
  * rule: NIBBLE as above. GGML_Q8_0, GGML_Q4_0: ggml's encoder of activations (Q8_0: rne(x * (127/amax)), scale
  *   fp16(amax/127)); as a *file* rule see kn_range_of. LLAMA2C: round half away from zero, fp32 scale.
  * outlier: entries with |x| >= outlier take no part in the range and stay beside the codes as binary16 (their code is 0): of activations per
@@ -98,10 +100,7 @@ static inline bool kn_has_super(const kn_grid *g)
 {
     return g->scale == KN_SCALE_SUPER6 || g->scale == KN_SCALE_SUPER8;
 }
-static inline int64_t kn_supers(const kn_grid *g, int64_t rows, int64_t cols) /* how many d */
-{
-    return kn_has_super(g) ? rows * ((cols + KN_SUPER - 1) / KN_SUPER) : 0;
-}
+int64_t kn_supers(const kn_grid *g, int64_t rows, int64_t cols); /* how many numbers that several scales are multiples of: d, DYNAMIC8's */
 void kn_store_scales(const kn_grid *g, real *scale, int64_t rows, int64_t spans);
 /* The same scales in two parts: d [kn_supers] as binary16 bits, part [rows, spans]. */
 void kn_split_scales(uint16_t *d, int8_t *part, const kn_grid *g, const real *scale, int64_t rows, int64_t spans);
@@ -127,7 +126,14 @@ typedef struct {
     uint16_t *wide; /* [rows, ld] binary16 of outliers, 0 everywhere else; NULL where the grid has none */
     real *scale;   /* [n_scales], as stored; ROW: [rows]; GROUP, HEAD: [rows, spans] */
     int32_t *zero; /* [n_scales], or NULL without zero points */
+    uint8_t *scale_code; /* DYNAMIC8, else NULL: [n_scales] codes of scales; what they are multiples of, super [kn_supers], and mean [1] */
+    real *super, *mean;
 } kn_codes;
+/* Scales of DYNAMIC8 (dynamic_map.c): the map of codes, ascending; scale <- what the parts say; the parts from scale as found, then the same. */
+enum { KN_DYNAMIC_LEVELS = 256 };
+void kn_dynamic_map(real map[KN_DYNAMIC_LEVELS]);
+void kn_join_dynamic(kn_codes *c);
+void kn_split_dynamic(kn_codes *c);
 int64_t kn_codes_scales(const kn_grid *g, int64_t rows, int64_t cols); /* n_scales; -1 if it overflows */
 size_t kn_codes_bytes(const kn_grid *g, int64_t rows, int64_t cols);   /* memory for the arrays below */
 /* Lays a kn_codes over `memory` of kn_codes_bytes (64-byte aligned), contents undefined but for the pad. */

@@ -145,28 +145,80 @@ static status read_transposed(real *dst, const fm_array *a, int64_t at, int64_t 
     return s;
 }
 
-static status load_tensor(md_model *m, const fm_arrays *a, const md_tensor *t, md_naming naming, const char *prefix)
+typedef struct {
+    const fm_arrays *a;
+    md_naming naming;
+    const char *prefix;
+} named_file;
+
+static status read_tensor(void *ctx, real *dst, const md_tensor *t)
 {
-    char name[MD_NAME], full[FULL_NAME];
-    const fm_array *x = full_name(full, a, t, naming, prefix) ? fm_find(a, full) : NULL;
-    (void)md_tensor_name(name, t, MD_NIBBLE);
-    ag_param *p = ag_param_find(&m->params, name);
-    const int64_t count = md_tensor_count(t), parts = md_tensor_parts(t, naming), part = parts > 1 ? t->part : 0;
-    if (!x || !p || p->count != count || fm_count(x) != parts * count)
-        return nb_fail(NB_FORMAT, "%s is missing, or not of %lld elements", name, (long long)count);
-    return md_is_transposed(t, naming) ? read_transposed(p->x, x, part * t->rows, t->rows, t->cols)
-                                       : read_part(p->x, x, part * count, count);
+    const named_file *f = ctx;
+    char full[FULL_NAME];
+    const fm_array *x = full_name(full, f->a, t, f->naming, f->prefix) ? fm_find(f->a, full) : NULL;
+    const int64_t count = md_tensor_count(t), parts = md_tensor_parts(t, f->naming), part = parts > 1 ? t->part : 0;
+    if (!x || fm_count(x) != parts * count)
+        return nb_fail(NB_FORMAT, "is missing, or not of %lld elements", (long long)count);
+    TRY(md_is_transposed(t, f->naming) ? read_transposed(dst, x, part * t->rows, t->rows, t->cols)
+                                       : read_part(dst, x, part * count, count));
+    if (part == parts - 1)
+        fm_forget(f->a, x);
+    return NB_OK;
 }
 
-status md_load_weights(md_model *m, const fm_arrays *a, md_naming naming, const char *prefix)
+/* ---- folding while reading ---------------------------------------------------------------- */
+
+/* The codes of a weight that the model has no floats of: those of a site like it, which has them for as long as this takes. */
+static status fold_tensor(fq_site *site, status (*read)(void *ctx, real *dst, const md_tensor *t), void *ctx, const md_tensor *t, fq_start how)
 {
+    const int64_t dim[] = {t->rows, t->cols};
+    fq_rule all = {"*", site->spec};
+    const fq_recipe recipe = {.rule = &all, .n = 1};
+    ag_params params = {0};
+    fq_sites sites = {.params = &params};
+    ag_param *w = ag_param_new(&params, site->name, AG_WEIGHT, 2, dim);
+    fq_site *own = w ? fq_site_new(&sites, &recipe, site->name, NULL, w, t->rows, t->cols, site->spec.grid.group) : NULL;
+    status s = own ? read(ctx, w->x, t) : NB_NOMEM;
+    if (s == NB_OK)
+        s = fq_start_site(own, how, NULL);
+    if (s == NB_OK && !fq_site_codes(own, &params))
+        s = NB_NOMEM;
+    if (s == NB_OK) {
+        kn_codes_free(&site->codes);
+        site->codes = own->codes;
+        site->version = UINT64_MAX;
+        own->codes = (kn_codes){0};
+    }
+    fq_sites_free(&sites);
+    ag_params_free(&params);
+    return s;
+}
+
+status md_load_each(md_model *m, status (*read)(void *ctx, real *dst, const md_tensor *t), void *ctx, const md_open_options *o)
+{
+    char name[MD_NAME];
     md_tensor *t;
     int64_t n;
     TRY(md_tensors_new(&t, &n, &m->config));
     status s = NB_OK;
-    for (int64_t i = 0; i < n && s == NB_OK; i++)
-        s = load_tensor(m, a, &t[i], naming, prefix);
+    for (int64_t i = 0; i < n && s == NB_OK; i++) {
+        (void)md_tensor_name(name, &t[i], MD_NIBBLE);
+        const ag_param *p = ag_param_find(&m->params, name);
+        fq_site *site = p ? NULL : fq_site_find(&m->sites, name);
+        if (p && p->count == md_tensor_count(&t[i]))
+            s = read(ctx, p->x, &t[i]);
+        else
+            s = site && o->fold ? fold_tensor(site, read, ctx, &t[i], o->start) : nb_fail(NB_FORMAT, "the model has no such tensor");
+        if (s != NB_OK)
+            s = nb_fail_in(s, "%s", name);
+    }
     free(t);
     m->params.version++;
+    return s;
+}
+
+status md_load_weights(md_model *m, const fm_arrays *a, md_naming naming, const char *prefix, const md_open_options *o)
+{
+    const status s = md_load_each(m, read_tensor, &(named_file){a, naming, prefix}, o);
     return s == NB_OK ? NB_OK : nb_fail_in(s, "%s", a->path);
 }

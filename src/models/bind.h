@@ -54,18 +54,20 @@ status md_read_floats(real *dst, const fm_array *a);
 void md_carry(md_model *to, md_model *from);
 
 /* The readers behind md_open. Each leaves m as md_build makes it, or empty after a failure. recipe: what o->recipe
- * names, or NULL. */
-status md_open_llama2c(md_model *m, const char *path, const fq_recipe *recipe);
-status md_open_hf(md_model *m, const char *path, const fq_recipe *recipe);
-status md_open_gguf(md_model *m, const char *path, const fq_recipe *recipe);
-status md_open_h5(md_model *m, const char *path, const fq_recipe *recipe, bool train);
+ * names, or NULL. o: never NULL. */
+status md_open_llama2c(md_model *m, const char *path, const fq_recipe *recipe, const md_open_options *o);
+status md_open_hf(md_model *m, const char *path, const fq_recipe *recipe, const md_open_options *o);
+status md_open_gguf(md_model *m, const char *path, const fq_recipe *recipe, const md_open_options *o);
+status md_open_h5(md_model *m, const char *path, const fq_recipe *recipe, const md_open_options *o);
 status md_open_folded(md_model *m, fm_h5 *f, bool train); /* of an open file of kind "folded" */
 /* The tokenizer at path (or in the folder) for a model, whose bos and eos become its own. It may have fewer pieces than the model has ids (padded
  * vocabularies): an eighth, at most 1024; never more. */
 status md_attach_tokenizer(md_model *m, const char *path);
 status md_take_tokenizer(md_model *m, fm_tokenizer *tk, const char *path); /* the same with one that was read: it is the model's now, or freed */
 /* Fills the latent weights of a built model from arrays: /param of HDF5 (prefix "param/"), or a foreign naming. Learned scales stay at their start. */
-status md_load_weights(md_model *m, const fm_arrays *a, md_naming naming, const char *prefix);
+status md_load_weights(md_model *m, const fm_arrays *a, md_naming naming, const char *prefix, const md_open_options *o);
+/* The same from whatever reads a tensor's values: read(ctx, dst [rows, cols], t). Weights of a model without their floats (o->fold) become codes. */
+status md_load_each(md_model *m, status (*read)(void *ctx, real *dst, const md_tensor *t), void *ctx, const md_open_options *o);
 
 /* Parts of the HDF5 form (model_file.c). with_weights false: sites of activations only, as in a folded file without latent
  * floats. md_load_param: one dataset of exactly its shape, finite. */
@@ -80,6 +82,9 @@ int64_t md_code_bytes(const kn_grid *g, int64_t rows, int64_t cols);
 int64_t md_scale_bytes(const kn_grid *g, int64_t rows, int64_t cols);
 int64_t md_zero_bytes(const kn_grid *g, int64_t n_scales);
 bool md_is_float(const md_model *m, const ag_param *p);
+fm_dtype md_scale_dtype(const kn_grid *g); /* what scales, or their codes, are stored as (folded_scales.c) */
+status md_save_scales(fm_h5 *f, const char *tensor, const kn_codes *c);
+status md_load_scales(kn_codes *c, fm_h5 *f, const char *tensor); /* finite, or NB_FORMAT */
 fm_dtype md_stored_as(const md_model *m, const char *param); /* what such a one is stored as: F32, or as its spec says */
 
 /* What divides llama3's rotary frequencies: factor [head_size / 2]. */

@@ -1,8 +1,7 @@
 /* folded.c - a folded model in HDF5 (kind "folded"): the header of model_file.c and, for each tensor NAME,
  *   /tensor/NAME/values   F32, F16 or BF16    where it is left in floating point, as its spec says
  *   /tensor/NAME/codes    U8 [rows, bytes]    q - lo (sign: 0 for -1, 1 for +1) packed to `bits` (fm_pack_bits); 16 bits: I16 [rows, cols]
- *   /tensor/NAME/scales   [n_scales]          F32, F16, BF16 as stored; a power of two as its exponent in I8, -128 for a scale of 0
- *   /tensor/NAME/supers   F16 [n_supers]      of two-level scales: scale = super * scales, and these are I8
+ *   /tensor/NAME/scales   [n_scales]          as folded_scales.c says, with supers and mean where scales have two levels
  *   /tensor/NAME/zeros    I8 (16 bits: I16) [n_scales], where the grid has zero points
  *   attributes of /tensor/NAME: spec, its text; shape, [rows, cols]
  * Beside them /site/NAME of activations with static or learned ranges (their learned scales are values), and with latent floats
@@ -14,15 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { FULL_NAME = MD_NAME + 32, SPEC_TEXT = 256, SCALE_ZERO = -128 };
-
-static fm_dtype scale_dtype(const kn_grid *g)
-{
-    static const fm_dtype of[] = {
-        [KN_SCALE_F32] = FM_F32, [KN_SCALE_F16] = FM_F16,   [KN_SCALE_BF16] = FM_BF16,
-        [KN_SCALE_POW2] = FM_I8, [KN_SCALE_SUPER6] = FM_I8, [KN_SCALE_SUPER8] = FM_I8};
-    return of[g->scale];
-}
+enum { FULL_NAME = MD_NAME + 32, SPEC_TEXT = 256 };
 
 static fm_dtype zero_dtype(const kn_grid *g)
 {
@@ -40,12 +31,6 @@ int64_t md_code_bytes(const kn_grid *g, int64_t rows, int64_t cols)
     return g->bits > 8 ? rows * cols * 2 : rows * (int64_t)fm_packed_bytes(cols, g->bits);
 }
 
-int64_t md_scale_bytes(const kn_grid *g, int64_t rows, int64_t cols)
-{
-    return kn_codes_scales(g, rows, cols) * (int64_t)fm_dtype_bytes(scale_dtype(g)) +
-           kn_supers(g, rows, cols) * (int64_t)fm_dtype_bytes(FM_F16);
-}
-
 int64_t md_zero_bytes(const kn_grid *g, int64_t n_scales)
 {
     return g->has_zero ? n_scales * (int64_t)fm_dtype_bytes(zero_dtype(g)) : 0;
@@ -54,7 +39,7 @@ int64_t md_zero_bytes(const kn_grid *g, int64_t n_scales)
 fm_dtype md_stored_as(const md_model *m, const char *param)
 {
     const fq_site *site = fq_site_find(&m->sites, param);
-    return site && fq_is_stored_float(&site->spec) ? scale_dtype(&site->spec.grid) : FM_F32;
+    return site && fq_is_stored_float(&site->spec) ? md_scale_dtype(&site->spec.grid) : FM_F32;
 }
 
 void md_store_floats(md_model *m)
@@ -115,80 +100,6 @@ static status save_wide(fm_h5 *f, const char *name, const kn_codes *c)
     return s;
 }
 
-static bool store_scale(void *dst, const kn_grid *g, float x)
-{
-    int exponent;
-    uint16_t h;
-    switch (g->scale) {
-    case KN_SCALE_F32:
-        memcpy(dst, &x, sizeof x);
-        return isfinite(x);
-    case KN_SCALE_F16:
-    case KN_SCALE_BF16:
-        h = g->scale == KN_SCALE_F16 ? nb_half_from(x) : nb_bf16_from(x);
-        memcpy(dst, &h, sizeof h);
-        return isfinite(x) && x == (g->scale == KN_SCALE_F16 ? nb_half_to(h) : nb_bf16_to(h));
-    default:
-        if (x != 0 && (!(x > 0) || frexpf(x, &exponent) != 0.5f))
-            return false;
-        *(int8_t *)dst = (int8_t)(x == 0 ? SCALE_ZERO : exponent - 1);
-        return true;
-    }
-}
-
-static float read_scale(const kn_grid *g, const uint8_t *src)
-{
-    float x;
-    uint16_t h;
-    switch (g->scale) {
-    case KN_SCALE_F32:
-        memcpy(&x, src, sizeof x);
-        return x;
-    case KN_SCALE_F16:
-    case KN_SCALE_BF16:
-        memcpy(&h, src, sizeof h);
-        return g->scale == KN_SCALE_F16 ? nb_half_to(h) : nb_bf16_to(h);
-    default:
-        return (int8_t)*src == SCALE_ZERO ? 0 : ldexpf(1, (int8_t)*src);
-    }
-}
-
-static status save_supers(fm_h5 *f, const char *tensor, const kn_codes *c)
-{
-    char name[FULL_NAME];
-    const int64_t n = kn_supers(&c->grid, c->rows, c->cols);
-    uint16_t *super = nb_alloc((size_t)n, sizeof *super);
-    int8_t *part = nb_alloc((size_t)c->n_scales, 1);
-    status s = super && part ? NB_OK : NB_NOMEM;
-    if (s == NB_OK) {
-        kn_split_scales(super, part, &c->grid, c->scale, c->rows, c->spans);
-        s = fm_h5_write(f, dataset(name, tensor, "supers"), FM_F16, 1, &n, super);
-    }
-    if (s == NB_OK)
-        s = fm_h5_write(f, dataset(name, tensor, "scales"), FM_I8, 1, &c->n_scales, part);
-    free(super);
-    free(part);
-    return s;
-}
-
-static status save_scales(fm_h5 *f, const char *tensor, const kn_codes *c)
-{
-    char name[FULL_NAME];
-    if (kn_has_super(&c->grid))
-        return save_supers(f, tensor, c);
-    const size_t bytes = fm_dtype_bytes(scale_dtype(&c->grid));
-    uint8_t *stored = nb_alloc((size_t)c->n_scales, bytes);
-    status s = stored ? NB_OK : NB_NOMEM;
-    for (int64_t i = 0; i < c->n_scales && s == NB_OK; i++)
-        if (!store_scale(stored + (size_t)i * bytes, &c->grid, c->scale[i]))
-            s = nb_fail(NB_UNSUPPORTED, "%s: scale %lld is %g, which its storage does not hold", tensor, (long long)i,
-                        (double)c->scale[i]);
-    if (s == NB_OK)
-        s = fm_h5_write(f, dataset(name, tensor, "scales"), scale_dtype(&c->grid), 1, &c->n_scales, stored);
-    free(stored);
-    return s;
-}
-
 static status save_zeros(fm_h5 *f, const char *tensor, const kn_codes *c)
 {
     char name[FULL_NAME];
@@ -214,7 +125,7 @@ static status save_codes(fm_h5 *f, const fq_site *site, const kn_codes *c)
     (void)snprintf(group, sizeof group, "tensor/%s", site->name);
     fq_spec_print(spec, sizeof spec, &site->spec);
     TRY(c->grid.bits > 8 ? save_wide(f, name, c) : save_packed(f, name, c));
-    TRY(save_scales(f, site->name, c));
+    TRY(md_save_scales(f, site->name, c));
     if (c->grid.has_zero)
         TRY(save_zeros(f, site->name, c));
     TRY(fm_h5_put_string(f, group, "spec", spec));
@@ -355,48 +266,6 @@ static status load_wide(kn_codes *c, fm_h5 *f, const char *name)
     return s;
 }
 
-static status load_supers(kn_codes *c, fm_h5 *f, const char *tensor)
-{
-    char name[FULL_NAME];
-    const int64_t n = kn_supers(&c->grid, c->rows, c->cols), each = KN_SUPER / c->grid.group, runs = n / c->rows;
-    uint16_t *super = nb_alloc((size_t)n, sizeof *super);
-    int8_t *part = nb_alloc((size_t)c->n_scales, 1);
-    status s = super && part ? NB_OK : NB_NOMEM;
-    if (s == NB_OK)
-        s = fm_h5_read_all(f, dataset(name, tensor, "supers"), FM_F16, super, 1, &n);
-    if (s == NB_OK)
-        s = fm_h5_read_all(f, dataset(name, tensor, "scales"), FM_I8, part, 1, &c->n_scales);
-    for (int64_t i = 0; i < c->n_scales && s == NB_OK; i++) {
-        c->scale[i] = (real)part[i] * (real)nb_half_to(super[i / c->spans * runs + i % c->spans / each]);
-        if (!isfinite(c->scale[i]))
-            s = nb_fail(NB_FORMAT, "scale %lld is %g", (long long)i, (double)c->scale[i]);
-    }
-    free(super);
-    free(part);
-    return s;
-}
-
-static status load_scales(kn_codes *c, fm_h5 *f, const char *tensor)
-{
-    char name[FULL_NAME];
-    if (kn_has_super(&c->grid))
-        return load_supers(c, f, tensor);
-    const fm_dtype t = scale_dtype(&c->grid);
-    uint8_t *stored = nb_alloc((size_t)c->n_scales, fm_dtype_bytes(t));
-    status s = stored ? fm_h5_read_all(f, dataset(name, tensor, "scales"), t, stored, 1, &c->n_scales) : NB_NOMEM;
-    int64_t bad = INT64_MAX;
-#pragma omp parallel for schedule(static) reduction(min : bad) if (c->n_scales > 1 << 13)
-    for (int64_t i = 0; i < (s == NB_OK ? c->n_scales : 0); i++) {
-        c->scale[i] = read_scale(&c->grid, stored + (size_t)i * fm_dtype_bytes(t));
-        if (!isfinite(c->scale[i]))
-            bad = i < bad ? i : bad;
-    }
-    if (s == NB_OK && bad < INT64_MAX)
-        s = nb_fail(NB_FORMAT, "scale %lld is %g", (long long)bad, (double)c->scale[bad]);
-    free(stored);
-    return s;
-}
-
 static status load_zeros(kn_codes *c, fm_h5 *f, const char *tensor)
 {
     char name[FULL_NAME];
@@ -435,7 +304,7 @@ static status load_codes(fq_site *site, fm_h5 *f)
     TRY(kn_codes_new(c, &site->spec.grid, site->rows, site->cols));
     (void)dataset(name, site->name, "codes");
     TRY(c->grid.bits > 8 ? load_wide(c, f, name) : load_packed(c, f, name));
-    TRY(load_scales(c, f, site->name));
+    TRY(md_load_scales(c, f, site->name));
     TRY(load_zeros(c, f, site->name));
     site->version = UINT64_MAX;
     return NB_OK;

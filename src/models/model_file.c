@@ -343,7 +343,7 @@ status md_save_values(md_model *m, const char *path, fm_dtype as, int64_t *round
 }
 
 /* A float file, or the latent floats of a checkpoint under another recipe: weights only. A checkpoint under its own recipe: all. */
-static status open_params(md_model *m, fm_h5 *f, const fq_recipe *recipe)
+static status open_params(md_model *m, fm_h5 *f, const fq_recipe *recipe, const md_open_options *o)
 {
     md_model header;
     TRY(md_load_header(&header, f));
@@ -353,9 +353,9 @@ static status open_params(md_model *m, fm_h5 *f, const fq_recipe *recipe)
     if (s == NB_OK)
         s = md_check_arrays(&f->arrays, c, MD_NIBBLE, "param/");
     if (s == NB_OK)
-        s = md_build(m, c, recipe ? recipe : own, MD_UNSET, false);
+        s = md_build(m, c, recipe ? recipe : own, MD_UNSET, o->fold);
     if (s == NB_OK)
-        s = recipe || own->n == 0 ? md_load_weights(m, &f->arrays, MD_NIBBLE, "param/") : md_load_params(m, f);
+        s = recipe || own->n == 0 ? md_load_weights(m, &f->arrays, MD_NIBBLE, "param/", o) : md_load_params(m, f);
     md_carry(m, &header);
     md_free(&header);
     return s;
@@ -369,7 +369,7 @@ static status refuse_recipe(fm_h5 *f)
     return nb_fail(NB_USAGE, "%s: is folded by recipe %s already, and keeps it", f->arrays.path, own);
 }
 
-status md_open_h5(md_model *m, const char *path, const fq_recipe *recipe, bool train)
+status md_open_h5(md_model *m, const char *path, const fq_recipe *recipe, const md_open_options *o)
 {
     fm_h5 f;
     TRY(fm_h5_open(&f, path, NULL));
@@ -380,7 +380,7 @@ status md_open_h5(md_model *m, const char *path, const fq_recipe *recipe, bool t
     else if (is_folded && recipe)
         s = refuse_recipe(&f);
     else
-        s = is_folded ? md_open_folded(m, &f, train) : open_params(m, &f, recipe);
+        s = is_folded ? md_open_folded(m, &f, o->train) : open_params(m, &f, recipe, o);
     if (s != NB_OK)
         md_free(m);
     fm_h5_close(&f);

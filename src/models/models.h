@@ -122,6 +122,9 @@ typedef struct {
     const char *tokenizer; /* path, or NULL: what the file carries, else none */
     bool train;            /* latent floats are wanted: a folded file must carry /param */
     bool untie;            /* md_untie */
+    bool fold;             /* weights with a spec become codes as they are read, one at a time in floats: the model is folded, and never stood in memory
+                              as floats. Of a float model under `recipe`; not with untie */
+    fq_start start;        /* of fold: FQ_START_ABSMAX or FQ_START_MSE */
 } md_open_options;
 /* Opens a GGUF file, a llama2.c file (v0, v1, v2), a safetensors file or Hugging Face folder, a nibble HDF5 file (checkpoint's or folded model), seen from its content. Quantized files are
  * decoded to floats. Names the file and the tensor in every refusal. */

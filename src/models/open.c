@@ -52,13 +52,13 @@ static status open_kind(md_model *m, const char *path, const md_open_options *o,
     TRY(fm_file_kind_of(&kind, path));
     switch (kind) {
     case FM_FILE_LLAMA2C:
-        return md_open_llama2c(m, path, recipe);
+        return md_open_llama2c(m, path, recipe, o);
     case FM_FILE_SAFETENSORS:
-        return md_open_hf(m, path, recipe);
+        return md_open_hf(m, path, recipe, o);
     case FM_FILE_HDF5:
-        return md_open_h5(m, path, recipe, o->train);
+        return md_open_h5(m, path, recipe, o);
     case FM_FILE_GGUF:
-        return md_open_gguf(m, path, recipe);
+        return md_open_gguf(m, path, recipe, o);
     default:
         return unknown_file(path);
     }
@@ -70,6 +70,8 @@ status md_open(md_model *m, const char *path, const md_open_options *o)
     fq_recipe recipe = {0};
     *m = (md_model){0};
     o = o ? o : &none;
+    if (o->fold && (!o->recipe || o->train || o->untie))
+        return nb_fail(NB_USAGE, "%s: a model is folded while it is read by a recipe, and gets no head of its own", path);
     if (o->recipe)
         TRY(fq_recipe_open(&recipe, o->recipe));
     status s = open_kind(m, path, o, o->recipe ? &recipe : NULL);

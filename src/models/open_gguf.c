@@ -151,7 +151,7 @@ static status take_tokenizer(md_model *m, const fm_arrays *a)
     return md_take_tokenizer(m, &tk, a->path);
 }
 
-static status read_model(md_model *m, const fm_arrays *a, const fq_recipe *recipe)
+static status read_model(md_model *m, const fm_arrays *a, const fq_recipe *recipe, const md_open_options *o)
 {
     gguf f = {a, NULL};
     md_config c;
@@ -159,17 +159,17 @@ static status read_model(md_model *m, const fm_arrays *a, const fq_recipe *recip
     TRY(md_check_ctx(&c, a));
     TRY(md_check_arrays(a, &c, MD_GGUF, ""));
     TRY(check_rest(a, &c));
-    TRY(md_build(m, &c, recipe, MD_UNSET, false));
-    TRY(md_load_weights(m, a, MD_GGUF, ""));
+    TRY(md_build(m, &c, recipe, MD_UNSET, o->fold));
+    TRY(md_load_weights(m, a, MD_GGUF, "", o));
     TRY(fm_gguf_metadata(&m->gguf, &m->gguf_bytes, a));
     return take_tokenizer(m, a);
 }
 
-status md_open_gguf(md_model *m, const char *path, const fq_recipe *recipe)
+status md_open_gguf(md_model *m, const char *path, const fq_recipe *recipe, const md_open_options *o)
 {
     fm_arrays a;
     TRY(fm_gguf_open(&a, path));
-    status s = read_model(m, &a, recipe);
+    status s = read_model(m, &a, recipe, o);
     if (s != NB_OK) {
         md_free(m);
         if (!strstr(nb_fail_message(), path))

@@ -180,14 +180,14 @@ static char *beside(const char *path, const char *name)
     return full;
 }
 
-static status read_model(md_model *m, const fm_arrays *a, const char *config_path, const fq_recipe *recipe)
+static status read_model(md_model *m, const fm_arrays *a, const char *config_path, const fq_recipe *recipe, const md_open_options *o)
 {
     md_config c;
     TRY(parse_config(&c, config_path, fm_find(a, "lm_head.weight") != NULL));
     TRY(md_check_ctx(&c, a));
     TRY(md_check_arrays(a, &c, MD_HF, ""));
-    TRY(md_build(m, &c, recipe, MD_UNSET, false));
-    return md_load_weights(m, a, MD_HF, "");
+    TRY(md_build(m, &c, recipe, MD_UNSET, o->fold));
+    return md_load_weights(m, a, MD_HF, "", o);
 }
 
 /* The folder's tokenizer.model, else tokenizer.json, else vocab.json. One of a kind that is not read leaves the model without. */
@@ -207,13 +207,13 @@ static status take_tokenizer(md_model *m, const char *path)
     return NB_OK;
 }
 
-status md_open_hf(md_model *m, const char *path, const fq_recipe *recipe)
+status md_open_hf(md_model *m, const char *path, const fq_recipe *recipe, const md_open_options *o)
 {
     fm_arrays a;
     char *config = beside(path, "config.json");
     status s = config ? fm_safetensors_open(&a, path) : NB_NOMEM;
     if (s == NB_OK) {
-        s = read_model(m, &a, config, recipe);
+        s = read_model(m, &a, config, recipe, o);
         if (s == NB_OK)
             s = take_tokenizer(m, path);
         if (s != NB_OK)

@@ -40,39 +40,38 @@ static status decode_groups(real *x, const fm_array *codes, const fm_array *scal
     return NB_OK;
 }
 
-static status load_codes(md_model *m, const fm_arrays *a, const md_tensor *t, int64_t group)
+typedef struct {
+    const fm_arrays *a;
+    int64_t group;
+} coded_file;
+
+static status read_codes(void *ctx, real *dst, const md_tensor *t)
 {
+    const coded_file *f = ctx;
+    const fm_arrays *a = f->a;
+    const int64_t group = f->group, count = md_tensor_count(t);
     char name[MD_NAME], scales[MD_NAME + 8];
     (void)md_tensor_name(name, t, MD_LLAMA2C);
     (void)snprintf(scales, sizeof scales, "%s.scales", name);
     const fm_array *q = fm_find(a, name), *s = fm_find(a, scales);
-    (void)md_tensor_name(name, t, MD_NIBBLE);
-    ag_param *p = ag_param_find(&m->params, name);
-    if (!p || !q)
+    if (!q)
         return nb_fail(NB_FORMAT, "%s is missing", name);
     if (q->dtype != FM_I8)
-        return md_read_floats(p->x, q);
-    if (!s || fm_count(q) != p->count || fm_count(s) * group != p->count)
+        return md_read_floats(dst, q);
+    if (!s || fm_count(q) != count || fm_count(s) * group != count)
         return nb_fail(NB_FORMAT, "%s: its scales do not fit", name);
-    return decode_groups(p->x, q, s, group);
+    return decode_groups(dst, q, s, group);
 }
 
-static status load(md_model *m, const fm_arrays *a, const fm_llama2c *h)
+static status load(md_model *m, const fm_arrays *a, const fm_llama2c *h, const md_open_options *o)
 {
-    md_tensor *t;
-    int64_t n;
     if (h->version != 2)
-        return md_load_weights(m, a, MD_LLAMA2C, "");
-    TRY(md_tensors_new(&t, &n, &m->config));
-    status s = NB_OK;
-    for (int64_t i = 0; i < n && s == NB_OK; i++)
-        s = load_codes(m, a, &t[i], h->group_size);
-    free(t);
-    m->params.version++;
+        return md_load_weights(m, a, MD_LLAMA2C, "", o);
+    const status s = md_load_each(m, read_codes, &(coded_file){a, h->group_size}, o);
     return s == NB_OK ? NB_OK : nb_fail_in(s, "%s", a->path);
 }
 
-status md_open_llama2c(md_model *m, const char *path, const fq_recipe *recipe)
+status md_open_llama2c(md_model *m, const char *path, const fq_recipe *recipe, const md_open_options *o)
 {
     fm_arrays a;
     fm_llama2c h;
@@ -86,8 +85,8 @@ status md_open_llama2c(md_model *m, const char *path, const fq_recipe *recipe)
     if (s == NB_OK)
         s = md_check_arrays(&a, &c, MD_LLAMA2C, "");
     if (s == NB_OK)
-        s = md_build(m, &c, recipe, MD_UNSET, false);
-    if (s == NB_OK && (s = load(m, &a, &h)) != NB_OK)
+        s = md_build(m, &c, recipe, MD_UNSET, o->fold);
+    if (s == NB_OK && (s = load(m, &a, &h, o)) != NB_OK)
         md_free(m);
     fm_arrays_free(&a);
     return s;

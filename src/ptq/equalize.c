@@ -37,43 +37,27 @@ static status equalize_pair(const pt_pair *p)
     return NB_OK;
 }
 
-/* Row of q, of query head h, or of k, that belongs to pair i of a head: its halves a, b. */
-static void halves(int64_t half[2], const ly_attention *a, int64_t i)
-{
-    const bool interleaved = a->pairing == KN_ROPE_INTERLEAVED;
-    half[0] = interleaved ? 2 * i : i;
-    half[1] = interleaved ? 2 * i + 1 : i + a->head_size / 2;
-}
-
-static void scale_row(const ly_linear *l, int64_t row, real s)
-{
-    l->w_site->started = false;
-    for (int64_t j = 0; j < l->in; j++)
-        l->w->x[row * l->in + j] *= s;
-    if (l->b)
-        l->b->x[row] *= s;
-}
-
-static void equalize_keys(const ly_attention *a)
+static status equalize_keys(const ly_attention *a)
 {
     const int64_t D = a->head_size, repeat = a->heads / a->kv_heads, in = a->wq.in;
+    real *s = nb_alloc((size_t)a->kv_heads, (size_t)(D / 2) * sizeof *s);
+    if (!s)
+        return NB_NOMEM;
     for (int64_t g = 0; g < a->kv_heads; g++)
         for (int64_t i = 0; i < D / 2; i++) {
             int64_t half[2];
             real q = 0, k = 0;
-            halves(half, a, i);
+            pt_pair_halves(half, a, i);
             for (int e = 0; e < 2; e++) {
                 raise_to(&k, a->wk.w->x + (g * D + half[e]) * in, in);
                 for (int64_t h = g * repeat; h < (g + 1) * repeat; h++)
                     raise_to(&q, a->wq.w->x + (h * D + half[e]) * in, in);
             }
-            const real s = share(q, k);
-            for (int e = 0; e < 2; e++) {
-                scale_row(&a->wk, g * D + half[e], s);
-                for (int64_t h = g * repeat; h < (g + 1) * repeat; h++)
-                    scale_row(&a->wq, h * D + half[e], 1 / s);
-            }
+            s[g * (D / 2) + i] = share(k, q);
         }
+    pt_scale_keys(a, s);
+    free(s);
+    return NB_OK;
 }
 
 status pt_run_equalize(md_model *m, const pt_options *o)
@@ -87,7 +71,7 @@ status pt_run_equalize(md_model *m, const pt_options *o)
         for (int i = 0; i < n; i++)
             if (pair[i].source)
                 TRY(equalize_pair(&pair[i]));
-        equalize_keys(&m->block[l].attn);
+        TRY(equalize_keys(&m->block[l].attn));
     }
     m->params.version++;
     return NB_OK;

@@ -72,6 +72,7 @@ static const pt_method methods[] = {
      .explanation = "round to nearest: scale = largest magnitude / largest code, ggml's own formula in ggml's recipes;\n"
                     "the baseline of every other method",
      .needs_recipe = true,
+     .by_weight = true,
      .run = run_absmax},
     {.name = "dynamic",
      .explanation = "weights to nearest, 8-bit activations whose range is found at run time, token by token; no data. Inputs that the\n"
@@ -98,20 +99,37 @@ static const pt_method methods[] = {
      .explanation = "LLM.int8(): weights by rows and inputs by tokens in 8 bits, input entries of 6 and more as 16-bit floats beside the integer\n"
                     "product; embedding and head in F16. A format of its own (recipe int8): --recipe is not looked at",
      .needs_recipe = true,
+     .by_weight = true,
      .run = run_absmax,
      .recipe = "int8"},
     {.name = "nf4",
      .explanation = "4 bits on the quantiles of a normal distribution, the largest of each block of 64 its scale (QLoRA); codes are bitsandbytes'.\n"
                     "A format of its own (recipe nf4): --recipe is not looked at; float inputs, embedding and head in F16",
      .needs_recipe = true,
+     .by_weight = true,
      .run = run_absmax,
      .recipe = "nf4"},
     {.name = "fp4",
      .explanation = "the same on the levels of a 4-bit float: sign, two bits of exponent, one of mantissa; codes are bitsandbytes'.\n"
                     "A format of its own (recipe fp4): --recipe is not looked at",
      .needs_recipe = true,
+     .by_weight = true,
      .run = run_absmax,
      .recipe = "fp4"},
+    {.name = "nf4dq",
+     .explanation = "nf4 with double quantization: scales of blocks less their mean in 8 bits, 4.13 bits a weight where nf4 has 4.5; bitsandbytes'\n"
+                    "compress_statistics, its codes. A format of its own (recipe nf4dq): --recipe is not looked at",
+     .needs_recipe = true,
+     .by_weight = true,
+     .run = run_absmax,
+     .recipe = "nf4dq"},
+    {.name = "fp4dq",
+     .explanation = "fp4 with double quantization, as nf4dq.\n"
+                    "A format of its own (recipe fp4dq): --recipe is not looked at",
+     .needs_recipe = true,
+     .by_weight = true,
+     .run = run_absmax,
+     .recipe = "fp4dq"},
     {.name = "quantile",
      .explanation = "the same on 16 levels from the quantiles of each weight itself, so that codes are used about equally often; the levels stand in\n"
                     "the file's recipe. A format of its own: --recipe is not looked at",
@@ -122,6 +140,8 @@ static const pt_method methods[] = {
      .explanation = "scales by search for the least squared error of the weights, then least squares for the codes found;\n"
                     "better than rtn for rows and few bits, hardly for groups of 32",
      .needs_recipe = true,
+     .by_weight = true,
+     .start = FQ_START_MSE,
      .run = run_mse},
     {.name = "importance",
      .alias = "imatrix",

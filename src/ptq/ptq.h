@@ -58,10 +58,10 @@ typedef struct {
     int64_t e2e_steps; /* of 2048 tokens */
     double e2e_lr;     /* of the scales' logarithms */
     double alpha; /* smoothquant.c */
-    bool smooth_all;
+    bool smooth_all, smooth_keys;
     int calib_method; /* static.c; calib_parameter of the method, 0: its default */
     double calib_parameter;
-    bool calib_groups, calib_asym;
+    bool calib_groups, calib_channels, calib_asym;
 } pt_options;
 
 /* A setting of a pass: a field of pt_options, by its place in the struct. Types as an option of the command line has them: bool |
@@ -81,6 +81,8 @@ typedef struct {
     const char *explanation;  /* two lines */
     bool needs_recipe, needs_data, needs_teacher; /* teacher: pt_options.teacher is read */
     bool needs_biases; /* has nothing to do in a model whose linears have none */
+    bool by_weight;     /* finds each weight's codes from that weight alone, as md_open_options.fold does with `start` */
+    fq_start start;
     const char *recipe; /* the format that it brings, a recipe by name, in place of the user's; NULL: none */
     status (*run)(md_model *m, const pt_options *o);
     const char *unit;           /* of its progress; NULL: samples */

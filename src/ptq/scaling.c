@@ -62,6 +62,38 @@ void pt_scale_pair(const pt_pair *p, const real *s)
     }
 }
 
+void pt_pair_halves(int64_t half[2], const ly_attention *a, int64_t i)
+{
+    const bool interleaved = a->pairing == KN_ROPE_INTERLEAVED;
+    half[0] = interleaved ? 2 * i : i;
+    half[1] = interleaved ? 2 * i + 1 : i + a->head_size / 2;
+}
+
+static void scale_row(const ly_linear *l, int64_t row, real s)
+{
+    for (int64_t j = 0; j < l->in; j++)
+        l->w->x[row * l->in + j] *= s;
+    if (l->b)
+        l->b->x[row] *= s;
+}
+
+void pt_scale_keys(const ly_attention *a, const real *s)
+{
+    const int64_t D = a->head_size, repeat = a->heads / a->kv_heads;
+    a->wq.w_site->started = a->wk.w_site->started = false;
+    for (int64_t g = 0; g < a->kv_heads; g++)
+        for (int64_t i = 0; i < D / 2; i++) {
+            const real f = s[g * (D / 2) + i];
+            int64_t half[2];
+            pt_pair_halves(half, a, i);
+            for (int e = 0; e < 2; e++) {
+                scale_row(&a->wk, g * D + half[e], 1 / f);
+                for (int64_t h = g * repeat; h < (g + 1) * repeat; h++)
+                    scale_row(&a->wq, h * D + half[e], f);
+            }
+        }
+}
+
 /* ---- statistics --------------------------------------------------------------------------- */
 
 status pt_input_new(pt_input *g, const fq_site *site, bool gram, int64_t most, int64_t expected, kn_precision p)

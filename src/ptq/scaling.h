@@ -26,6 +26,11 @@ int64_t pt_pair_channel(const pt_pair *p, int64_t column); /* which s a column o
  * parameters' version. */
 void pt_scale_pair(const pt_pair *p, const real *s);
 
+/* Rows of keys / s, of the queries that read them * s: scores stay, s [kv_heads, head_size / 2] being the same for both halves of a rotated pair. Ranges of
+ * both weights begin anew; the caller raises the parameters' version. */
+void pt_scale_keys(const ly_attention *a, const real *s);
+void pt_pair_halves(int64_t half[2], const ly_attention *a, int64_t i); /* the channels of a head that pair i turns into each other */
+
 /* What goes into a site, by channel. A zeroed struct is empty. */
 typedef struct {
     const char *site;
@@ -49,6 +54,8 @@ void pt_gather(void *inputs, const char *site, const ag_tensor *in, const ag_ten
 
 status pt_run_awq(md_model *m, const pt_options *o);
 status pt_run_smoothquant(md_model *m, const pt_options *o);
+/* Every channel of inputs, keys and values gets the same largest magnitude on o->data (alpha 1 everywhere). */
+status pt_level_channels(md_model *m, const pt_options *o);
 status pt_run_equalize(md_model *m, const pt_options *o);
 status pt_run_biascorrect(md_model *m, const pt_options *o);
 extern const pt_setting pt_smoothquant_settings[];

@@ -3,7 +3,8 @@
  * With a recipe alpha is searched per pair in 0, 0.1, .. 1 and "not at all": the least  sum |Q(x / s) Q(w s)' - x w'|^2  over ROWS rows of
  * inputs, both quantized as their sites say (static ranges from these rows); of large matrices OUTPUTS rows stand for all. Without a
  * recipe it is 0.5. Pairs: norm -> q, k, v and norm -> gate, up; those that the paper leaves alone, v -> o and up -> down, with
- * --smooth-all. An asymmetric spec of one-sided inputs is searched as it is.
+ * --smooth-all. An asymmetric spec of one-sided inputs is searched as it is. With --smooth-keys rows of k are divided and those of q multiplied by
+ *   s_i = (largest |k| behind the rotation in the two channels of pair i)^alpha     (QServe's SmoothAttention, Lin et al. 2024)
  */
 #include "ptq/scaling.h"
 #include "ptq/walk.h"
@@ -186,9 +187,39 @@ static status do_block(pt_walk *w, const pt_options *o)
     return s;
 }
 
+/* Channels of keys by their largest magnitudes, all of one layer in a run over the data: the function stays, so no block waits for another. */
+static status smooth_keys(md_model *m, const pt_options *o)
+{
+    const int64_t L = m->config.layers, D = m->config.head_size, G = m->config.kv_heads;
+    pt_input *g = nb_alloc_zeroed((size_t)L, sizeof *g);
+    real *s = nb_alloc((size_t)(G * D), sizeof *s);
+    status e = g && s ? NB_OK : NB_NOMEM;
+    for (int64_t l = 0; l < L && e == NB_OK; l++)
+        e = pt_input_new(&g[l], m->block[l].attn.k, false, 0, 0, KN_FP32);
+    if (e == NB_OK)
+        e = kd_watch(m, o->data, &o->calibration, (ag_tap){pt_gather, &(pt_inputs){g, (int)L}});
+    for (int64_t l = 0; l < L && e == NB_OK; l++) {
+        for (int64_t i = 0; i < G * (D / 2); i++) {
+            const real *x = g[l].largest + i / (D / 2) * D;
+            int64_t half[2];
+            pt_pair_halves(half, &m->block[l].attn, i % (D / 2));
+            s[i] = (real)pow(fmax(fmax((double)x[half[0]], (double)x[half[1]]), 1e-5), o->alpha > 0 ? o->alpha : 0.5);
+        }
+        pt_scale_keys(&m->block[l].attn, s);
+    }
+    m->params.version++;
+    for (int64_t l = 0; g && l < L; l++)
+        pt_input_free(&g[l]);
+    free(g);
+    free(s);
+    return e;
+}
+
 status pt_run_smoothquant(md_model *m, const pt_options *o)
 {
     pt_walk w;
+    if (o->smooth_keys && m->config.hadamard)
+        return nb_fail(NB_USAGE, "--smooth-keys: heads are turned by Hadamard matrices behind their rotation (rotate --online), channels are mixed there");
     if (o->alpha < 0 || o->alpha > 1)
         return nb_fail(NB_USAGE, "--alpha %g: between 0 (search) and 1", o->alpha);
     TRY(pt_walk_new(&w, m, o->data, &o->calibration));
@@ -199,11 +230,22 @@ status pt_run_smoothquant(md_model *m, const pt_options *o)
             s = pt_walk_next(&w);
     }
     pt_walk_free(&w);
-    return s;
+    return s == NB_OK && o->smooth_keys ? smooth_keys(m, o) : s;
+}
+
+status pt_level_channels(md_model *m, const pt_options *o)
+{
+    pt_options all = *o;
+    all.alpha = 1;
+    all.smooth_all = true;
+    all.smooth_keys = !m->config.hadamard;
+    return pt_run_smoothquant(m, &all);
 }
 
 const pt_setting pt_smoothquant_settings[] = {
     {"--alpha", "A", PT_NUMBER, offsetof(pt_options, alpha), "0",
      "smoothquant: how much of the difficulty goes into weights, 0 to 1; 0: searched per pair by the recipe, 0.5 without one"},
     {"--smooth-all", NULL, PT_FLAG, offsetof(pt_options, smooth_all), NULL, "smoothquant: v -> o and up -> down too, not only what norms scale"},
+    {"--smooth-keys", NULL, PT_FLAG, offsetof(pt_options, smooth_keys), NULL,
+     "smoothquant: channels of keys too, made up for in the queries (QServe); for a cache of few bits"},
     {0}};

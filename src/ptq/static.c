@@ -1,7 +1,8 @@
 /* static.c - 8-bit activations, weights to nearest:
  *   static   one range for a tensor of activations, found on calibration data by a method of fq_method and kept in the file; the runtime looks
  *            for no extremes. A site that has a range per token gets one for the tensor, or (groups) one for every group of channels that its
- *            weights have; heads keep theirs.
+ *            weights have; heads keep theirs. A range for every channel k of an input, x_k = s_k q_k, leaves sum_k (w_nk s_k) q_k: codes of w_nk s_k, so
+ *            s goes into the weights and 1 / s into what makes the channel (pt_level_channels); then one range is each channel's.
  *   dynamic  the range of every token at run time, no data (torch.ao's quantize_dynamic; weights of 16 bits by recipe w16a16 or f16)
  * Inputs that the recipe leaves in floats get 8 bits in front of weights that have codes. Weights that a pass before gave ranges keep them, so
  * mse+static, gptq+static and smoothquant+static mean what they say; others take those of rtn.
@@ -221,6 +222,8 @@ status pt_make_static(md_model *m, fq_method method, const pt_options *o)
         return nb_fail(NB_USAGE, "--calib-parameter %g: a share in (50, 100] of percentile, a rate in (0, 1] of average", o->calib_parameter);
     if (!o->data)
         return nb_fail(NB_USAGE, "calibrated on what? (--data FILE, a text or a token file)");
+    if (o->calib_channels && !m->folded)
+        TRY(pt_level_channels(m, o));
     TRY(give_activations(m, "static", &w));
     return kd_find_input_ranges(m, o->data, &o->calibration);
 }
@@ -245,5 +248,8 @@ const pt_setting pt_static_settings[] = {
      "static: percentile's share (99.99), average's rate (0.01)"},
     {"--calib-groups", NULL, PT_FLAG, offsetof(pt_options, calib_groups), NULL,
      "static: a range for every group of channels that the weights have, not one for the tensor"},
+    {"--calib-channels", NULL, PT_FLAG, offsetof(pt_options, calib_channels), NULL,
+     "static: a range for every channel, which an integer product has only inside the weights: channels are levelled first (smoothquant --alpha 1 "
+     "--smooth-all --smooth-keys)"},
     {"--calib-asym", NULL, PT_FLAG, offsetof(pt_options, calib_asym), NULL, "static, dynamic, easyquant: inputs with a zero point"},
     {0}};
