@@ -288,6 +288,7 @@ START_TEST(a_run_goes_on_where_it_stopped)
     kd_picture_options o = kd_picture_defaults(&m[0], &data);
     o.epochs = 6;
     o.batch = 10;
+    o.flip = true;
     ck_assert_msg(kd_picture_train(folder[0], &m[0], &data, &o, false, NULL, &report) == NB_OK, "%s", nb_fail_message());
     ck_assert_int_eq(kd_picture_train(folder[1], &m[1], &data, &o, false, &stop, &report), NB_INTERRUPTED);
     o.lr *= 2;
