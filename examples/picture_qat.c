@@ -25,15 +25,22 @@ enum { SIDE = 28, CLASSES = 3 };
 /* n pictures of noisy stripes: lying, standing, diagonal. */
 static status stripes(fm_pictures *p, int64_t n, uint64_t seed)
 {
-    *p = (fm_pictures){.n = n, .height = SIDE, .width = SIDE, .classes = CLASSES, .pixel = malloc((size_t)n * SIDE * SIDE), .label = malloc((size_t)n)};
+    *p = (fm_pictures){.n = n,
+                       .height = SIDE,
+                       .width = SIDE,
+                       .classes = CLASSES,
+                       .pixel = malloc((size_t)n * SIDE * SIDE),
+                       .label = malloc((size_t)n)};
     if (!p->pixel || !p->label)
         return NB_NOMEM;
     for (int64_t i = 0; i < n; i++) {
-        const double phase = 6.3 * nb_random_unit(seed, 1, (uint64_t)i), wave = 0.7 + 0.3 * nb_random_unit(seed, 2, (uint64_t)i);
+        const double phase = 6.3 * nb_random_unit(seed, 1, (uint64_t)i),
+                     wave = 0.7 + 0.3 * nb_random_unit(seed, 2, (uint64_t)i);
         p->label[i] = (uint8_t)(i % CLASSES);
         for (int k = 0; k < SIDE * SIDE; k++) {
             const double at[CLASSES] = {k / SIDE, k % SIDE, 0.7 * (k / SIDE + k % SIDE)};
-            const double v = 0.5 + 0.3 * sin(wave * at[i % CLASSES] + phase) + 0.15 * nb_random_normal(seed, 3 + (uint64_t)i, (uint64_t)k);
+            const double v = 0.5 + 0.3 * sin(wave * at[i % CLASSES] + phase) +
+                             0.15 * nb_random_normal(seed, 3 + (uint64_t)i, (uint64_t)k);
             p->pixel[i * SIDE * SIDE + k] = (uint8_t)(255 * fmin(fmax(v, 0), 1));
         }
     }
@@ -64,23 +71,27 @@ static status score(const char *name, md_picture_net *m, const fm_pictures *test
 {
     kd_picture_eval e;
     TRY(kd_picture_evaluate(&e, m, test, NULL, NULL));
-    printf("%-36s %6.2f %% right, %.0f pictures/s in %s\n", name, 100 * e.accuracy, (double)e.n / e.seconds, e.integer ? "integers alone" : "floats");
+    printf("%-36s %6.2f %% right, %.0f pictures/s in %s\n", name, 100 * e.accuracy, (double)e.n / e.seconds,
+           e.integer ? "integers alone" : "floats");
     *accuracy = e.accuracy;
     return NB_OK;
 }
 
 /* The float network under the recipe, by methods of `nibble ptq`. */
-static status without_training(const char *methods, const md_picture_net *net, const fq_recipe *r, const fm_pictures *data, const fm_pictures *test,
-                               double *accuracy)
+static status without_training(const char *methods, const md_picture_net *net, const fq_recipe *r,
+                               const fm_pictures *data, const fm_pictures *test, double *accuracy)
 {
     md_picture_net m;
-    TRY(pt_picture_quantize(&m, net, r, methods, &(pt_picture_options){.data = data, .samples = 500, .seed = 1, .calibration = PT_CALIBRATION_RECIPE}));
+    TRY(pt_picture_quantize(
+        &m, net, r, methods,
+        &(pt_picture_options){.data = data, .samples = 500, .seed = 1, .calibration = PT_CALIBRATION_RECIPE}));
     const status s = score(methods, &m, test, accuracy);
     md_net_free(&m);
     return s;
 }
 
-static status run(const fm_pictures *data, const fm_pictures *test, int64_t epochs, md_picture_net *net, md_picture_net *student)
+static status run(const fm_pictures *data, const fm_pictures *test, int64_t epochs, md_picture_net *net,
+                  md_picture_net *student)
 {
     double accuracy, rounded, trained;
     int64_t bytes;
@@ -106,7 +117,9 @@ static status run(const fm_pictures *data, const fm_pictures *test, int64_t epoc
     rt_net_free(&integers);
     fq_recipe_free(&recipe);
     md_stages_free(&text);
-    return trained > accuracy - 0.02 ? NB_OK : nb_fail(NB_USAGE, "training on the grid lost %.2f points", 100 * (accuracy - trained));
+    return trained > accuracy - 0.02
+               ? NB_OK
+               : nb_fail(NB_USAGE, "training on the grid lost %.2f points", 100 * (accuracy - trained));
 }
 
 int main(int argc, char **argv)

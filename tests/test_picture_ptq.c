@@ -22,7 +22,8 @@ static fm_pictures made(void)
 
 static const char *const networks[] = {
     "input 9 9 1\nflatten\nlinear 24 relu\nlinear 12 relu\nlinear 3\n",
-    ("input 9 9 1\nconv 6 3 pad 1 norm relu\nconv 6 3 pad 1 stride 2 depthwise norm relu\nmaxpool 2\nconv 8 1 norm relu\n"
+    ("input 9 9 1\nconv 6 3 pad 1 norm relu\nconv 6 3 pad 1 stride 2 depthwise norm relu\nmaxpool 2\nconv 8 1 norm "
+     "relu\n"
      "conv 6 2 groups 2 relu\nflatten\nlinear 3\n"),
 };
 enum { NETWORKS = sizeof networks / sizeof *networks };
@@ -47,7 +48,8 @@ static void new_float(md_picture_net *m, const char *text)
     md_stages_free(&s);
 }
 
-static status quantize(md_picture_net *m, const char *text, const char *recipe, const char *methods, int calibration, double alpha)
+static status quantize(md_picture_net *m, const char *text, const char *recipe, const char *methods, int calibration,
+                       double alpha)
 {
     const fm_pictures data = made();
     const pt_picture_options o = {.data = &data, .samples = N, .seed = 1, .calibration = calibration, .alpha = alpha};
@@ -86,11 +88,13 @@ static double distance(const real *a, const real *b)
 }
 
 /* Relative distance of the logits under methods from those of the float network; and of its own latent floats from them. */
-static double error_of(const char *text, const char *recipe, const char *methods, int calibration, double alpha, double *of_floats)
+static double error_of(const char *text, const char *recipe, const char *methods, int calibration, double alpha,
+                       double *of_floats)
 {
     md_picture_net plain, m;
     real wanted[N * CLASSES], got[N * CLASSES], latent[N * CLASSES];
-    ck_assert_msg(quantize(&m, text, recipe, methods, calibration, alpha) == NB_OK, "%s: %s", methods, nb_fail_message());
+    ck_assert_msg(quantize(&m, text, recipe, methods, calibration, alpha) == NB_OK, "%s: %s", methods,
+                  nb_fail_message());
     new_float(&plain, text);
     logits_of(wanted, &plain, true);
     logits_of(got, &m, false);
@@ -105,7 +109,8 @@ static double error_of(const char *text, const char *recipe, const char *methods
 
 START_TEST(eight_bits_are_near_the_floats_by_every_method)
 {
-    static const char *const chains[] = {"rtn", "static", "mse", "dynamic", "easyquant", "equalize", "smoothquant", "smoothquant+mse+biascorrect"};
+    static const char *const chains[] = {"rtn",       "static",   "mse",         "dynamic",
+                                         "easyquant", "equalize", "smoothquant", "smoothquant+mse+biascorrect"};
     for (size_t i = 0; i < sizeof chains / sizeof *chains; i++) {
         const double e = error_of(networks[_i], "w8a8", chains[i], PT_CALIBRATION_RECIPE, 0, NULL);
         ck_assert_msg(e < 0.1, "%s: %g", chains[i], e);
@@ -199,8 +204,14 @@ START_TEST(what_does_not_fit_is_refused)
 {
     static const struct {
         const char *methods, *words;
-    } bad[] = {{"gptq", "language models"},       {"nonsense", "no such method"},     {"rtn+equalize", "in this order"},   {"rtn+mse", "both decide"},
-               {"", "which method"},              {"rtn+rtn", "both decide"},         {"equalize+equalize", "order"},      {"biascorrect+rtn", "order"},
+    } bad[] = {{"gptq", "language models"},
+               {"nonsense", "no such method"},
+               {"rtn+equalize", "in this order"},
+               {"rtn+mse", "both decide"},
+               {"", "which method"},
+               {"rtn+rtn", "both decide"},
+               {"equalize+equalize", "order"},
+               {"biascorrect+rtn", "order"},
                {"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "no such"}};
     md_picture_net m, from;
     fq_recipe r = {0};
@@ -213,7 +224,8 @@ START_TEST(what_does_not_fit_is_refused)
     ck_assert(strstr(nb_fail_message(), "--alpha"));
     ck_assert_int_eq(quantize(&m, networks[0], "w8a8", "mse", PT_CALIBRATION_EASYQUANT, 0), NB_USAGE);
     ck_assert_int_eq(quantize(&m, networks[0], "w8a8", "easyquant", FQ_KL, 0), NB_USAGE);
-    ck_assert_int_eq(quantize(&m, "input 9 9 1\nlinear 3\n", "w8a8", "smoothquant", PT_CALIBRATION_RECIPE, 0), NB_USAGE);
+    ck_assert_int_eq(quantize(&m, "input 9 9 1\nlinear 3\n", "w8a8", "smoothquant", PT_CALIBRATION_RECIPE, 0),
+                     NB_USAGE);
     new_float(&from, networks[0]);
     ck_assert_int_eq(fq_recipe_open(&r, "w8a8"), NB_OK);
     ck_assert_int_eq(pt_picture_quantize(&m, &from, &r, "rtn", &none), NB_USAGE);

@@ -34,7 +34,7 @@ kd_picture_options kd_picture_defaults(const md_picture_net *m, const fm_picture
                                 .shift = m->layer[0].c.K > 1, /* a linear map knows every point by its place */
                                 .flip = data->mirrors,
                                 .seed = 1,
-                                .lr = qat ? 5e-4 : 1e-3,
+                                .lr = qat ? 1e-4 : 1e-3,
                                 .scale_rate = 1e-3,
                                 .clip = qat ? 1 : 0,
                                 .warmup = 0.05,

@@ -75,7 +75,8 @@ status md_net_equalize(md_picture_net *m)
 {
     for (int64_t i = 0; i < m->layers; i++)
         if (!m->layer[i].w || m->layer[i].norm_w)
-            return nb_fail(NB_USAGE, "%s: equalization is of float weights without a batch norm behind them", m->layer[i].name);
+            return nb_fail(NB_USAGE, "%s: equalization is of float weights without a batch norm behind them",
+                           m->layer[i].name);
     for (int sweep = 0; sweep < SWEEPS; sweep++) {
         double most = 0;
         for (int64_t i = 0; i + 1 < m->layers; i++) {

@@ -14,7 +14,8 @@ static status do_input(const pt_pair *p, const pt_input *x, const pt_input *raw)
     pt_scaled reader[PT_SCALED];
     for (int k = 0; k < p->n; k++)
         reader[k] = (pt_scaled){p->reader[k]->w_site, p->reader[k]->w->x, 1};
-    return pt_easyquant(p->input, x->sample, raw->sample, x->sampled < raw->sampled ? x->sampled : raw->sampled, x->C, reader, p->n);
+    return pt_easyquant(p->input, x->sample, raw->sample, x->sampled < raw->sampled ? x->sampled : raw->sampled, x->C,
+                        reader, p->n);
 }
 
 static int64_t rows_of(const md_config *c)

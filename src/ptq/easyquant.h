@@ -13,6 +13,7 @@ typedef struct {
 enum { PT_SCALED = 3 };
 /* Sets the scales of `input` and of its readers (those that have codes with ranges of their own; the others are left out). x [n, K] as the float
  * layers before give it, raw [n, K] the quantized ones, before the site; K = site cols * groups of every reader. */
-status pt_easyquant(fq_site *input, const real *x, const real *raw, int64_t n, int64_t K, const pt_scaled *reader, int readers);
+status pt_easyquant(fq_site *input, const real *x, const real *raw, int64_t n, int64_t K, const pt_scaled *reader,
+                    int readers);
 
 #endif

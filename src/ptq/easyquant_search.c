@@ -32,17 +32,17 @@ typedef struct {
     pt_scaled of;
     real *scale, *y, *w, *out; /* S_w [n_scales]; y [n, N]; decoded weights [N, K / groups]; y^ [n, N] */
     int32_t *zero;
-    int *chosen;               /* [N] b, as a candidate */
+    int *chosen; /* [N] b, as a candidate */
 } reader;
 
 /* One input with all that reads it. */
 typedef struct {
     fq_site *input;
-    int64_t n, K; /* rows of samples */
-    const real *x, *raw;   /* [n, K] of the float layers, of the quantized ones */
-    real *q;               /* [n, K] x^ through its site */
-    real *start;           /* S_x [n_scales] */
-    int chosen;            /* a, as a candidate */
+    int64_t n, K;        /* rows of samples */
+    const real *x, *raw; /* [n, K] of the float layers, of the quantized ones */
+    real *q;             /* [n, K] x^ through its site */
+    real *start;         /* S_x [n_scales] */
+    int chosen;          /* a, as a candidate */
     reader reader[PT_SCALED];
     int readers;
 } searched;
@@ -286,7 +286,8 @@ static status keep(const searched *e)
     return NB_OK;
 }
 
-status pt_easyquant(fq_site *input, const real *x, const real *raw, int64_t n, int64_t K, const pt_scaled *of, int readers)
+status pt_easyquant(fq_site *input, const real *x, const real *raw, int64_t n, int64_t K, const pt_scaled *of,
+                    int readers)
 {
     searched e = {.input = input, .n = n, .K = K, .x = x, .raw = raw, .chosen = ONE};
     status s = begin(&e, of, readers);

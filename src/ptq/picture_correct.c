@@ -20,7 +20,8 @@ static status differ(double *moved, const ag_tensor *y, const ag_tensor *z, int6
 }
 
 /* One stage of both networks: *x of the float one, *z of the quantized one, whose bias is corrected on the way. */
-static status do_layer(ag_tape *floats, ag_tape *coded, md_picture_net *m, int64_t stage, const ly_conv *l, ag_tensor **x, ag_tensor **z)
+static status do_layer(ag_tape *floats, ag_tape *coded, md_picture_net *m, int64_t stage, const ly_conv *l,
+                       ag_tensor **x, ag_tensor **z)
 {
     static const md_net_run run = {0};
     double *moved = nb_alloc_zeroed((size_t)l->c.N, sizeof *moved);
@@ -39,7 +40,8 @@ status pt_picture_correct(md_picture_net *m, const pt_picture_options *o)
 {
     ag_tape floats = {.quantize_off = true}, coded = {0};
     real *memory[2] = {NULL, NULL};
-    ag_tensor *x = pt_picture_leaf(&floats, &memory[0], o, CORRECTED), *z = fq_apply(&coded, m->input, pt_picture_leaf(&coded, &memory[1], o, CORRECTED));
+    ag_tensor *x = pt_picture_leaf(&floats, &memory[0], o, CORRECTED),
+              *z = fq_apply(&coded, m->input, pt_picture_leaf(&coded, &memory[1], o, CORRECTED));
     status s = NB_OK;
     for (int64_t i = 0, layer = 0; i < m->stages.n && s == NB_OK && x && z; i++) {
         const ly_conv *l = m->stages.stage[i].kind == MD_STAGE_CONV ? &m->layer[layer++] : NULL;

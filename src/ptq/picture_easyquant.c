@@ -12,7 +12,8 @@ static void patch(real *p, const kn_conv *c, const real *x, int64_t o)
 {
     const int64_t C = c->C / c->groups, KK = c->K * c->K;
     for (int64_t k = 0; k < KK; k++) {
-        const int64_t y = o / c->OW * c->stride + k / c->K * c->dilation - c->pad, z = o % c->OW * c->stride + k % c->K * c->dilation - c->pad;
+        const int64_t y = o / c->OW * c->stride + k / c->K * c->dilation - c->pad,
+                      z = o % c->OW * c->stride + k % c->K * c->dilation - c->pad;
         const bool inside = y >= 0 && y < c->H && z >= 0 && z < c->W;
         for (int64_t i = 0; i < c->C; i++)
             p[(i / C * KK + k) * C + i % C] = inside ? x[(y * c->W + z) * c->C + i] : 0;
@@ -22,8 +23,12 @@ static void patch(real *p, const kn_conv *c, const real *x, int64_t o)
 static status search(fq_site *input, const ly_conv *l, const ag_tensor *x, const ag_tensor *raw, uint64_t seed)
 {
     const kn_conv *c = &l->c;
-    const int64_t points = c->OH * c->OW, K = kn_conv_depth(c) * c->groups, all = ag_rows(x) * points, fit = (1 << 24) / (c->N * kn_conv_depth(c)),
-                  wanted = fit < FEW_ROWS ? FEW_ROWS : fit > MANY_ROWS ? MANY_ROWS : fit, rows = wanted < all ? wanted : all;
+    const int64_t points = c->OH * c->OW, K = kn_conv_depth(c) * c->groups, all = ag_rows(x) * points,
+                  fit = (1 << 24) / (c->N * kn_conv_depth(c)),
+                  wanted = fit < FEW_ROWS    ? FEW_ROWS
+                           : fit > MANY_ROWS ? MANY_ROWS
+                                             : fit,
+                  rows = wanted < all ? wanted : all;
     const real *a = ag_value(x), *b = ag_value(raw);
     real *memory = nb_alloc((size_t)(2 * rows), (size_t)K * sizeof *memory);
     if (!memory || !a || !b) {
@@ -35,7 +40,8 @@ static status search(fq_site *input, const ly_conv *l, const ag_tensor *x, const
         patch(memory + r * K, c, a + at / points * ag_cols(x), at % points);
         patch(memory + (rows + r) * K, c, b + at / points * ag_cols(raw), at % points);
     }
-    const status s = pt_easyquant(input, memory, memory + rows * K, rows, K, &(pt_scaled){l->w_site, l->w->x, c->groups}, 1);
+    const status s =
+        pt_easyquant(input, memory, memory + rows * K, rows, K, &(pt_scaled){l->w_site, l->w->x, c->groups}, 1);
     free(memory);
     return s;
 }
@@ -58,7 +64,8 @@ status pt_picture_easyquant(md_picture_net *m, const pt_picture_options *o)
 {
     ag_tape floats = {.quantize_off = true}, coded = {0};
     real *memory[2] = {NULL, NULL};
-    ag_tensor *x = pt_picture_leaf(&floats, &memory[0], o, SEARCHED), *raw = pt_picture_leaf(&coded, &memory[1], o, SEARCHED);
+    ag_tensor *x = pt_picture_leaf(&floats, &memory[0], o, SEARCHED),
+              *raw = pt_picture_leaf(&coded, &memory[1], o, SEARCHED);
     fq_site *site = m->input;
     status s = x && raw ? NB_OK : NB_NOMEM;
     for (int64_t i = 0, layer = 0, from = 0; i < m->stages.n && s == NB_OK; i++) {

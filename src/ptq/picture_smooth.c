@@ -35,14 +35,16 @@ static void look(void *ctx, const char *site, const ag_tensor *in, const ag_tens
 }
 
 /* Sum over the first pictures of |quantized logits - logits|^2. */
-static status error_of(double *error, const md_picture_net *p, const real *logits, const fq_recipe *recipe, const pt_picture_options *o)
+static status error_of(double *error, const md_picture_net *p, const real *logits, const fq_recipe *recipe,
+                       const pt_picture_options *o)
 {
     md_picture_net m = {0};
     ag_tape t = {0};
     real *memory = NULL;
     TRY(md_net_with_recipe(&m, p, recipe));
     status s = kd_picture_calibrate(&m, o->data, FQ_START_ABSMAX, TRIED, o->seed);
-    const ag_tensor *y = s == NB_OK ? md_net_forward(&t, &m, pt_picture_leaf(&t, &memory, o, TRIED), &as_it_runs) : NULL;
+    const ag_tensor *y =
+        s == NB_OK ? md_net_forward(&t, &m, pt_picture_leaf(&t, &memory, o, TRIED), &as_it_runs) : NULL;
     const real *v = y ? ag_value(y) : NULL;
     *error = 0;
     for (int64_t k = 0; v && k < ag_count(y); k++)
@@ -63,7 +65,8 @@ static void invert(real *to, const real *from, int64_t n)
 }
 
 /* x [N] largest of the results; scratch [4 N]. The weights are kept and put back: / s * s would not be exact. */
-static status smooth_pair(md_picture_net *p, int64_t i, const real *x, const real *logits, const fq_recipe *recipe, const pt_picture_options *o)
+static status smooth_pair(md_picture_net *p, int64_t i, const real *x, const real *logits, const fq_recipe *recipe,
+                          const pt_picture_options *o)
 {
     const int64_t N = p->layer[i].c.N;
     real *w = nb_alloc((size_t)(4 * N), sizeof *w), *rows = w + N, *s = rows + N, *best = s + N;
@@ -98,7 +101,8 @@ static status smooth_pair(md_picture_net *p, int64_t i, const real *x, const rea
     return e;
 }
 
-static status smooth_pairs(md_picture_net *p, real *const *largest, const fq_recipe *recipe, const pt_picture_options *o)
+static status smooth_pairs(md_picture_net *p, real *const *largest, const fq_recipe *recipe,
+                           const pt_picture_options *o)
 {
     ag_tape t = {0};
     real *memory = NULL;
