@@ -204,7 +204,7 @@ static status step(trainer *t, int64_t number)
     const int64_t first = t->scored < t->windows ? t->scored : 0, n = t->windows - first;
     for (int64_t k = 0; k < t->batch; k++) {
         const int64_t at = (number - 1) * t->batch + k;
-        if (at % n == 0)
+        if (k == 0 || at % n == 0) /* at a step's beginning too: a run that goes on has no order yet */
             nb_random_permutation(t->order, n, t->o->seed, 1 + (uint64_t)(at / n));
         fill(t, k, first + t->order[at % n]);
     }
