@@ -5,6 +5,7 @@
  * the backward pass is the straight-through one, the same formulas on the decoded values.
  */
 #include "op.h"
+#include <stdlib.h>
 
 typedef struct {
     kn_conv c;
@@ -17,19 +18,16 @@ static bool multiplies_codes(const ag_tensor *x, const ag_tensor *w, const kn_co
     return x->codes && w->codes && kn_conv_can_multiply(c, &x->codes->grid, &w->codes->grid) && (c->groups > 1 || w->packed);
 }
 
-/* y = act(sum * scale): what the sums are worth. */
-static void value_of_sums(real *y, const ag_sums *s, int64_t rows)
+static status value_of_sums(real *y, const ag_sums *s, int64_t rows)
 {
     const kn_codes *w = s->w;
-    const real top = s->act == KN_RELU6 ? 6 : (real)3e38, bottom = s->act == KN_LINEAR ? (real)-3e38 : 0;
-    const int64_t N = s->channels;
-#pragma omp parallel for if (rows * s->points * N > AG_PARALLEL)
-    for (int64_t m = 0; m < rows * s->points; m++)
-        for (int64_t n = 0; n < N; n++) {
-            const real v = (real)s->sum[m * N + n] * (w->scale[w->grid.grain == KN_TENSOR ? 0 : n] * s->scale_x);
-            const real low = v > bottom ? v : bottom;
-            y[m * N + n] = low < top ? low : top;
-        }
+    real *scale = nb_alloc((size_t)s->channels, sizeof *scale);
+    for (int64_t n = 0; scale && n < s->channels; n++)
+        scale[n] = w->scale[w->grid.grain == KN_TENSOR ? 0 : n] * s->scale_x;
+    if (scale)
+        kn_value_of_sums(y, s->sum, scale, rows * s->points, s->channels, s->act);
+    free(scale);
+    return scale ? NB_OK : NB_NOMEM;
 }
 
 static status integer_forward(ag_tensor *out)
@@ -50,9 +48,8 @@ static status integer_forward(ag_tensor *out)
     TRY(kn_conv_codes_new(&codes, &s->c, w->codes, w->packed, b, x->codes->scale[0], x->codes->zero ? x->codes->zero[0] : 0));
     status e = kn_conv_integer(s->sums.sum, NULL, 0, &s->c, x->codes->q, x->codes->ld, &codes, NULL, B);
     kn_conv_codes_free(&codes);
-    value_of_sums(out->x, &s->sums, B);
     out->sums = &s->sums;
-    return e;
+    return e == NB_OK ? value_of_sums(out->x, &s->sums, B) : e;
 }
 
 static void conv_forward(ag_tensor *out)

@@ -16,7 +16,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { CHUNK = 256, LANES = 16 };
+enum { CHUNK = 256 };
 
 /* What one scale needs to tell inside from outside. */
 typedef struct {
@@ -48,81 +48,18 @@ static bounds bounds_of(const kn_codes *c, int64_t index)
     return b;
 }
 
-/* Sums of one unit; lanes in reals over a chunk, chunks in doubles. y = s l, so s ds needs no codes. */
+/* Sums of one unit; 16 lanes in reals over a chunk, chunks in doubles. y = s l, so s ds needs no codes. */
 typedef struct {
     double sds, outside; /* s ds = sum dy * (y - x inside), sum of dy outside */
 } sums;
 
-/* without a branch, for loops over many */
-static inline bool within(real r, real lo, real hi)
+/* n <= CHUNK elements */
+static void add_chunk(sums *s, const real *dy, const real *x, const real *y, int64_t n, const bounds *b)
 {
-    return (r >= lo) & (r <= hi);
-}
-
-/* a chunk's sum in lanes: element i goes to lane i % LANES */
-static double lane_sum(const real *restrict p, int64_t n)
-{
-    real lane[LANES] = {0};
-    int64_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        for (int j = 0; j < LANES; j++)
-            lane[j] += p[i + j];
-    for (int j = 0; i < n; i++, j++)
-        lane[j] += p[i];
-    for (int j = 0; j < 8; j++)
-        lane[j] += lane[j + 8];
-    for (int j = 0; j < 4; j++)
-        lane[j] += lane[j + 4];
-    return (double)(lane[0] + lane[2] + (lane[1] + lane[3]));
-}
-
-/* p = dy * (y - x inside), or dy outside */
-static void scale_terms(real *restrict p, const real *restrict dy, const real *restrict x, const real *restrict y,
-                        int64_t n, const bounds *b)
-{
-    const real inv = b->inv, lo = b->lo, hi = b->hi, rounded = b->rounded;
-    for (int64_t i = 0; i < n; i++) {
-        const real r = x[i] * inv, in = within(r, lo, hi) ? rounded : 0;
-        p[i] = dy[i] * (y[i] - x[i] * in);
-    }
-}
-
-static void outside_terms(real *restrict p, const real *restrict dy, const real *restrict x, int64_t n, const bounds *b)
-{
-    const real inv = b->inv, lo = b->lo, hi = b->hi;
-    for (int64_t i = 0; i < n; i++) {
-        const real r = x[i] * inv, d = dy[i];
-        p[i] = within(r, lo, hi) ? 0 : d;
-    }
-}
-
-/* n <= CHUNK elements; outside only where there is a zero point to learn from it */
-static void add_chunk(sums *s, const real *dy, const real *x, const real *y, int64_t n, const bounds *b, bool zero)
-{
-    real p[CHUNK];
-    p[0] = 0; /* n may be 0 */
-    scale_terms(p, dy, x, y, n, b);
-    s->sds += lane_sum(p, n);
-    if (!zero)
-        return;
-    outside_terms(p, dy, x, n, b);
-    s->outside += lane_sum(p, n);
-}
-
-/* dx (written where beta is 0, else added to) = dy where x lies within [lo, hi] of r = x inv */
-static void pass_range(real *restrict dx, real beta, const real *restrict dy, const real *restrict x, int64_t n,
-                       real inv, real lo, real hi)
-{
-    if (beta == 0)
-        for (int64_t i = 0; i < n; i++) {
-            const real r = x[i] * inv, d = dy[i];
-            dx[i] = within(r, lo, hi) ? d : 0;
-        }
-    else
-        for (int64_t i = 0; i < n; i++) {
-            const real r = x[i] * inv, d = dy[i];
-            dx[i] += within(r, lo, hi) ? d : 0;
-        }
+    real part[2];
+    kn_range_sums(part, dy, x, y, n, b->inv, b->lo, b->hi, b->rounded);
+    s->sds += (double)part[0];
+    s->outside += (double)part[1];
 }
 
 static void pass_all(real *dx, real beta, const real *dy, int64_t n)
@@ -172,10 +109,10 @@ static void unit_backward(real *dx, real beta, sums *s, const real *dy, const re
         if (s) {
             real y[CHUNK];
             decode_run(y, c, at, n);
-            add_chunk(s, dy + at, x + at, y, n, &b, c->zero != NULL);
+            add_chunk(s, dy + at, x + at, y, n, &b);
         }
         if (dx && ste == FQ_STE_CLIPPED)
-            pass_range(dx + at, beta, dy + at, x + at, n, b.inv, b.lo, b.hi);
+            kn_range_pass(dx + at, beta, dy + at, x + at, n, b.inv, b.lo, b.hi);
         else if (dx && ste == FQ_STE_LLMQAT)
             pass_llmqat(dx + at, beta, dy + at, x + at, n);
         else if (dx)

@@ -18,20 +18,6 @@ bool kn_copies_windows(const kn_plain *c)
     return c->groups == 1 && c->K > 1 && c->K * c->C < FEW;
 }
 
-static void depthwise(real *y, const kn_plain *c, const real *x, const real *wt, bool add)
-{
-    const kn_table *t = kn_isa();
-    const int64_t row = c->W * c->C;
-    if (!add)
-        memset(y, 0, (size_t)(c->OH * c->OW * c->N) * sizeof *y);
-    for (int64_t o = 0; o < c->OH * c->OW; o++)
-        for (int64_t k = 0; k < c->K * c->K; k++)
-            t->multiply_add(y + o * c->N,
-                            x + (o / c->OW * c->stride + k / c->K * c->dilation) * row +
-                                (o % c->OW * c->stride + k % c->K * c->dilation) * c->C,
-                            wt + k * c->C, c->C);
-}
-
 /* Row oy of the outputs of group g, in which C inputs go to N outputs. */
 static void output_row(real *y, const kn_plain *c, const real *x, const real *wt, int64_t g, int64_t oy, bool add)
 {
@@ -50,16 +36,14 @@ void kn_convolve(real *y, const kn_plain *c, const real *x, const real *wt, cons
     const kn_table *t = kn_isa();
     const int64_t depth = c->K * c->K * c->C;
     const bool finish = b || act != KN_LINEAR;
-    if (kn_conv_depthwise(c->C, c->N, c->groups)) {
-        depthwise(y, c, x, wt, add);
-        if (finish)
-            t->finish_rows(y, b, c->OH * c->OW, c->N, act);
-        return;
-    }
+    const bool deep = kn_conv_depthwise(c->C, c->N, c->groups);
     for (int64_t oy = 0; oy < c->OH; oy++) { /* what a row of outputs needs last, it finds in the first cache */
         if (windows)
             t->tile(y + oy * c->OW * c->N, c->N, windows + oy * c->OW * depth, depth, 1, wt, c->N, c->OW, c->N, depth, add);
-        for (int64_t g = 0; !windows && g < c->groups; g++)
+        if (deep)
+            t->depthwise_row(y + oy * c->OW * c->N, x + oy * c->stride * c->W * c->C, wt, c->OW, c->C, c->K, c->stride * c->C,
+                             c->dilation * c->W * c->C, c->dilation * c->C, add);
+        for (int64_t g = 0; !windows && !deep && g < c->groups; g++)
             output_row(y, c, x, wt, g, oy, add);
         if (finish)
             t->finish_rows(y + oy * c->OW * c->N, b, c->OW, c->N, act);

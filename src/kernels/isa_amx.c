@@ -1,5 +1,6 @@
 /* isa_amx.c - the integer product of many rows by tiles: 16 x 16 sums of 64 byte products a step (Intel AMX). Compiled with
- * the flags of AMX and AVX-512; linkage: kn_amx_linear, kn_amx_usable.
+ * the flags of AMX and AVX-512; linkage: kn_amx_linear, kn_amx_int8_runs,
+ * kn_amx_usable.
  *
  * One panel of 64 operands a row is a tile as it lies, [16][16][4], once it is unpacked to signed bytes; the activations are
  * the other operand as they lie, but for columns behind the last whole step, which are copied to a tile of their own. Sums
@@ -330,6 +331,63 @@ void kn_amx_linear(const kn_linear_job *j)
             part.a_zero = j->a_zero ? j->a_zero + m * j->zero_row : NULL;
             linear_grouped(&part);
         }
+    }
+    _tile_release();
+}
+
+/* ---- runs: convolutions ------------------------------------------------------------------- */
+
+/* c [rows, 32] = sums of a and two panels of b, `panel` bytes apart */
+static inline void sums_of_runs(int32_t *c, int64_t ldc, const int8_t *a, const int8_t *b, int64_t panel, const kn_int8_runs *j, bool two)
+{
+    const int64_t row = ldc * (int64_t)sizeof *c;
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (int64_t r = 0; r < j->runs; r++, a += j->a_run)
+        for (int64_t i = 0; i < j->steps; i++, b += TILE_BYTES) {
+            _tile_loadd(4, a + i * STEP, j->lda);
+            _tile_loadd(6, b, 64);
+            _tile_loadd(7, b + panel, 64);
+            _tile_dpbssd(0, 4, 6);
+            _tile_dpbssd(1, 4, 7);
+            if (two) {
+                _tile_loadd(5, a + 16 * j->lda + i * STEP, j->lda);
+                _tile_dpbssd(2, 5, 6);
+                _tile_dpbssd(3, 5, 7);
+            }
+        }
+    _tile_stored(0, c, row);
+    _tile_stored(1, c + 16, row);
+    if (two) {
+        _tile_stored(2, c + 16 * ldc, row);
+        _tile_stored(3, c + 16 * ldc + 16, row);
+    }
+}
+
+void kn_amx_int8_runs(const kn_int8_runs *j)
+{
+    const int64_t panel = j->runs * j->steps * TILE_BYTES;
+    int64_t shaped = 0;
+    for (int64_t m = 0; m < j->M; m += 32) {
+        const int64_t rows = kn_min(32, j->M - m);
+        if (rows != shaped)
+            shape_tiles(kn_min(rows, 16), rows - 16, STEP);
+        shaped = rows;
+        for (int64_t line = 0; line < j->lines; line++)
+            for (int64_t n = 0; n < j->N; n += 32) {
+                int32_t *c = j->c + line * j->c_line + m * j->ldc + n;
+                const int8_t *a = j->a + line * j->a_line + m * j->lda, *b = j->b + n / 16 * panel;
+                if (j->N - n >= 32) {
+                    sums_of_runs(c, j->ldc, a, b, panel, j, rows > 16);
+                    continue;
+                }
+                _Alignas(64) int32_t piece[32 * 32];
+                sums_of_runs(piece, 32, a, b, panel, j, rows > 16);
+                for (int64_t i = 0; i < rows; i++)
+                    memcpy(c + i * j->ldc, piece + i * 32, (size_t)(j->N - n) * sizeof *c);
+            }
     }
     _tile_release();
 }

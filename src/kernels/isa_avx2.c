@@ -342,6 +342,8 @@ static inline v16 v_pow2(v16 n) /* of integral lanes -126..127 */
 }
 
 #include "kernels/exp_body.h"
+#include "kernels/requant_body.h"
+
 #define TABLE      kn_table_avx2
 #define TABLE_NAME "avx2"
 #define TABLE_BF16 false

@@ -279,6 +279,26 @@ static inline v16 v_pow2(v16 n) /* of integral lanes -126..127 */
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
 }
 
+/* Eight of requant_body.h, on 64 bits: the product reads the low halves. */
+static inline __m128i requantize8(const int32_t *sum, __m512i multiplier, __m512i half, __m512i shift, __m512i lo, __m512i hi, __m512i zero)
+{
+    const __m512i x = _mm512_cvtepi32_epi64(_mm256_loadu_si256((const __m256i *)sum));
+    const __m512i v = _mm512_srav_epi64(_mm512_add_epi64(_mm512_mul_epi32(x, multiplier), half), shift);
+    return _mm512_cvtepi64_epi8(_mm512_add_epi64(_mm512_min_epi64(_mm512_max_epi64(v, lo), hi), zero));
+}
+static void requantize16(int8_t *q, const int32_t *sum, int64_t M, const kn_requant *r, int64_t at)
+{
+    const __m512i lo = _mm512_set1_epi64(r->lo - r->zero), hi = _mm512_set1_epi64(r->hi - r->zero), zero = _mm512_set1_epi64(r->zero);
+    const __m512i m0 = b_load(r->multiplier + at), h0 = b_load(r->half + at), s0 = b_load(r->shift + at);
+    const __m512i m1 = b_load(r->multiplier + at + 8), h1 = b_load(r->half + at + 8), s1 = b_load(r->shift + at + 8);
+    q += at;
+    sum += at;
+    for (int64_t m = 0; m < M; m++, q += r->n, sum += r->n) {
+        const __m128i low = requantize8(sum, m0, h0, s0, lo, hi, zero), high = requantize8(sum + 8, m1, h1, s1, lo, hi, zero);
+        _mm_storeu_si128((__m128i *)q, _mm_unpacklo_epi64(low, high));
+    }
+}
+
 #include "kernels/exp_body.h"
 #define TABLE      kn_table_avx512
 #define TABLE_NAME "avx512"
@@ -292,6 +312,7 @@ const kn_table kn_table_amx = {.name = "amx",
                                .has_bf16 = kn_amx_bf16_usable,
                                .multiply_bf16 = kn_amx_bf16_multiply,
                                .runs_bf16 = kn_amx_bf16_runs,
+                               .runs_int8 = kn_amx_int8_runs,
 #define X(result, function, arguments) .function = function,
                                KN_FUNCTIONS(X)
 #undef X

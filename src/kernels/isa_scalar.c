@@ -221,6 +221,8 @@ static inline v16 v_pow2(v16 n) /* of integral lanes -126..127 */
 #include "kernels/exp_body.h"
 #endif
 
+#include "kernels/requant_body.h"
+
 #define TABLE      kn_table_scalar
 #define TABLE_NAME "scalar"
 #define TABLE_BF16 false

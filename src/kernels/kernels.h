@@ -379,6 +379,10 @@ status kn_attention_backward(real *dq, real *dk, real *dv, const real *d_o, cons
                              const real *q, const real *k, const real *v, const int32_t *lengths, int64_t B, int64_t T,
                              int64_t H, int64_t G, int64_t D);
 
+/* Straight-through gradients within lo <= x inv <= hi (fakequant/op_fake.c): sums[0] = sum dy (y - x inside rounded), sums[1] = sum dy outside; and
+ * dx (beta 0: written, 1: added to) = dy inside, else 0. In the thread that calls. */
+void kn_range_sums(real sums[2], const real *dy, const real *x, const real *y, int64_t n, real inv, real lo, real hi, real rounded);
+void kn_range_pass(real *dx, real beta, const real *dy, const real *x, int64_t n, real inv, real lo, real hi);
 /* y [n] (beta 0: written, 1: added to) = x[i] / (1 - p) where nb_random_unit(seed, stream, i) >= p, else 0: dropout, 0 <= p < 1 */
 void kn_drop(real *y, real beta, const real *x, int64_t n, real p, uint64_t seed, uint64_t stream);
 
@@ -429,10 +433,14 @@ void kn_requant_set(kn_requant *r, const kn_codes *w, real scale_x, const kn_gri
 int32_t kn_requantize_one(const kn_requant *r, int32_t sum, int64_t channel);               /* the definition */
 void kn_requantize(int8_t *q, int64_t ldq, const int32_t *sum, int64_t B, int64_t points, const kn_requant *r); /* sums [B, points, n] -> q [B] rows */
 
+/* y [M, N] = act(sum [M, N] * scale [N]), M = B * points rows: what sums are worth. */
+void kn_value_of_sums(real *y, const int32_t *sum, const real *scale, int64_t M, int64_t N, kn_activation act);
+
 /* What a convolution of codes needs of its weights, once for many calls. */
 typedef struct {
     const kn_packed *packed; /* where groups is 1 */
     int8_t *deep;            /* else operands [groups][K*K*C/groups][N/groups], depthwise [K*K][C] */
+    int8_t *tiles;           /* [N/16][K][K*C/64][16][16][4], zero padded; NULL: windows are copied and multiplied by `packed` */
     int32_t *bias;           /* [N] bias less zero_x times the weights' sums */
     int32_t zero_x;
 } kn_conv_codes;

@@ -45,6 +45,17 @@ typedef struct {
     bool add;
 } kn_bf16_runs;
 
+/* The same of signed bytes, exact: c [M, N] = sums, blocks of 64 products; b: panels [N/16][runs][steps][16][16][4], an even number of them. */
+typedef struct {
+    int32_t *c;
+    int64_t ldc;
+    const int8_t *a;
+    int64_t lda;
+    const int8_t *b;
+    int64_t M, N, steps, runs, a_run;
+    int64_t lines, c_line, a_line;
+} kn_int8_runs;
+
 /* What a panel adds to every operand, and the bytes of a panel. */
 static inline int32_t kn_shift(const kn_packed *w)
 {
@@ -158,7 +169,18 @@ enum {
     X(void, largest_point_dx,                                                                                          \
       (real * dx, const real *dy, const uint8_t *at, int64_t C, int64_t K, int64_t row, bool add))                     \
     X(void, drop, (real * y, const real *x, int64_t n, uint64_t state, uint64_t least, real factor, bool add))         \
-    X(void, multiply_add8, (int32_t * y, const int8_t *a, const int8_t *b, int64_t n))                                 \
+    X(void, value_rows, (real * y, const int32_t *sum, const real *scale, int64_t M, int64_t N, kn_activation act))    \
+    X(void, depthwise_row,                                                                                             \
+      (real * y, const real *x, const real *w, int64_t OW, int64_t C, int64_t K, int64_t step, int64_t row,            \
+       int64_t apart, bool add))                                                                                       \
+    X(void, depthwise_row8,                                                                                            \
+      (int32_t * y, const int8_t *x, const int8_t *w, const int32_t *b, int64_t OW, int64_t C, int64_t K,              \
+       int64_t step, int64_t row, int64_t apart))                                                                      \
+    X(void, range_sums,                                                                                                \
+      (real * sums, const real *dy, const real *x, const real *y, int64_t n, real inv, real lo, real hi,               \
+       real rounded))                                                                                                  \
+    X(void, range_pass,                                                                                                \
+      (real * dx, const real *dy, const real *x, int64_t n, real inv, real lo, real hi, bool add))                     \
     X(void, max8, (int8_t * y, const int8_t *x, int64_t n))                                                            \
     X(void, requantize, (int8_t * q, const int32_t *sum, int64_t M, const kn_requant *r))                              \
     X(void, linear, (const kn_linear_job *job))                                                                        \
@@ -179,6 +201,7 @@ typedef struct {
     bool (*has_bf16)(void); /* multiply_bf16 and runs_bf16 work on this CPU; all NULL: the library's product */
     void (*multiply_bf16)(real *c, const uint16_t *a, int64_t lda, const uint16_t *b, int64_t M, int64_t N, bool add);
     void (*runs_bf16)(const kn_bf16_runs *job); /* on one thread */
+    void (*runs_int8)(const kn_int8_runs *job); /* on one thread; NULL: linear does convolutions */
     void (*linear_tall)(const kn_linear_job *job); /* the same product for KN_TALL rows and more; NULL: linear does them */
 #define X(result, name, arguments) result(*name) arguments;
     KN_FUNCTIONS(X)
@@ -195,6 +218,7 @@ typedef struct {
                   __builtin_cpu_supports("avx512vnni"))                                                                 \
     X(amx, kn_isa_named("avx512") && kn_amx_usable())
 bool kn_amx_usable(void); /* this CPU has byte products of tiles, and the system lets us use them (isa_amx.c) */
+void kn_amx_int8_runs(const kn_int8_runs *job);
 void kn_amx_linear(const kn_linear_job *job);
 bool kn_amx_bf16_usable(void); /* the same of bf16 products (isa_amxbf16.c) */
 /* kn_bf16_multiply for K <= lda, zeros behind it */

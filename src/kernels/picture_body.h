@@ -96,13 +96,6 @@ static void drop(real *restrict y, const real *restrict x, int64_t n, uint64_t s
     }
 }
 
-static void multiply_add8(int32_t *restrict y, const int8_t *restrict a, const int8_t *restrict b, int64_t n)
-{
-    for (int64_t i = 0; i < n; i++)
-        y[i] += a[i] * b[i];
-}
-
-/* y = max(y, x) */
 static void max8(int8_t *restrict y, const int8_t *restrict x, int64_t n)
 {
     for (int64_t i = 0; i < n; i++)
@@ -113,11 +106,86 @@ static void max8(int8_t *restrict y, const int8_t *restrict x, int64_t n)
 static void requantize(int8_t *restrict q, const int32_t *restrict sum, int64_t M, const kn_requant *r)
 {
     const int64_t N = r->n, zero = r->zero, lo = r->lo, hi = r->hi;
-    const int64_t *restrict multiplier = r->multiplier, *restrict shift = r->shift, *restrict half = r->half;
+    int64_t at = 0;
+    for (; at + 16 <= N; at += 16)
+        requantize16(q, sum, M, r, at);
     for (int64_t m = 0; m < M; m++)
-        for (int64_t n = 0; n < N; n++) {
-            int64_t v = ((sum[m * N + n] * multiplier[n] + half[n]) >> shift[n]) + zero;
+        for (int64_t n = at; n < N; n++) {
+            int64_t v = ((sum[m * N + n] * r->multiplier[n] + r->half[n]) >> r->shift[n]) + zero;
             v = v < lo ? lo : v;
             q[m * N + n] = (int8_t)(v > hi ? hi : v);
         }
+}
+
+/* y [M, N] = act(sum * scale[n]) */
+static void value_rows(real *restrict y, const int32_t *restrict sum, const real *restrict scale, int64_t M, int64_t N, kn_activation act)
+{
+    const real top = act == KN_RELU6 ? 6 : (real)3e38, bottom = act == KN_LINEAR ? (real)-3e38 : 0;
+    for (int64_t m = 0; m < M; m++, y += N, sum += N)
+        for (int64_t n = 0; n < N; n++) {
+            const real v = (real)sum[n] * scale[n], low = v > bottom ? v : bottom;
+            y[n] = low < top ? low : top;
+        }
+}
+
+/* A row of a depthwise convolution: y [OW, C] = b (NULL: 0; or y, where add) + sum_k x[o * step + at_k, c] w[k, c], k over K x K points whose rows are
+ * `row` numbers apart, its columns `apart` */
+static void depthwise_row(real *restrict y, const real *restrict x, const real *restrict w, int64_t OW, int64_t C, int64_t K, int64_t step,
+                          int64_t row, int64_t apart, bool add)
+{
+    for (int64_t o = 0; o < OW; o++, y += C, x += step)
+        for (int64_t c = 0; c < C; c += 16) {
+            v16 sum = add ? v_get(y + c, C - c) : v_zero();
+            for (int64_t ky = 0; ky < K; ky++)
+                for (int64_t kx = 0; kx < K; kx++)
+                    sum = v_fma(v_get(x + ky * row + kx * apart + c, C - c), v_get(w + (ky * K + kx) * C + c, C - c), sum);
+            v_put(y + c, sum, C - c);
+        }
+}
+
+static void depthwise_row8(int32_t *restrict y, const int8_t *restrict x, const int8_t *restrict w, const int32_t *restrict b, int64_t OW,
+                           int64_t C, int64_t K, int64_t step, int64_t row, int64_t apart)
+{
+    for (int64_t c = 0; c < C; c += 16) {
+        const int64_t n = kn_min(16, C - c);
+        int32_t part[16] = {0};
+        memcpy(part, b + c, (size_t)n * sizeof *part);
+        const w16 start = w_load(part);
+        for (int64_t o = 0; o < OW; o++) {
+            w16 sum = start;
+            for (int64_t ky = 0; ky < K; ky++)
+                for (int64_t kx = 0; kx < K; kx++)
+                    sum = w_add(sum, w_mul(w_from_s8(x + o * step + ky * row + kx * apart + c, n), w_from_s8(w + (ky * K + kx) * C + c, n)));
+            if (n == 16) {
+                w_store(y + o * C + c, sum);
+            } else {
+                w_store(part, sum);
+                memcpy(y + o * C + c, part, (size_t)n * sizeof *part);
+            }
+        }
+    }
+}
+
+/* fakequant/op_fake.c: sums[0] = sum dy (y - x inside), sums[1] = sum dy outside; inside: lo <= x inv <= hi (rounded: 1, or 0 where x takes no part) */
+static void range_sums(real *sums, const real *dy, const real *x, const real *y, int64_t n, real inv, real lo, real hi, real rounded)
+{
+    v16 scale = v_zero(), outside = v_zero();
+    for (int64_t i = 0; i < n; i += 16) {
+        const v16 xv = v_get(x + i, n - i), d = v_get(dy + i, n - i), r = v_mul(xv, v_set1(inv));
+        const v16 in = v_if_at_least(r, lo, v_if_at_least(v_sub(v_zero(), r), -hi, v_set1(1)));
+        scale = v_add(scale, v_mul(d, v_sub(v_get(y + i, n - i), v_mul(xv, v_mul(in, v_set1(rounded))))));
+        outside = v_add(outside, v_mul(d, v_sub(v_set1(1), in)));
+    }
+    sums[0] = v_sum(scale);
+    sums[1] = v_sum(outside);
+}
+
+/* dx = dy (add: +=) where lo <= x inv <= hi */
+static void range_pass(real *dx, const real *dy, const real *x, int64_t n, real inv, real lo, real hi, bool add)
+{
+    for (int64_t i = 0; i < n; i += 16) {
+        const v16 r = v_mul(v_get(x + i, n - i), v_set1(inv));
+        const v16 d = v_if_at_least(r, lo, v_if_at_least(v_sub(v_zero(), r), -hi, v_get(dy + i, n - i)));
+        v_put(dx + i, add ? v_add(v_get(dx + i, n - i), d) : d, n - i);
+    }
 }

@@ -282,3 +282,13 @@ void kn_drop(real *y, real beta, const real *x, int64_t n, real p, uint64_t seed
     for (int64_t i = 0; i < n; i += KN_CHUNK)
         t->drop(y + i, x + i, kn_min(KN_CHUNK, n - i), nb_random_state(seed, stream, (uint64_t)i), least, 1 / (1 - p), beta != 0);
 }
+
+void kn_range_sums(real sums[2], const real *dy, const real *x, const real *y, int64_t n, real inv, real lo, real hi, real rounded)
+{
+    kn_isa()->range_sums(sums, dy, x, y, n, inv, lo, hi, rounded);
+}
+
+void kn_range_pass(real *dx, real beta, const real *dy, const real *x, int64_t n, real inv, real lo, real hi)
+{
+    kn_isa()->range_pass(dx, dy, x, n, inv, lo, hi, beta != 0);
+}
