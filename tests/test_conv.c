@@ -210,6 +210,32 @@ START_TEST(tables_agree_bit_for_bit)
                 ck_assert_mem_eq(s[0], s[1], (size_t)n * sizeof **s);
             }
         }
+    for (int n = 1; t && n < 70; n += 17) {
+        uint8_t bits[2][9];
+        real sum[2][2], ends[2][2];
+        x[n] = n % 2 ? (real)NAN : (real)INFINITY;
+        for (int k = 0; k < 2; k++) {
+            const kn_table *use = k ? t : plain;
+            fill(c[k], M * NUMBERS, 4);
+            use->range_bits(bits[k], x, n, 2, -1, (real)0.5);
+            use->bits_pass(c[k], w, bits[k], n, true);
+            use->range_pass(c[k] + NUMBERS, w, x, n, 2, -1, (real)0.5, true);
+            use->range_sums(sum[k], w, x, b, n < 60 ? n : 60, 2, -1, (real)0.5, 1);
+            use->depthwise_row(c[k] + 2 * NUMBERS, x + 100, w, 2, n, 3, n, 4 * n, n, n % 2);
+            use->finite_min_max(&ends[k][0], &ends[k][1], x, n + 1);
+        }
+        ck_assert_mem_eq(c[0], c[1], sizeof c[0]);
+        ck_assert_mem_eq(bits[0], bits[1], (size_t)(n + 7) / 8);
+        ck_assert_mem_eq(sum[0], sum[1], sizeof sum[0]);
+        ck_assert_mem_eq(ends[0], ends[1], sizeof ends[0]);
+        real low = (real)INFINITY;
+        for (int i = 0; i < n; i++) {
+            low = x[i] < low ? x[i] : low;
+            ck_assert_int_eq(bits[0][i / 8] >> (i % 8) & 1, x[i] * 2 >= -1 && x[i] * 2 <= (real)0.5);
+        }
+        ck_assert(ends[0][0] == low);
+        x[n] = 0;
+    }
     for (int64_t m = 0; m < M; m++) { /* the runs of tile_runs are one chain */
         real sum = 0, found;
         for (int r = 0; r < RUNS; r++)

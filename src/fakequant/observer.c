@@ -49,14 +49,12 @@ static void observe_span(extent *e, const real *x, int64_t rows, int64_t width, 
 {
     real min = INFINITY, max = -INFINITY;
 #pragma omp parallel for schedule(static) if (rows * width > FQ_PARALLEL) reduction(min : min) reduction(max : max)
-    for (int64_t m = 0; m < rows; m++)
-        for (int64_t i = 0; i < width; i++) {
-            real v = x[m * ld + i];
-            if (isfinite(v)) {
-                min = v < min ? v : min;
-                max = v > max ? v : max;
-            }
-        }
+    for (int64_t m = 0; m < rows; m++) {
+        real low, high;
+        kn_finite_min_max(&low, &high, x + m * ld, width);
+        min = low < min ? low : min;
+        max = high > max ? high : max;
+    }
     if (!(min <= max))
         return;
     e->min = e->observed != 0 && e->min < (double)min ? e->min : (double)min;

@@ -209,6 +209,11 @@ static bool needs_mask(const fq_spec *s)
 
 static void mask_row(uint8_t *pass, const kn_codes *c, const real *x, int64_t row, bool llmqat)
 {
+    if (!llmqat && (c->grid.grain == KN_TENSOR || c->grid.grain == KN_ROW)) {
+        const bounds b = bounds_of(c, kn_scale_index(c, row, 0));
+        kn_range_bits(pass, x, c->cols, b.inv, b.lo, b.hi);
+        return;
+    }
     memset(pass, 0, (size_t)((c->cols + 7) / 8));
     for (int64_t col = 0; col < c->cols;) {
         const int64_t index = kn_scale_index(c, row, col);
@@ -282,10 +287,7 @@ static void straight_through(const ag_tensor *out, const save_fake *s)
             pass_all(to, beta, from, cols);
             continue;
         }
-        for (int64_t i = 0; i < cols; i++) {
-            real d = pass[i / 8] >> (i % 8) & 1 ? from[i] : 0;
-            to[i] = beta == 0 ? d : to[i] + d;
-        }
+        kn_bits_pass(to, beta, from, pass, cols);
     }
 }
 

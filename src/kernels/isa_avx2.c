@@ -102,6 +102,17 @@ static inline v16 v_if_more(v16 a, v16 b, v16 x, v16 y) /* a > b ? x : y */
     return (v16){_mm256_blendv_ps(y.a, x.a, _mm256_cmp_ps(a.a, b.a, _CMP_GT_OQ)),
                  _mm256_blendv_ps(y.b, x.b, _mm256_cmp_ps(a.b, b.b, _CMP_GT_OQ))};
 }
+static inline uint32_t v_bits(v16 x) /* a bit for each lane above 0 */
+{
+    const __m256 a = _mm256_cmp_ps(x.a, _mm256_setzero_ps(), _CMP_GT_OQ), b = _mm256_cmp_ps(x.b, _mm256_setzero_ps(), _CMP_GT_OQ);
+    return (uint32_t)_mm256_movemask_ps(a) | (uint32_t)_mm256_movemask_ps(b) << 8;
+}
+static inline v16 v_by_bits(v16 x, uint32_t bits) /* 0 where there is none */
+{
+    const __m256i low = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128), high = _mm256_slli_epi32(low, 8), all = _mm256_set1_epi32((int)bits);
+    const __m256i a = _mm256_cmpeq_epi32(_mm256_and_si256(all, low), low), b = _mm256_cmpeq_epi32(_mm256_and_si256(all, high), high);
+    return (v16){_mm256_and_ps(x.a, _mm256_castsi256_ps(a)), _mm256_and_ps(x.b, _mm256_castsi256_ps(b))};
+}
 static inline v16 v_swap(v16 x) /* the two of every pair */
 {
     return (v16){_mm256_permute_ps(x.a, 0xB1), _mm256_permute_ps(x.b, 0xB1)};

@@ -97,6 +97,14 @@ static inline v16 v_if_more(v16 a, v16 b, v16 x, v16 y) /* a > b ? x : y */
 {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ), y, x);
 }
+static inline uint32_t v_bits(v16 x) /* a bit for each lane above 0 */
+{
+    return _mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_GT_OQ);
+}
+static inline v16 v_by_bits(v16 x, uint32_t bits) /* 0 where there is none */
+{
+    return _mm512_maskz_mov_ps((__mmask16)bits, x);
+}
 static inline v16 v_swap(v16 x) /* the two of every pair */
 {
     return _mm512_permute_ps(x, 0xB1);

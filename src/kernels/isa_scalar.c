@@ -49,6 +49,15 @@ LANES(v_half, (v16 a), (real)nb_half_to(nb_half_from((float)a.l[i]))) /* as bina
 LANES(v_swap, (v16 a), a.l[i ^ 1])                                    /* the two of every pair */
 LANES(v_from_w, (w16 a), (real)a.l[i])
 
+LANES(v_by_bits, (v16 a, uint32_t bits), bits >> i & 1 ? a.l[i] : 0) /* 0 where there is none */
+static inline uint32_t v_bits(v16 a) /* a bit for each lane above 0 */
+{
+    uint32_t bits = 0;
+    for (int i = 0; i < 16; i++)
+        bits |= (uint32_t)(a.l[i] > 0) << i;
+    return bits;
+}
+
 static inline void v_store(real *p, v16 a)
 {
     memcpy(p, a.l, sizeof a.l);

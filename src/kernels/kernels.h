@@ -383,6 +383,11 @@ status kn_attention_backward(real *dq, real *dk, real *dv, const real *d_o, cons
  * dx (beta 0: written, 1: added to) = dy inside, else 0. In the thread that calls. */
 void kn_range_sums(real sums[2], const real *dy, const real *x, const real *y, int64_t n, real inv, real lo, real hi, real rounded);
 void kn_range_pass(real *dx, real beta, const real *dy, const real *x, int64_t n, real inv, real lo, real hi);
+/* The same in two parts: bits [n / 8, up], 1 inside (zeros behind n); and dx = dy where its bit is 1. */
+void kn_range_bits(uint8_t *bits, const real *x, int64_t n, real inv, real lo, real hi);
+void kn_bits_pass(real *dx, real beta, const real *dy, const uint8_t *bits, int64_t n);
+/* Smallest and largest of what is finite in x [n]; min > max where nothing is. In the thread that calls. */
+void kn_finite_min_max(real *min, real *max, const real *x, int64_t n);
 /* y [n] (beta 0: written, 1: added to) = x[i] / (1 - p) where nb_random_unit(seed, stream, i) >= p, else 0: dropout, 0 <= p < 1 */
 void kn_drop(real *y, real beta, const real *x, int64_t n, real p, uint64_t seed, uint64_t stream);
 

@@ -181,6 +181,9 @@ enum {
        real rounded))                                                                                                  \
     X(void, range_pass,                                                                                                \
       (real * dx, const real *dy, const real *x, int64_t n, real inv, real lo, real hi, bool add))                     \
+    X(void, range_bits, (uint8_t *bits, const real *x, int64_t n, real inv, real lo, real hi))                         \
+    X(void, bits_pass, (real * dx, const real *dy, const uint8_t *bits, int64_t n, bool add))                          \
+    X(void, finite_min_max, (real * min, real * max, const real *x, int64_t n))                                        \
     X(void, max8, (int8_t * y, const int8_t *x, int64_t n))                                                            \
     X(void, requantize, (int8_t * q, const int32_t *sum, int64_t M, const kn_requant *r))                              \
     X(void, linear, (const kn_linear_job *job))                                                                        \

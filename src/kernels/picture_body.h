@@ -189,3 +189,40 @@ static void range_pass(real *dx, const real *dy, const real *x, int64_t n, real 
         v_put(dx + i, add ? v_add(v_get(dx + i, n - i), d) : d, n - i);
     }
 }
+
+/* bits [n / 8, up]: 1 where lo <= x inv <= hi, zeros behind n */
+static void range_bits(uint8_t *bits, const real *x, int64_t n, real inv, real lo, real hi)
+{
+    for (int64_t i = 0; i < n; i += 16) {
+        const v16 r = v_mul(v_get(x + i, n - i), v_set1(inv));
+        const v16 in = v_keep(v_if_at_least(r, lo, v_if_at_least(v_sub(v_zero(), r), -hi, v_set1(1))), n - i, v_zero());
+        const uint32_t found = v_bits(in);
+        bits[i / 8] = (uint8_t)found;
+        if (n - i > 8)
+            bits[i / 8 + 1] = (uint8_t)(found >> 8);
+    }
+}
+
+/* dx = dy (add: +=) where its bit is 1 */
+static void bits_pass(real *dx, const real *dy, const uint8_t *bits, int64_t n, bool add)
+{
+    for (int64_t i = 0; i < n; i += 16) {
+        const uint32_t which = (uint32_t)bits[i / 8] | (n - i > 8 ? (uint32_t)bits[i / 8 + 1] << 8 : 0);
+        const v16 d = v_by_bits(v_get(dy + i, n - i), which);
+        v_put(dx + i, add ? v_add(v_get(dx + i, n - i), d) : d, n - i);
+    }
+}
+
+/* Of what is finite; min > max where nothing is */
+static void finite_min_max(real *min, real *max, const real *x, int64_t n)
+{
+    const v16 most = v_set1((real)INFINITY), least = v_set1(-(real)INFINITY);
+    v16 low = most, high = least;
+    for (int64_t i = 0; i < n; i += 16) {
+        const v16 v = v_get(x + i, n - i), size = v_keep(v_abs(v), n - i, most);
+        low = v_min(low, v_if_more(most, size, v, most));
+        high = v_max(high, v_if_more(most, size, v, least));
+    }
+    *min = v_bottom(low);
+    *max = v_top(high);
+}

@@ -292,3 +292,18 @@ void kn_range_pass(real *dx, real beta, const real *dy, const real *x, int64_t n
 {
     kn_isa()->range_pass(dx, dy, x, n, inv, lo, hi, beta != 0);
 }
+
+void kn_range_bits(uint8_t *bits, const real *x, int64_t n, real inv, real lo, real hi)
+{
+    kn_isa()->range_bits(bits, x, n, inv, lo, hi);
+}
+
+void kn_bits_pass(real *dx, real beta, const real *dy, const uint8_t *bits, int64_t n)
+{
+    kn_isa()->bits_pass(dx, dy, bits, n, beta != 0);
+}
+
+void kn_finite_min_max(real *min, real *max, const real *x, int64_t n)
+{
+    kn_isa()->finite_min_max(min, max, x, n);
+}
