@@ -183,9 +183,11 @@ static const char *split_word(const comparison *c)
 
 static status quantize(const comparison *c, cl_row_of *r, const char *out)
 {
-    char samples[24], length[24], seed[32], threads[24];
+    char samples[24], length[24], seed[32], threads[24], part[4096];
     cl_line l = {0};
     cl_child child;
+    snprintf(part, sizeof part, "%s.part", out);
+    const bool goes_on = nb_path_is_folder(part); /* then its time is not the method's */
     cl_line_add(&l, "ptq", strcmp(r->method, "float") ? r->method : "rtn"); /* floats of 16 bits are rounded to nearest */
     cl_line_add(&l, c->model, NULL);
     if (*r->how)
@@ -206,7 +208,7 @@ static status quantize(const comparison *c, cl_row_of *r, const char *out)
     r->bytes = nb_json_int(nb_json_get(child.json, "bytes"), -1);
     r->bpw = number(child.json, "bits_per_param");
     r->peak_bytes = nb_json_int(nb_json_get(child.json, "peak_bytes"), -1);
-    r->seconds = child.seconds;
+    r->seconds = goes_on ? NAN : child.seconds;
     cl_child_free(&child);
     return NB_OK;
 }
