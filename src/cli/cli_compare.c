@@ -101,7 +101,7 @@ static status measure_file(cl_row_of *r, const comparison *c)
         for (int64_t i = 0; i < a.n; i++)
             r->bytes += (int64_t)a.array[i].bytes;
         fm_arrays_free(&a);
-        snprintf(r->recipe, sizeof r->recipe, "its own");
+        snprintf(r->recipe, sizeof r->recipe, r->bytes < 4 * size.params ? "its own" : "float");
     }
     r->bpw = 8 * (double)r->bytes / (double)size.params;
     return NB_OK;
