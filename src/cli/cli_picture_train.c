@@ -117,7 +117,7 @@ static int command_of(int argc, char **argv, bool qat)
         {"--epochs", "N", CL_COUNT, &o.epochs, "0", "passes over the pictures (0: 10, qat 3)"},
         {"--batch", "N", CL_COUNT, &o.batch, "64", "pictures of a step"},
         {"--shift", "N", CL_NUMBER, &o.shift, "-1", "pictures move by up to so many points each way (-1: 1; 0 where the first layer is linear)"},
-        {"--flip", "auto|on|off", CL_CHOICE, &o.flip, "auto", "every second picture is mirrored; auto: clothes are, digits are not"},
+        {"--flip", "auto|on|off", CL_CHOICE, &o.flip, "auto", "every second picture is mirrored; auto: clothes are in front of windows, digits are not"},
         {"--lr", "X", CL_NUMBER, &o.lr, "0", "learning rate of AdamW (0: 1e-3, qat 1e-4), half a cosine to 0"},
         {"--weight-decay", "X", CL_NUMBER, &o.decay, "0", "of AdamW"},
         {"--smoothing", "X", CL_NUMBER, &o.smoothing, "0", "of labels"},

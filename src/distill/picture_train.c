@@ -28,11 +28,11 @@ enum { ORDER = 601, SHIFT = 602, FLIP = 603 }; /* streams of random numbers */
 
 kd_picture_options kd_picture_defaults(const md_picture_net *m, const fm_pictures *data)
 {
-    const bool qat = m->base.recipe.n;
+    const bool qat = m->base.recipe.n, windows = m->layer[0].c.K > 1; /* a linear map knows every point by its place */
     return (kd_picture_options){.epochs = qat ? 3 : 10,
                                 .batch = 64,
-                                .shift = m->layer[0].c.K > 1, /* a linear map knows every point by its place */
-                                .flip = data->mirrors,
+                                .shift = windows,
+                                .flip = windows && data->mirrors,
                                 .seed = 1,
                                 .lr = qat ? 1e-4 : 1e-3,
                                 .scale_rate = 1e-3,
