@@ -1,8 +1,9 @@
 /* smoothquant.c - outliers of activations moved into weights (Xiao et al. 2023), channel j of a pair:
  *   s_j = max|x_j|^alpha / max|w_j|^(1-alpha),  at least 1e-5;  max|w_j| over all readers and rows, at least 1e-5
- * With a recipe alpha is searched per pair in 0, 0.1, .. 1 and "not at all": the least  sum |Q(x / s) Q(w s)' - x w'|^2  over ROWS rows of
- * inputs, both quantized as their sites say (static ranges from these rows); of large matrices OUTPUTS rows stand for all. Without a
- * recipe it is 0.5. Pairs: norm -> q, k, v and norm -> gate, up; those that the paper leaves alone, v -> o and up -> down, with
+ * With a recipe alpha is searched per pair in 0, 0.1, .. 1 and "not at all": the least  sum |Q(x / s) Q(w s)' - x w'|^2 / max(1, |x w'|^2 / M)
+ * over ROWS rows of inputs, M = STANDS_OUT times the median of |x w'|^2, both quantized as their sites say (static ranges from these rows); of large
+ * matrices OUTPUTS rows stand for all. Without the divisor one token would decide, which heads park their attention on and which is thousands of
+ * times as large. Without a recipe alpha is 0.5. Pairs: norm -> q, k, v and norm -> gate, up; those that the paper leaves alone, v -> o and up -> down, with
  * --smooth-all. An asymmetric spec of one-sided inputs is searched as it is. With --smooth-keys rows of k are divided and those of q multiplied by
  *   s_i = (largest |k| behind the rotation in the two channels of pair i)^alpha     (QServe's SmoothAttention, Lin et al. 2024)
  */
@@ -12,7 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { ROWS = 256, OUTPUTS = 256, ALPHAS = 11 };
+enum { ROWS = 256, OUTPUTS = 256, ALPHAS = 11, STANDS_OUT = 100 };
 
 /* Which rows of a reader are looked at. */
 static int64_t step_of(const ly_linear *l)
@@ -80,8 +81,8 @@ static status inputs_through(real *x, const fq_site *site, int64_t n, int64_t C)
     return through(x, &spec, n, C);
 }
 
-/* error += |Q(x / s) Q(w s)' - x w'|^2 of one reader; x [n, K] as it came, q [n, K] through its site. */
-static status reader_error(double *error, const ly_linear *l, const pt_pair *p, const real *s, const real *x, const real *q, int64_t n)
+/* off [n] += |Q(x / s) Q(w s)' - x w'|^2 of each row and size [n] += |x w'|^2, of one reader; x [n, K] as it came, q [n, K] through its site. */
+static status reader_error(double *off, double *size, const ly_linear *l, const pt_pair *p, const real *s, const real *x, const real *q, int64_t n)
 {
     const int64_t K = l->in, N = rows_of(l), step = step_of(l);
     real *w = nb_alloc((size_t)(2 * N), (size_t)K * sizeof *w), *y = nb_alloc((size_t)(2 * n), (size_t)N * sizeof *y);
@@ -95,27 +96,45 @@ static status reader_error(double *error, const ly_linear *l, const pt_pair *p, 
     if (e == NB_OK) {
         kn_product_nt(KN_FP32, y, x, w, n, N, K, 0);
         kn_product_nt(KN_FP32, y + n * N, q, w + N * K, n, N, K, 0);
-        for (int64_t i = 0; i < n * N; i++)
-            *error += ((double)y[i] - (double)y[n * N + i]) * ((double)y[i] - (double)y[n * N + i]) * (double)step;
+        for (int64_t i = 0; i < n * N; i++) {
+            const double d = (double)y[i] - (double)y[n * N + i];
+            off[i / N] += d * d * (double)step;
+            size[i / N] += (double)y[i] * (double)y[i] * (double)step;
+        }
     }
     free(w);
     free(y);
     return e;
 }
 
+static int by_size(const void *a, const void *b)
+{
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
 static status pair_error(double *error, const pt_pair *p, const pt_input *g, const real *s)
 {
     const int64_t n = g->sampled, K = g->C;
+    double *off = nb_alloc_zeroed((size_t)(3 * n), sizeof *off), *size = off ? off + n : NULL, *sorted = off ? off + 2 * n : NULL;
     real *q = nb_alloc((size_t)n, (size_t)K * sizeof *q);
-    if (!q)
+    if (!q || !off) {
+        free(q);
+        free(off);
         return NB_NOMEM;
+    }
     for (int64_t i = 0; i < n * K; i++)
         q[i] = g->sample[i] / s[pt_pair_channel(p, i % K)];
     status e = inputs_through(q, p->input, n, K);
-    *error = 0;
     for (int k = 0; k < p->n && e == NB_OK; k++)
-        e = reader_error(error, p->reader[k], p, s, g->sample, q, n);
+        e = reader_error(off, size, p->reader[k], p, s, g->sample, q, n);
+    memcpy(sorted, size, (size_t)n * sizeof *sorted);
+    qsort(sorted, (size_t)n, sizeof *sorted, by_size);
+    *error = 0;
+    for (int64_t r = 0; r < n; r++)
+        *error += off[r] / fmax(1, sorted[n / 2] > 0 ? size[r] / (STANDS_OUT * sorted[n / 2]) : 0);
     free(q);
+    free(off);
     return e;
 }
 
