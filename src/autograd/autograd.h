@@ -107,6 +107,8 @@ void ag_give_back(ag_tape *t, void *p, size_t bytes); /* of ag_take, same size: 
 ag_tensor *ag_fail(ag_tape *t, status s, const char *fmt, ...) __attribute__((format(printf, 3, 4))); /* returns NULL */
 real *ag_grad(const ag_tensor *a);              /* to add into; zeroed at the first contribution. NULL: not wanted */
 real *ag_grad_write(const ag_tensor *a, real *beta); /* beta 0: first contribution, every element must be written; else 1 */
+/* The buffer of out's gradient becomes that of src, of the same shape, where src has none yet: to be changed in place. NULL, and nothing happened, where it cannot. */
+real *ag_grad_handed_over(const ag_tensor *out, const ag_tensor *src);
 
 /* Recompute (gradient checkpointing; Chen et al. 2016): only the result of segment(x, arg) is kept, the segment runs again in
  * the backward pass. A segment is a pure function of x, arg and parameters; gradients equal those without bit for bit. */

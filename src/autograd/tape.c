@@ -263,6 +263,26 @@ real *ag_grad_write(const ag_tensor *a, real *beta)
     return a->g;
 }
 
+real *ag_grad_handed_over(const ag_tensor *out, const ag_tensor *src)
+{
+    union {
+        const ag_tensor *in;
+        ag_tensor *out;
+    } from = {out}, to = {src};
+    real *g = out->g;
+    ag_param *p = src->param;
+    const bool into_param = p && !p->has_grad && out->tape->step_gradients && !out->tape->home;
+    if (!src->needs_grad || !g || !(into_param || (src->op && !p && !src->g)))
+        return NULL;
+    from.out->g = NULL;
+    if (!into_param)
+        return to.out->g = g;
+    if (!p->borrowed)
+        free(p->g);
+    p->borrowed = p->has_grad = true;
+    return p->g = g;
+}
+
 real *ag_grad(const ag_tensor *a)
 {
     real beta, *g = ag_grad_write(a, &beta);

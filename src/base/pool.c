@@ -1,7 +1,7 @@
 /* pool.c - memory that is given back in any order: what a training step makes and forgets.
  * Slabs, each as large as all before it (1 MB to 256 MB), are cut as they are asked for: the smallest free block that is large enough gives its
  * front, neighbours that are free become one. Free blocks stand in the order of their addresses. Untouched ends of slabs cost address
- * space only.
+ * space only. A reset makes one slab of many: what is repeated, step by step, has all its memory in one piece from the second time on.
  */
 #include "base/base.h"
 #include <stdlib.h>
@@ -135,20 +135,38 @@ void nb_pool_give(nb_pool *p, void *at, size_t bytes)
     add_free(p, at, rounded(bytes));
 }
 
-void nb_pool_reset(nb_pool *p)
-{
-    p->n = 0;
-    p->used = 0;
-    for (nb_slab *s = p->slabs; s; s = s->next)
-        add_free(p, (char *)s + ALIGN, s->bytes);
-}
-
-void nb_pool_free(nb_pool *p)
+static void free_slabs(nb_pool *p)
 {
     for (nb_slab *s = p->slabs, *next; s; s = next) {
         next = s->next;
         free(s);
     }
+    p->slabs = NULL;
+}
+
+/* Several slabs become one as large as all: ends of slabs, too short for what was asked next, are no longer left over. */
+static void join_slabs(nb_pool *p)
+{
+    size_t total = 0;
+    for (const nb_slab *s = p->slabs; s; s = s->next)
+        total += s->bytes + ALIGN;
+    free_slabs(p);
+    (void)add_slab(p, total); /* where there is none so large, blocks are taken as at first */
+}
+
+void nb_pool_reset(nb_pool *p)
+{
+    p->n = 0;
+    p->used = 0;
+    if (p->slabs && p->slabs->next)
+        join_slabs(p);
+    else if (p->slabs)
+        add_free(p, (char *)p->slabs + ALIGN, p->slabs->bytes);
+}
+
+void nb_pool_free(nb_pool *p)
+{
+    free_slabs(p);
     free(p->block);
     *p = (nb_pool){0};
 }

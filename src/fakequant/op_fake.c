@@ -62,6 +62,15 @@ static void add_chunk(sums *s, const real *dy, const real *x, const real *y, int
     s->outside += (double)part[1];
 }
 
+/* g becomes 0 where x lies outside */
+static void keep_range(real *restrict g, const real *restrict x, int64_t n, real inv, real lo, real hi)
+{
+    for (int64_t i = 0; i < n; i++) {
+        const real r = x[i] * inv, d = g[i];
+        g[i] = (r >= lo) & (r <= hi) ? d : 0; /* no branch */
+    }
+}
+
 static void pass_all(real *dx, real beta, const real *dy, int64_t n)
 {
     if (beta == 0)
@@ -97,7 +106,7 @@ static void decode_run(real *y, const kn_codes *c, int64_t at, int64_t n)
     }
 }
 
-/* Gradient of one unit where x is at hand; sums only if s. What the codes say is decoded a chunk at a time. */
+/* Gradient of one unit where x is at hand; sums only if s. What the codes say is decoded a chunk at a time. dx may be dy itself. */
 static void unit_backward(real *dx, real beta, sums *s, const real *dy, const real *x, const kn_codes *c, int64_t unit,
                           fq_ste ste)
 {
@@ -111,11 +120,13 @@ static void unit_backward(real *dx, real beta, sums *s, const real *dy, const re
             decode_run(y, c, at, n);
             add_chunk(s, dy + at, x + at, y, n, &b);
         }
-        if (dx && ste == FQ_STE_CLIPPED)
+        if (dx == dy && ste == FQ_STE_CLIPPED)
+            keep_range(dx + at, x + at, n, b.inv, b.lo, b.hi);
+        else if (dx && ste == FQ_STE_CLIPPED)
             kn_range_pass(dx + at, beta, dy + at, x + at, n, b.inv, b.lo, b.hi);
         else if (dx && ste == FQ_STE_LLMQAT)
             pass_llmqat(dx + at, beta, dy + at, x + at, n);
-        else if (dx)
+        else if (dx != dy && dx)
             pass_all(dx + at, beta, dy + at, n);
         at += n;
     }
@@ -180,8 +191,10 @@ static void backward_by_value(const ag_tensor *out, const fq_site *site, const k
     const bool learned = out->n_src > 1 && (out->src[1]->needs_grad || (out->n_src > 2 && out->src[2]->needs_grad));
     const size_t bytes = learned ? (size_t)(units + scales) * sizeof(sums) + (size_t)scales * sizeof(double) : 0;
     const fq_ste ste = site->spec.ste;
-    real beta = 1, *dx = out->src[0]->needs_grad ? ag_grad_write(out->src[0], &beta) : NULL;
     const real *dy = out->g;
+    real beta = 0, *dx = ag_grad_handed_over(out, out->src[0]);
+    if (!dx)
+        dx = ag_grad_write(out->src[0], &beta);
     sums *part = learned ? ag_take(t, bytes) : NULL;
     if ((learned && !part) || (!learned && !dx))
         return;
@@ -263,17 +276,10 @@ static void activation_forward(ag_tensor *out)
 /* dx += dy where its bit says so; without bits the buffer of dy is handed over where x has none yet. */
 static void straight_through(const ag_tensor *out, const save_fake *s)
 {
-    union {
-        const ag_tensor *in;
-        ag_tensor *out;
-    } node = {out};
     ag_tensor *x = out->src[0];
     const int64_t rows = ag_rows(out), cols = ag_cols(out), width = (cols + 7) / 8;
-    if (!s->pass && x->op && !x->g) {
-        x->g = out->g;
-        node.out->g = NULL;
+    if (!s->pass && ag_grad_handed_over(out, x))
         return;
-    }
     real beta, *dx = ag_grad_write(x, &beta);
     const real *dy = out->g;
     if (!dx)

@@ -113,10 +113,20 @@ typedef struct {
     int8_t tail[32 * STEP];
 } plain_memory;
 
-/* acc [.., 32] (+)= `rows` rows from m times two panels' columns [k, k + n) */
-static void multiply(plain_memory *p, const kn_linear_job *j, int64_t m, int64_t rows, int32_t *acc, int64_t k, int64_t n)
+/* Rows [from, to) of 32 results that will be stored: fetched, they are there when the sum is. */
+static inline void fetch_rows(const real *y, int64_t ld, int64_t from, int64_t to)
 {
-    const int64_t width = j->w->k4 * 4;
+    for (int64_t i = from; i < to; i++) {
+        __builtin_prefetch(y + i * ld, 1, 3);
+        __builtin_prefetch(y + i * ld + 16, 1, 3);
+    }
+}
+
+/* acc [.., 32] (+)= `rows` rows from m times two panels' columns [k, k + n); column: of the first panel */
+static void multiply(plain_memory *p, const kn_linear_job *j, int64_t m, int64_t rows, int32_t *acc, int64_t k, int64_t n, int64_t column)
+{
+    const int64_t width = j->w->k4 * 4, each = (32 * STEP + n - 1) / n;
+    const real *y = j->y + m * j->w->n + column;
     const bool two = rows > 16;
     if (k == 0) {
         _tile_zero(0);
@@ -133,6 +143,7 @@ static void multiply(plain_memory *p, const kn_linear_job *j, int64_t m, int64_t
     }
     for (int64_t i = 0; i < n; i += STEP) {
         const bool whole = k + i + STEP <= width;
+        fetch_rows(y, j->w->n, kn_min(rows, i / STEP * each), kn_min(rows, (i / STEP + 1) * each));
         const int8_t *a = whole ? j->a + m * j->lda + k + i : p->tail, *w = p->w + i * 16;
         const int64_t ld = whole ? j->lda : STEP;
         _tile_loadd(4, a, ld);
@@ -190,7 +201,7 @@ static void linear_plain(const kn_linear_job *j)
                     shaped = rows;
                     if (k + n == width)
                         copy_tail(p.tail, j, m, rows, STEP);
-                    multiply(&p, j, m, rows, acc, k, n);
+                    multiply(&p, j, m, rows, acc, k, n, panel * 16);
                     if (k + n == width)
                         finish(j, acc, m, rows, panel, panels);
                 }

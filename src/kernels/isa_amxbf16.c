@@ -2,8 +2,8 @@
  * and AVX-512; linkage: kn_amx_bf16_usable, kn_amx_bf16_multiply, kn_amx_bf16_runs.
  *   c[M,N] (+)= a[M,K] b[K,N], sums in fp32, operands laid out as products_bf16.c makes them
  *
- * A row of a is a row of a tile as it lies, and so are 16 columns of a panel of b. Two by two tiles of c stay in registers over a stretch of
- * DEPTH of the sum, so short that what is read again (256 rows of a) stays in the second cache level. A unit of work owns its part of c. */
+ * A row of a is a row of a tile as it lies, and so are 16 columns of a panel of b. Two by two tiles of c stay in registers over the whole sum; who
+ * calls cuts it so short that what is read again, all of a, stays in the second cache level. On the thread that calls. */
 #include "kernels/kernels_isa.h"
 
 #if defined(__x86_64__) && !defined(NB_DOUBLE)
@@ -12,11 +12,8 @@
 #include <string.h>
 
 enum {
-    WIDE = 64,   /* columns of a panel of b, */
-    DEEP = 32,   /* rows of a step of it */
-    PANELS = 8,  /* panels and */
-    ROWS = 256,  /* rows of a unit of work, */
-    DEPTH = 1536 /* and the stretch of the sum that is added up in registers */
+    WIDE = 64, /* columns of a panel of b, */
+    DEEP = 32  /* rows of a step of it */
 };
 
 bool kn_amx_bf16_usable(void)
@@ -110,31 +107,6 @@ static void tiles_at_edge(real *c, int64_t ldc, const uint16_t *a, int64_t lda, 
         memcpy(c + i * ldc, piece + i * 32, (size_t)columns * sizeof *c);
 }
 
-/* Rows [m0, m1) and panels [p0, p1) */
-static void unit(real *c, const uint16_t *a, int64_t lda, const uint16_t *b, int64_t N, bool add, int64_t m0, int64_t m1, int64_t p0,
-                 int64_t p1)
-{
-    int64_t shaped = 0;
-    for (int64_t k = 0; k < lda; k += DEPTH) {
-        const sum_of of = {(kn_min(lda, k + DEPTH) - k) / DEEP, 1, 0};
-        for (int64_t n = p0 * WIDE; n < kn_min(N, p1 * WIDE); n += 32) {
-            const uint16_t *right = b + (n / WIDE * lda + k) * WIDE + n % WIDE * 2;
-            const int64_t columns = kn_min(32, N - n);
-            for (int64_t m = m0; m < m1; m += 32) {
-                const int64_t rows = kn_min(32, m1 - m);
-                if (rows != shaped)
-                    shape_tiles(rows);
-                shaped = rows;
-                if (columns < 32)
-                    tiles_at_edge(c + m * N + n, N, a + m * lda + k, lda, right, of, rows, columns, add || k > 0);
-                else
-                    tiles(c + m * N + n, N, a + m * lda + k, lda, right, of, rows > 16, add || k > 0);
-            }
-        }
-    }
-    _tile_release();
-}
-
 void kn_amx_bf16_runs(const kn_bf16_runs *j)
 {
     const sum_of of = {j->steps, j->runs, j->a_run};
@@ -158,13 +130,24 @@ void kn_amx_bf16_runs(const kn_bf16_runs *j)
     _tile_release();
 }
 
-void kn_amx_bf16_multiply(real *c, const uint16_t *a, int64_t lda, const uint16_t *b, int64_t M, int64_t N, bool add)
+void kn_amx_bf16_multiply(real *c, int64_t ldc, const uint16_t *a, int64_t lda, const uint16_t *b, int64_t panel, int64_t M, int64_t N,
+                          int64_t K, bool add)
 {
-    const int64_t panels = (N + WIDE - 1) / WIDE, groups = (panels + PANELS - 1) / PANELS, blocks = (M + ROWS - 1) / ROWS;
-#pragma omp parallel for schedule(dynamic) if (blocks * groups > 1)
-    for (int64_t i = 0; i < blocks * groups; i++) {
-        const int64_t m = i / groups * ROWS, g = i % groups;
-        unit(c, a, lda, b, N, add, m, kn_min(M, m + ROWS), panels * g / groups, panels * (g + 1) / groups);
+    const sum_of of = {K / DEEP, 1, 0};
+    int64_t shaped = 0;
+    for (int64_t n = 0; n < N; n += 32) {
+        const uint16_t *right = b + n / WIDE * panel + n % WIDE * 2;
+        for (int64_t m = 0; m < M; m += 32) {
+            const int64_t rows = kn_min(32, M - m);
+            if (rows != shaped)
+                shape_tiles(rows);
+            shaped = rows;
+            if (N - n < 32)
+                tiles_at_edge(c + m * ldc + n, ldc, a + m * lda, lda, right, of, rows, N - n, add);
+            else
+                tiles(c + m * ldc + n, ldc, a + m * lda, lda, right, of, rows > 16, add);
+        }
     }
+    _tile_release();
 }
 #endif

@@ -201,9 +201,10 @@ enum {
 typedef struct {
     const char *name;
     bool bf16; /* library products may use bfloat16 beside it */
-    bool (*has_bf16)(void); /* multiply_bf16 and runs_bf16 work on this CPU; all NULL: the library's product */
-    void (*multiply_bf16)(real *c, const uint16_t *a, int64_t lda, const uint16_t *b, int64_t M, int64_t N, bool add);
-    void (*runs_bf16)(const kn_bf16_runs *job); /* on one thread */
+    bool (*has_bf16)(void); /* multiply_bf16 and runs_bf16 work on this CPU, each on one thread; all NULL: the library's product */
+    void (*runs_bf16)(const kn_bf16_runs *job);
+    /* c [M, N] (ldc) (+)= a [M, K] (lda) b; K whole blocks of 32; b: of each panel of 64 columns, `panel` elements apart, its rows from the sum's first on */
+    void (*multiply_bf16)(real *c, int64_t ldc, const uint16_t *a, int64_t lda, const uint16_t *b, int64_t panel, int64_t M, int64_t N, int64_t K, bool add);
     void (*runs_int8)(const kn_int8_runs *job); /* on one thread; NULL: linear does convolutions */
     void (*linear_tall)(const kn_linear_job *job); /* the same product for KN_TALL rows and more; NULL: linear does them */
 #define X(result, name, arguments) result(*name) arguments;
@@ -224,9 +225,9 @@ bool kn_amx_usable(void); /* this CPU has byte products of tiles, and the system
 void kn_amx_int8_runs(const kn_int8_runs *job);
 void kn_amx_linear(const kn_linear_job *job);
 bool kn_amx_bf16_usable(void); /* the same of bf16 products (isa_amxbf16.c) */
-/* kn_bf16_multiply for K <= lda, zeros behind it */
 void kn_amx_bf16_runs(const kn_bf16_runs *job);
-void kn_amx_bf16_multiply(real *c, const uint16_t *a, int64_t lda, const uint16_t *b, int64_t M, int64_t N, bool add);
+void kn_amx_bf16_multiply(real *c, int64_t ldc, const uint16_t *a, int64_t lda, const uint16_t *b, int64_t panel, int64_t M, int64_t N,
+                          int64_t K, bool add);
 #else
 #define KN_TABLES(X) X(scalar, true)
 #endif

@@ -8,6 +8,7 @@
 #include "kernels/products.h"
 
 #include <assert.h>
+#include <omp.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,7 +19,12 @@ enum {
     STRETCH = 4 * WIDE,   /* columns of one unit of work */
     LEAST = 32,           /* a dimension below this, */
     LEAST_WORK = 1 << 21, /* or a product of fewer multiplications, is done faster in fp32 */
-    LARGEST = 256         /* integer up to which all are exact */
+    LARGEST = 256,        /* integer up to which all are exact */
+    UNIT_ROWS = 256,      /* of a product by tiles: rows of one unit of work, */
+    UNIT_DEPTH = 1536,    /* the stretch of the sum that is added up in registers, */
+    UNIT_PANELS = 8,      /* or, of few rows, its panels; */
+    MANY = 96,            /* rows a thread that are not few */
+    PACK_ROWS = 64        /* packed at once */
 };
 
 static int64_t blocks(int64_t n, int64_t size)
@@ -140,42 +146,57 @@ void kn_bf16_column(real *x, const kn_bf16_right *b, int64_t n)
         x[k] = (real)kn_bf16_value((uint16_t)(words_of(b, n / WIDE, k / 2)[n % WIDE] >> (k % 2 ? 16 : 0)));
 }
 
-/* a [M, K] -> rows of lda */
-static void pack_left(uint16_t *to, int64_t lda, const real *a, const real *scale, int64_t M, int64_t K, bool scaled)
+/* c [M, N] (+)= left [M, K] b; left is a [M, K], or (transposed) a' of a [K, M] */
+typedef struct {
+    real *c;
+    const real *a;
+    const kn_bf16_right *b;
+    int64_t M;
+    bool add, transposed, scaled; /* scaled: some b->scale is not 1 */
+} product;
+
+/* Columns [k, k + depth) of left's rows [m, m + rows), zeros behind K; depth is whole DEEPs. */
+static void pack_rows_of_left(uint16_t *to, int64_t lda, const product *p, int64_t m, int64_t rows, int64_t k, int64_t depth)
 {
     const kn_table *t = kn_isa();
-#pragma omp parallel for if (M * K > KN_PARALLEL) schedule(static)
-    for (int64_t m = 0; m < M; m++) {
-        if (scaled)
-            t->to_bf16_scaled(to + m * lda, a + m * K, scale, K);
+    const int64_t K = p->b->K, n = kn_min(depth, K - k);
+    for (int64_t i = 0; i < rows; i++) {
+        const real *a = p->a + (m + i) * K + k;
+        if (p->scaled)
+            t->to_bf16_scaled(to + i * lda, a, p->b->scale + k, n);
         else
-            t->to_bf16(to + m * lda, a + m * K, K);
-        memset(to + m * lda + K, 0, (size_t)(lda - K) * sizeof *to);
+            t->to_bf16(to + i * lda, a, n);
+        memset(to + i * lda + n, 0, (size_t)(depth - n) * sizeof *to);
     }
 }
 
-/* a [K, M] -> rows of lda; 64 columns at a time in strips of pairs, which are turned over */
-static void pack_left_transposed(uint16_t *to, int64_t lda, const real *a, const real *scale, int64_t M, int64_t K)
+/* The same where left is a': 64 columns of a at a time in strips of pairs, which are turned over. */
+static void pack_columns_of_left(uint16_t *to, int64_t lda, const product *p, int64_t m, int64_t rows, int64_t k, int64_t depth)
 {
     enum { PAIRS = DEEP / 2, COLUMNS = 64 };
     const kn_table *t = kn_isa();
-#pragma omp parallel for if (M * K > KN_PARALLEL) schedule(static)
-    for (int64_t m = 0; m < M; m += COLUMNS)
-        for (int64_t k = 0; k < lda; k += DEEP) {
+    const real *scale = p->b->scale;
+    for (int64_t i = 0; i < rows; i += COLUMNS)
+        for (int64_t d = 0; d < depth; d += DEEP) {
             uint32_t piece[PAIRS * COLUMNS];
-            const int64_t columns = kn_min(COLUMNS, M - m);
-            for (int64_t i = 0; i < PAIRS; i++) {
-                const int64_t at = k + 2 * i;
-                const real *x = a + at * M + m;
-                if (at >= K)
-                    memset(piece + i * COLUMNS, 0, COLUMNS * sizeof *piece);
-                else if (at + 1 < K)
-                    t->pair_bf16(piece + i * COLUMNS, x, x + M, scale[at], scale[at + 1], columns);
+            const int64_t columns = kn_min(COLUMNS, rows - i);
+            for (int64_t pair = 0; pair < PAIRS; pair++) {
+                const int64_t at = k + d + 2 * pair;
+                const real *x = p->a + at * p->M + m + i;
+                if (at >= p->b->K)
+                    memset(piece + pair * COLUMNS, 0, COLUMNS * sizeof *piece);
+                else if (at + 1 < p->b->K)
+                    t->pair_bf16(piece + pair * COLUMNS, x, x + p->M, scale[at], scale[at + 1], columns);
                 else
-                    t->pair_bf16(piece + i * COLUMNS, x, x, scale[at], 0, columns);
+                    t->pair_bf16(piece + pair * COLUMNS, x, x, scale[at], 0, columns);
             }
-            t->transpose_words((uint32_t *)(void *)(to + m * lda + k), lda / 2, piece, COLUMNS, PAIRS, columns);
+            t->transpose_words((uint32_t *)(void *)(to + i * lda + d), lda / 2, piece, COLUMNS, PAIRS, columns);
         }
+}
+
+static void pack_left(uint16_t *to, int64_t lda, const product *p, int64_t m, int64_t rows, int64_t k, int64_t depth)
+{
+    (p->transposed ? pack_columns_of_left : pack_rows_of_left)(to, lda, p, m, rows, k, depth);
 }
 
 /* Memory of operands that live for one product, kept and grown; the lock is held while it is in use. */
@@ -202,24 +223,82 @@ static bool reserve(workspace *w, size_t bytes)
     return w->memory != NULL;
 }
 
-static size_t left_bytes(int64_t M, int64_t K)
+/* How a product is cut. Many rows: a unit of work is `rows` of them, whose left operand is packed a stretch of the sum at a time, so that it
+ * stays in the second cache level. Few: the left operand is packed whole, a unit is some panels of columns. */
+typedef struct {
+    int64_t rows, lda; /* lda: elements between packed rows */
+    int threads;
+    bool many;
+    size_t bytes; /* of the packed left operand: of one thread, or all of it */
+} cut;
+
+static cut cut_of(int64_t M, int64_t K)
 {
-    return (size_t)blocks(M * blocks(K, DEEP), 2) * 2 * DEEP * sizeof(uint16_t);
+    cut c = {.threads = omp_in_parallel() ? 1 : omp_get_max_threads()};
+    const int64_t deep = blocks(K, DEEP) * DEEP, units = blocks(blocks(M, UNIT_ROWS), c.threads) * c.threads;
+    c.many = own_tiles() && M >= MANY * c.threads;
+    c.rows = c.many ? blocks(blocks(M, units), DEEP) * DEEP : M;
+    c.lda = c.many ? kn_min(deep, UNIT_DEPTH) + DEEP : deep; /* DEEP more: rows begin in different sets of the cache */
+    c.bytes = (size_t)blocks(c.rows * c.lda, DEEP) * DEEP * sizeof(uint16_t);
+    return c;
 }
 
-static bool multiply(real *c, const real *a, const kn_bf16_right *b, int64_t M, bool add, bool transposed, uint16_t *left)
+static size_t left_bytes(int64_t M, int64_t K)
 {
-    const int64_t lda = blocks(b->K, DEEP) * DEEP;
-    bool scaled = false;
-    for (int64_t k = 0; k < b->K && !scaled; k++)
-        scaled = b->scale[k] != 1;
-    if (transposed)
-        pack_left_transposed(left, lda, a, b->scale, M, b->K);
-    else
-        pack_left(left, lda, a, b->scale, M, b->K, scaled);
+    const cut c = cut_of(M, K);
+    return c.many ? c.bytes * (size_t)c.threads : c.bytes;
+}
+
+/* Rows [m, m + rows), columns from panel `first` on of the product, depth of the sum [k, k + depth); left: these rows of it from k on. */
+static void multiply_part(const product *p, const uint16_t *left, int64_t lda, int64_t m, int64_t rows, int64_t first, int64_t end, int64_t k,
+                          int64_t depth)
+{
+    const kn_bf16_right *b = p->b;
+    const int64_t deep = blocks(b->K, DEEP) * DEEP, n = first * WIDE;
+    kn_isa()->multiply_bf16(p->c + m * b->N + n, b->N, left, lda, b->b + (first * deep + k) * WIDE, deep * WIDE, rows,
+                            kn_min(b->N, end * WIDE) - n, depth, p->add || k > 0);
+}
+
+static void multiply_many(const product *p, const cut *c, char *memory)
+{
+    const int64_t panels = blocks(p->b->N, WIDE), deep = blocks(p->b->K, DEEP) * DEEP, units = blocks(p->M, c->rows);
+#pragma omp parallel for schedule(dynamic) num_threads(c->threads) if (units > 1)
+    for (int64_t unit = 0; unit < units; unit++) {
+        uint16_t *left = (uint16_t *)(void *)(memory + (size_t)omp_get_thread_num() * c->bytes);
+        const int64_t m = unit * c->rows, rows = kn_min(c->rows, p->M - m);
+        for (int64_t k = 0; k < deep; k += UNIT_DEPTH) {
+            const int64_t depth = kn_min(UNIT_DEPTH, deep - k);
+            pack_left(left, c->lda, p, m, rows, k, depth);
+            multiply_part(p, left, c->lda, m, rows, 0, panels, k, depth);
+        }
+    }
+}
+
+static bool multiply_few(const product *p, const cut *c, uint16_t *left)
+{
+    const int64_t panels = blocks(p->b->N, WIDE), units = blocks(panels, UNIT_PANELS), deep = c->lda;
+#pragma omp parallel for schedule(static) if (p->M * deep > KN_PARALLEL)
+    for (int64_t m = 0; m < p->M; m += PACK_ROWS)
+        pack_left(left + m * deep, deep, p, m, kn_min(PACK_ROWS, p->M - m), 0, deep);
     if (!own_tiles())
-        return kn_bf16_multiply(c, left, lda, b->b, M, b->N, b->K, add);
-    kn_isa()->multiply_bf16(c, left, lda, b->b, M, b->N, add);
+        return kn_bf16_multiply(p->c, left, deep, p->b->b, p->M, p->b->N, p->b->K, p->add);
+#pragma omp parallel for schedule(dynamic) if (units > 1)
+    for (int64_t unit = 0; unit < units; unit++)
+        for (int64_t k = 0; k < deep; k += UNIT_DEPTH)
+            multiply_part(p, left + k, deep, 0, p->M, panels * unit / units, panels * (unit + 1) / units, k, kn_min(UNIT_DEPTH, deep - k));
+    return true;
+}
+
+/* left: left_bytes */
+static bool multiply(real *c, const real *a, const kn_bf16_right *b, int64_t M, bool add, bool transposed, void *left)
+{
+    const cut how = cut_of(M, b->K);
+    product p = {.c = c, .a = a, .b = b, .M = M, .add = add, .transposed = transposed};
+    for (int64_t k = 0; k < b->K && !p.scaled; k++)
+        p.scaled = b->scale[k] != 1;
+    if (!how.many)
+        return multiply_few(&p, &how, left);
+    multiply_many(&p, &how, left);
     return true;
 }
 
