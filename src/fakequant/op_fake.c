@@ -67,7 +67,7 @@ static void keep_range(real *restrict g, const real *restrict x, int64_t n, real
 {
     for (int64_t i = 0; i < n; i++) {
         const real r = x[i] * inv, d = g[i];
-        g[i] = (r >= lo) & (r <= hi) ? d : 0; /* no branch */
+        g[i] = ((r >= lo) & (r <= hi)) ? d : 0; /* no branch */
     }
 }
 
