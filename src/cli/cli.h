@@ -55,6 +55,7 @@ status cl_open_data(fm_tokens *t, const char *path, const cl_common *c, md_model
 status cl_report_folded(const md_model *m, const char *method, const cl_common *c);
 /* Text to stdout, flushed at once; NB_IO when it cannot be written. */
 status cl_print(const char *text, size_t bytes);
+status cl_print_explained(const char *name, const char *explanation); /* a method: its name, then the two lines beside it */
 /* The targets of export; floats: those without codes. What was written, for export and convert. */
 status cl_list_targets(bool floats, bool json);
 status cl_say_written(const cl_common *c, const char *target, const char *report);

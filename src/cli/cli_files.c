@@ -193,6 +193,14 @@ status cl_print(const char *text, size_t bytes)
     return NB_OK;
 }
 
+status cl_print_explained(const char *name, const char *explanation)
+{
+    const char *second = strchr(explanation, '\n');
+    char text[1024];
+    const int bytes = snprintf(text, sizeof text, "%-12s%.*s\n%-12s%s\n", name, (int)(second - explanation), explanation, "", second + 1);
+    return cl_print(text, (size_t)bytes);
+}
+
 status cl_print_json(nb_writer *w)
 {
     char *text = nb_json_text(w);

@@ -53,12 +53,8 @@ status cl_picture_list_methods(bool json)
     if (json)
         return cl_print_json(&w);
     free(nb_json_text(&w));
-    for (int64_t i = 0; i < n; i++) {
-        const char *line = method[i].explanation, *second = strchr(line, '\n');
-        char text[512];
-        const int bytes = snprintf(text, sizeof text, "%-12s%.*s\n%-12s%s\n", method[i].name, (int)(second - line), line, "", second + 1);
-        TRY(cl_print(text, (size_t)bytes));
-    }
+    for (int64_t i = 0; i < n; i++)
+        TRY(cl_print_explained(method[i].name, method[i].explanation));
     return NB_OK;
 }
 

@@ -27,10 +27,9 @@ static status list_methods(bool json)
         return cl_print_json(&w);
     free(nb_json_text(&w));
     for (int64_t i = 0; i < n; i++) {
-        const char *line = method[i].explanation, *second = strchr(line, '\n');
         char text[1024];
-        int bytes = snprintf(text, sizeof text, "%-12s%.*s\n%-12s%s\n", method[i].name, (int)(second - line),
-                             line, "", second + 1);
+        int bytes = 0;
+        TRY(cl_print_explained(method[i].name, method[i].explanation));
         for (const pt_setting *s = method[i].settings; s && s->name; s++)
             bytes += snprintf(text + bytes, sizeof text - (size_t)bytes, "%*s%s%s", s == method[i].settings ? 12 : 0, "",
                               s->name, s[1].name ? " " : "\n");

@@ -35,22 +35,8 @@ static char *file_of(const char *folder, const char *method, int64_t layer)
     return nb_path_join(folder, name);
 }
 
-static status load_site(fq_site *site, fm_h5 *f)
-{
-    char name[192];
-    const int64_t n = fq_site_state(site, NULL);
-    if (n == 0)
-        return NB_OK;
-    (void)snprintf(name, sizeof name, "site/%s", site->name);
-    double *x = nb_alloc((size_t)n, sizeof *x);
-    status s = x ? fm_h5_read_all(f, name, FM_F64, x, 1, &n) : NB_NOMEM;
-    if (s == NB_OK)
-        s = fq_site_restore(site, x, n);
-    free(x);
-    return s;
-}
-
-static status save_site(const fq_site *site, fm_h5 *f)
+/* Reads where f is open, writes where it is being made; so does each. */
+static status each_site(fq_site *site, fm_h5 *f, bool save)
 {
     char name[192];
     const int64_t n = fq_site_state(site, NULL);
@@ -60,13 +46,15 @@ static status save_site(const fq_site *site, fm_h5 *f)
     double *x = nb_alloc((size_t)n, sizeof *x);
     if (!x)
         return NB_NOMEM;
-    fq_site_state(site, x);
-    status s = fm_h5_write(f, name, FM_F64, 1, &n, x);
+    if (save)
+        fq_site_state(site, x);
+    status s = save ? fm_h5_write(f, name, FM_F64, 1, &n, x) : fm_h5_read_all(f, name, FM_F64, x, 1, &n);
+    if (s == NB_OK && !save)
+        s = fq_site_restore(site, x, n);
     free(x);
     return s;
 }
 
-/* Reads where f is open, writes where it is being made. */
 static status each(md_model *m, fm_h5 *f, int64_t layer, bool save)
 {
     for (int64_t i = 0; i < m->params.n; i++) {
@@ -79,7 +67,7 @@ static status each(md_model *m, fm_h5 *f, int64_t layer, bool save)
     }
     for (int64_t i = 0; i < m->sites.n; i++)
         if (pt_is_of_block(m->sites.s[i]->name, layer))
-            TRY(save ? save_site(m->sites.s[i], f) : load_site(m->sites.s[i], f));
+            TRY(each_site(m->sites.s[i], f, save));
     m->params.version++;
     return NB_OK;
 }
