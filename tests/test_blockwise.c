@@ -140,6 +140,38 @@ START_TEST(nearer_to_the_floats_than_rounding_and_folded_as_trained)
 }
 END_TEST
 
+/* gptq leaves values of codes: what trains behind it aims at the floats from before, which come back as they were. */
+START_TEST(behind_gptq_the_floats_from_before_are_aimed_at)
+{
+    static const char *const behind[] = {"autoround", "blockap"};
+    md_model m;
+    fm_tokens data;
+    pt_floats floats, again;
+    scratch_begin();
+    real *wanted = float_hidden();
+    made_data(&m, &data, "*.weight int3 asym group:8 f16 learned\n");
+    pt_options o = options(&data);
+    o.gptq_rounds = 1;
+    OK(pt_floats_copy(&floats, &m));
+    OK(pt_floats_copy(&again, &m));
+    OK(pt_method_find("gptq")->run(&m, &o));
+    const double before = error_of(&m, wanted);
+    o.floats = &floats;
+    OK(pt_method_find(behind[_i])->run(&m, &o));
+    const double trained = error_of(&m, wanted);
+    ck_assert_msg(trained < 0.985 * before, "%s: an error of %g, gptq's %g", behind[_i], trained, before);
+    for (int64_t i = 0; i < m.params.n; i++)
+        ck_assert(!memcmp(floats.x[i], again.x[i], (size_t)m.params.p[i]->count * sizeof(real)));
+    check_folding(&m);
+    pt_floats_free(&floats);
+    pt_floats_free(&again);
+    free(wanted);
+    fm_tokens_close(&data);
+    md_free(&m);
+    scratch_end();
+}
+END_TEST
+
 /* Where each is stopped: in the second block, or between two steps. */
 static const struct {
     const char *method, *recipe;
@@ -335,6 +367,7 @@ int main(void)
     TCase *c = tcase_create("blockwise");
     tcase_set_timeout(c, 240);
     tcase_add_loop_test(c, nearer_to_the_floats_than_rounding_and_folded_as_trained, 0, N_CASES);
+    tcase_add_loop_test(c, behind_gptq_the_floats_from_before_are_aimed_at, 0, 2);
     tcase_add_loop_test(c, a_stopped_run_goes_on_to_the_same_bits, 0, N_STOPPED);
     tcase_add_loop_test(c, scales_end_to_end_come_nearer_and_codes_stay, 0, N_E2E);
     tcase_add_test(c, scales_end_to_end_learn_from_text_alone_and_do_not_get_worse);

@@ -128,13 +128,22 @@ static status open_teacher(md_model *teacher, const ptq_options *o, const char *
     return NB_OK;
 }
 
+/* Method i leaves floats that a later one wants as they were. */
+static bool spends_wanted(const ptq_options *o, int i)
+{
+    bool wanted = false;
+    for (int k = i + 1; k < o->n; k++)
+        wanted = wanted || o->method[k]->wants_floats;
+    return wanted && o->method[i]->spends_floats;
+}
+
 /* One method that looks at one weight at a time, and no floats are kept. */
 static bool goes_by_weight(const ptq_options *o)
 {
     return o->n == 1 && o->method[0]->by_weight && o->codes_only && !o->common.data && !o->common.untie;
 }
 
-static status run_methods(md_model *m, md_model *teacher, const ptq_options *o, fm_tokens *data)
+static status run_methods(md_model *m, md_model *teacher, pt_floats *floats, const ptq_options *o, fm_tokens *data)
 {
     pt_options p = o->p;
     p.teacher = teacher->params.n ? teacher : NULL;
@@ -151,7 +160,10 @@ static status run_methods(md_model *m, md_model *teacher, const ptq_options *o, 
         const char *unit = o->method[i]->unit ? o->method[i]->unit : "samples";
         const nb_progress progress = cl_progress_start(&line, o->method[i]->name, unit, o->common.quiet);
         p.calibration.progress = &progress;
-        status s = o->method[i]->run(m, &p);
+        status s = !p.floats && spends_wanted(o, i) ? pt_floats_copy(floats, m) : NB_OK;
+        p.floats = floats->n ? floats : NULL;
+        if (s == NB_OK)
+            s = o->method[i]->run(m, &p);
         cl_progress_end(&line);
         TRY(s);
     }
@@ -173,6 +185,7 @@ static status say_matrix(const ptq_options *o, const char *methods)
 static status run(const char *methods, const char *path, ptq_options *o)
 {
     md_model m = {0}, teacher = {0};
+    pt_floats floats = {0};
     fm_tokens data = {0};
     if (o->list)
         return list_methods(o->common.json);
@@ -196,10 +209,11 @@ static status run(const char *methods, const char *path, ptq_options *o)
     if (s == NB_OK)
         s = open_teacher(&teacher, o, path);
     if (s == NB_OK)
-        s = run_methods(&m, &teacher, o, o->common.data ? &data : NULL);
+        s = run_methods(&m, &teacher, &floats, o, o->common.data ? &data : NULL);
     if (s == NB_OK)
         s = o->common.output || o->common.json ? cl_report_folded(&m, methods, &o->common) : say_matrix(o, methods);
     fm_tokens_close(&data);
+    pt_floats_free(&floats);
     md_free(&teacher);
     md_free(&m);
     return s;

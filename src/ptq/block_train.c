@@ -117,9 +117,13 @@ static void block_free(trainer *t)
     t->was_frozen = NULL;
 }
 
-static status weight_new(pt_block_weight *w, fq_site *site)
+/* An earlier method's codes stay; the floats behind them come as near to what they were as the cells of the codes allow. */
+static status weight_new(pt_block_weight *w, fq_site *site, const ag_params *ps, const pt_floats *floats)
 {
     const size_t n = (size_t)site->w->count;
+    for (int64_t i = 0; floats && i < ps->n; i++)
+        if (ps->p[i] == site->w)
+            TRY(fq_site_loosen(site, ps, floats->x[i]));
     *w = (pt_block_weight){.site = site, .start = nb_alloc(n, sizeof(real)), .scale = nb_alloc((size_t)site->n_scales, sizeof(real))};
     if (!w->start || !w->scale)
         return NB_NOMEM;
@@ -149,7 +153,7 @@ static status block_new(trainer *t)
     for (int64_t i = 0; i < m->sites.n; i++) {
         fq_site *site = m->sites.s[i];
         if (site->is_weight && site->w && site->spec.grid.bits && site->w->n_dim == 2 && pt_is_of_block(site->name, b->layer))
-            TRY(weight_new(&b->weight[b->n++], site));
+            TRY(weight_new(&b->weight[b->n++], site, &m->params, t->o->floats));
     }
     if (b->n == 0)
         return nb_fail(NB_USAGE, "recipe %s leaves the weights of block %lld in floats: there is nothing to train", m->recipe.name,
@@ -317,6 +321,43 @@ static status train_block(trainer *t)
     return NB_OK;
 }
 
+status pt_floats_copy(pt_floats *f, const md_model *m)
+{
+    *f = (pt_floats){.x = nb_alloc_zeroed((size_t)m->params.n, sizeof *f->x), .n = m->params.n};
+    bool failed = !f->x;
+    for (int64_t i = 0; i < f->n && !failed; i++) {
+        const ag_param *p = m->params.p[i];
+        if ((f->x[i] = nb_alloc_aligned((size_t)p->count, sizeof(real))))
+            memcpy(f->x[i], p->x, (size_t)p->count * sizeof(real));
+        else
+            failed = true;
+    }
+    if (failed)
+        pt_floats_free(f);
+    return failed ? NB_NOMEM : NB_OK;
+}
+
+void pt_floats_free(pt_floats *f)
+{
+    for (int64_t i = 0; i < f->n && f->x; i++)
+        free(f->x[i]);
+    free(f->x);
+    *f = (pt_floats){0};
+}
+
+/* Values of the block's parameters and of o->floats in each other's places. */
+static void exchange(trainer *t)
+{
+    ag_params *ps = &t->walk.m->params;
+    for (int64_t i = 0; i < ps->n && t->o->floats; i++)
+        if (pt_is_of_block(ps->p[i]->name, t->walk.layer)) {
+            real *x = ps->p[i]->x;
+            ps->p[i]->x = t->o->floats->x[i];
+            t->o->floats->x[i] = x;
+        }
+    ps->version++;
+}
+
 /* y <- the block in floats, before anything of it changes. */
 static status targets(trainer *t)
 {
@@ -324,7 +365,9 @@ static status targets(trainer *t)
     real *x = w->x;
     w->weights = w->activations = false;
     w->x = t->y;
+    exchange(t);
     status s = pt_walk_block(w, t->y, (ag_tap){0});
+    exchange(t);
     w->x = x;
     w->weights = w->activations = true;
     return s;

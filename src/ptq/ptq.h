@@ -38,6 +38,14 @@ status pt_mixed(md_model *m, fm_tokens *data, const kd_calibration *o, double bu
 
 /* ---- passes by name ----------------------------------------------------------------------- */
 
+/* Values of all parameters, from before a pass whose latent floats are values of codes (gptq). */
+typedef struct {
+    real **x; /* [n], by their places in md_model.params */
+    int64_t n;
+} pt_floats;
+status pt_floats_copy(pt_floats *f, const md_model *m); /* *f is empty after a failure */
+void pt_floats_free(pt_floats *f);
+
 /* What a pass may need beside the model: first what all may, then settings of single ones, whose 0 means the default. */
 typedef struct {
     fm_tokens *data; /* calibration: samples of the model's own, or any text; NULL: none */
@@ -55,6 +63,7 @@ typedef struct {
     int64_t block_steps;  /* of each block */
     double block_lr, block_scale_lr;
     md_model *teacher; /* the model in floats, for e2eqp; NULL: it learns from the text alone */
+    const pt_floats *floats; /* what methods that train block by block aim at; NULL: the model's latent floats as they begin */
     int64_t e2e_steps; /* of 2048 tokens */
     double e2e_lr;     /* of the scales' logarithms */
     double alpha; /* smoothquant.c */
@@ -80,6 +89,7 @@ typedef struct {
     const char *name, *alias; /* alias: another name, or NULL */
     const char *explanation;  /* two lines */
     bool needs_recipe, needs_data, needs_teacher; /* teacher: pt_options.teacher is read */
+    bool spends_floats, wants_floats; /* leaves latent floats that are values of codes; reads pt_options.floats */
     bool needs_biases; /* has nothing to do in a model whose linears have none */
     bool by_weight;     /* finds each weight's codes from that weight alone, as md_open_options.fold does with `start` */
     fq_start start;
