@@ -281,6 +281,7 @@ typedef struct {
     kn_operand q, k, v;
     kn_cache *caches; /* one a sequence and kv head, full but for one */
     float *scratch;
+    kn_precision precision;
 } heads;
 
 static void run_attention(const bench *k, void *ctx)
@@ -293,7 +294,7 @@ static void run_attention_backward(const bench *k, void *ctx)
 {
     const heads *h = ctx;
     float *g = k->d + (4 << 20);
-    if (kn_attention_backward(g, g + (4 << 20), g + (8 << 20), k->a, k->c, k->d, k->a, k->b, k->b, NULL, h->B, h->T,
+    if (kn_attention_backward(h->precision, g, g + (4 << 20), g + (8 << 20), k->a, k->c, k->d, k->a, k->b, k->b, NULL, h->B, h->T,
                               h->H, h->G, h->D))
         exit(1);
 }
@@ -303,7 +304,7 @@ static void attentions(const bench *k)
     static const int64_t shapes[][5] = {
         {8, 256, 8, 4, 8}, {32, 256, 8, 4, 8}, {4, 256, 9, 3, 64}, {4, 256, 6, 6, 48}, {1, 2048, 9, 3, 64}};
     for (int s = 0; s < 5; s++) {
-        heads h = {shapes[s][0], shapes[s][1], shapes[s][2], shapes[s][3], shapes[s][4], {0}, {0}, {0}, NULL, NULL};
+        heads h = {shapes[s][0], shapes[s][1], shapes[s][2], shapes[s][3], shapes[s][4], {0}, {0}, {0}, NULL, NULL, KN_FP32};
         const int64_t M = h.B * h.T;
         const double pairs = (double)(h.B * h.H) * (double)(h.T * (h.T + 1) / 2), flops = 2 * (double)h.D * pairs;
         char size[48];
@@ -314,6 +315,8 @@ static void attentions(const bench *k)
         line(k, "attention fp32", size, 2 * flops, "GFLOP/s", run_attention, &h);
         line(k, "attention fp32 pairs", size, pairs, "Gpair/s", run_attention, &h);
         line(k, "attention backward", size, 5 * flops, "GFLOP/s", run_attention_backward, &h);
+        h.precision = KN_BF16;
+        line(k, "attention backward bf16", size, 5 * flops, "GFLOP/s", run_attention_backward, &h);
         for (int bits = 8; bits >= 4; bits -= 4) {
             const kn_grid gq = kn_grid_int(8, true, false, KN_HEAD, (int)h.D, KN_SCALE_F32);
             const kn_grid gk = kn_grid_int(bits, false, true, KN_HEAD, (int)h.D, KN_SCALE_F16);

@@ -323,7 +323,7 @@ START_TEST(gradients_match_differences)
     for (int twice = 1; twice <= 2; twice++) { /* gradients are added */
         for (int64_t i = 0; twice == 1 && i < n; i++)
             g[0][i] = g[1][i % nk] = g[2][i % nk] = 0;
-        ck_assert_int_eq(kn_attention_backward(g[0], g[1], g[2], weight, o, lse, d.x[0], d.x[1], d.x[2], lengths, p->B,
+        ck_assert_int_eq(kn_attention_backward(KN_FP32, g[0], g[1], g[2], weight, o, lse, d.x[0], d.x[1], d.x[2], lengths, p->B,
                                                p->T, p->H, p->G, p->D),
                          NB_OK);
         for (int i = 0; i < 3; i++)
@@ -339,6 +339,48 @@ START_TEST(gradients_match_differences)
             }
     }
     free(weight), free(g[0]), free(g[1]), free(g[2]), free(o), free(lse);
+    data_free(&d);
+}
+END_TEST
+
+/* In bf16 (in fp32 where the CPU has no tiles of it) gradients are those of fp32 to bf16's rounding of what is summed, scores of any size. */
+static const attention_case bf16_cases[] = {
+    {2, 130, 4, 2, 64, 0, 0, 0, false, false},
+    {1, 300, 2, 1, 48, 0, 0, 0, false, false},
+    {3, 64, 3, 3, 33, 0, 0, 0, false, false},
+    {1, 513, 1, 1, 128, 0, 0, 0, false, false},
+};
+
+START_TEST(gradients_in_bf16_are_near_those_in_fp32)
+{
+    const attention_case *p = &bf16_cases[_i];
+    attention_data d;
+    data_new(&d, p);
+    const int32_t lengths[3] = {p->T, (p->T + 1) / 2, 1};
+    const int64_t M = p->B * p->T, n = M * p->H * p->D, nk = M * p->G * p->D, size[3] = {n, nk, nk};
+    float *weight = nb_alloc((size_t)n, 4), *g[2][3];
+    for (int64_t i = 0; i < n; i++) {
+        weight[i] = (float)nb_random_normal(9, 1, (uint64_t)i);
+        d.x[0][i] *= 6;
+    }
+    loss(&d, weight, lengths);
+    for (int k = 0; k < 2; k++) {
+        for (int i = 0; i < 3; i++)
+            g[k][i] = nb_alloc_zeroed((size_t)size[i], 4);
+        ck_assert_int_eq(kn_attention_backward(k ? KN_BF16 : KN_FP32, g[k][0], g[k][1], g[k][2], weight, d.o, d.lse, d.x[0], d.x[1],
+                                               d.x[2], lengths, p->B, p->T, p->H, p->G, p->D),
+                         NB_OK);
+    }
+    for (int i = 0; i < 3; i++) {
+        double wrong = 0, all = 0;
+        for (int64_t k = 0; k < size[i]; k++) {
+            wrong += pow((double)g[1][i][k] - (double)g[0][i][k], 2);
+            all += pow((double)g[0][i][k], 2);
+        }
+        ck_assert_msg(wrong < 1.5e-4 * all, "gradient %d: relative error %g", i, sqrt(wrong / all));
+        free(g[0][i]), free(g[1][i]);
+    }
+    free(weight);
     data_free(&d);
 }
 END_TEST
@@ -370,6 +412,7 @@ int main(void)
     tcase_add_loop_test(c, tables_attend_alike, 0, COUNT(cases));
     tcase_add_test(c, a_query_does_not_see_later_keys);
     tcase_add_loop_test(c, gradients_match_differences, 0, COUNT(gradient_cases));
+    tcase_add_loop_test(c, gradients_in_bf16_are_near_those_in_fp32, 0, 4);
     tcase_add_test(c, operands_that_do_not_fit_are_refused);
     suite_add_tcase(s, c);
     return run_suite(s);

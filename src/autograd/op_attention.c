@@ -56,7 +56,7 @@ static void attention_backward(const ag_tensor *out)
             return;
         memset(own[i], 0, bytes);
     }
-    status e = kn_attention_backward(g[0], g[1], g[2], out->g, out->x, s->lse, x[0], x[1], x[2], s->lengths,
+    status e = kn_attention_backward(out->tape->precision, g[0], g[1], g[2], out->g, out->x, s->lse, x[0], x[1], x[2], s->lengths,
                                      out->dim[0], out->dim[1], s->H, s->G, s->D);
     if (e)
         ag_fail(out->tape, e, "attention: %s", nb_fail_message());

@@ -6,14 +6,13 @@
  */
 #include "kernels/conv.h"
 #include "kernels/kernels_isa.h"
+#include "kernels/products.h"
 #include <string.h>
 
 enum {
     WIDE = 64,    /* columns of a panel */
     DEEP = 32,    /* steps of a sum that a tile holds, and what is read behind the last row */
-    NEAR = 6144,  /* numbers that stay in the first cache */
-    COLUMNS = 64, /* channels turned over at once */
-    PAIRS = DEEP / 2
+    NEAR = 6144   /* numbers that stay in the first cache */
 };
 
 static int64_t up(int64_t n, int64_t size)
@@ -107,28 +106,6 @@ int64_t kn_correlate_bf16_room(const kn_plain *c)
     return c->C * line_of(c) + up(c->OH * c->W, DEEP) * up(c->N, WIDE);
 }
 
-/* to [C, line] <- x [points, C] in bf16, zeros behind */
-static void turn_over(uint16_t *to, int64_t line, const real *x, int64_t points, int64_t C)
-{
-    const kn_table *t = kn_isa();
-    uint32_t piece[PAIRS * COLUMNS];
-    for (int64_t c = 0; c < C; c += COLUMNS)
-        for (int64_t p = 0; p < line; p += DEEP) {
-            const int64_t columns = kn_min(COLUMNS, C - c);
-            for (int64_t i = 0; i < PAIRS; i++) {
-                const int64_t at = p + 2 * i;
-                const real *from = x + at * C + c;
-                if (at >= points)
-                    memset(piece + i * COLUMNS, 0, COLUMNS * sizeof *piece);
-                else if (at + 1 < points)
-                    t->pair_bf16(piece + i * COLUMNS, from, from + C, 1, 1, columns);
-                else
-                    t->pair_bf16(piece + i * COLUMNS, from, from, 1, 0, columns);
-            }
-            t->transpose_words((uint32_t *)(void *)(to + c * line + p), line / 2, piece, COLUMNS, PAIRS, columns);
-        }
-}
-
 /* to [N/64][points/2][64][2] <- d [OH*OW, N] at pitch W, zeros where no output is */
 static void pair_up(uint16_t *to, const kn_plain *c, const real *d)
 {
@@ -153,7 +130,7 @@ void kn_correlate_bf16(real *dwt, const kn_plain *c, const real *d, const real *
 {
     const int64_t line = line_of(c), points = up(c->OH * c->W, DEEP);
     uint16_t *pairs = room + c->C * line;
-    turn_over(room, line, x, PH * c->W, c->C);
+    kn_bf16_turned(room, line, x, c->C, PH * c->W, c->C, line, NULL);
     pair_up(pairs, c, d);
     for (int64_t ky = 0; ky < c->K; ky++) {
         const kn_bf16_runs job = {.c = dwt + ky * c->K * c->C * c->N,

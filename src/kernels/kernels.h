@@ -374,8 +374,9 @@ int64_t kn_attend_scratch(const kn_cache *c);
  * lengths [B] (NULL: all T): positions >= length are padding and give 0. Same bits as appending to caches and kn_attend row by row. */
 status kn_attention(real *o, real *lse, kn_operand q, kn_operand k, kn_operand v, const int32_t *lengths, int64_t B,
                     int64_t T, int64_t H, int64_t G, int64_t D, bool quantize_probs);
-/* dq, dk, dv += (each may be NULL) from d_o; operands by value (decoded). Tiles of 64 queries, never T x T; products by the library. */
-status kn_attention_backward(real *dq, real *dk, real *dv, const real *d_o, const real *o, const real *lse,
+/* dq, dk, dv += (each may be NULL) from d_o; operands by value (decoded). Tiles of 64 queries, never T x T. KN_BF16: products in bf16 where the CPU
+ * has tiles of them, probabilities as in fp32. */
+status kn_attention_backward(kn_precision p, real *dq, real *dk, real *dv, const real *d_o, const real *o, const real *lse,
                              const real *q, const real *k, const real *v, const int32_t *lengths, int64_t B, int64_t T,
                              int64_t H, int64_t G, int64_t D);
 

@@ -170,33 +170,35 @@ static void pack_rows_of_left(uint16_t *to, int64_t lda, const product *p, int64
     }
 }
 
-/* The same where left is a': 64 columns of a at a time in strips of pairs, which are turned over. */
-static void pack_columns_of_left(uint16_t *to, int64_t lda, const product *p, int64_t m, int64_t rows, int64_t k, int64_t depth)
+/* 64 columns of x at a time in strips of pairs, which are turned over. */
+void kn_bf16_turned(uint16_t *to, int64_t lda, const real *x, int64_t ld, int64_t rows, int64_t columns, int64_t depth, const real *scale)
 {
     enum { PAIRS = DEEP / 2, COLUMNS = 64 };
     const kn_table *t = kn_isa();
-    const real *scale = p->b->scale;
-    for (int64_t i = 0; i < rows; i += COLUMNS)
+    for (int64_t i = 0; i < columns; i += COLUMNS)
         for (int64_t d = 0; d < depth; d += DEEP) {
             uint32_t piece[PAIRS * COLUMNS];
-            const int64_t columns = kn_min(COLUMNS, rows - i);
+            const int64_t n = kn_min(COLUMNS, columns - i);
             for (int64_t pair = 0; pair < PAIRS; pair++) {
-                const int64_t at = k + d + 2 * pair;
-                const real *x = p->a + at * p->M + m + i;
-                if (at >= p->b->K)
+                const int64_t at = d + 2 * pair;
+                const real *row = x + at * ld + i;
+                if (at >= rows)
                     memset(piece + pair * COLUMNS, 0, COLUMNS * sizeof *piece);
-                else if (at + 1 < p->b->K)
-                    t->pair_bf16(piece + pair * COLUMNS, x, x + p->M, scale[at], scale[at + 1], columns);
+                else if (at + 1 < rows)
+                    t->pair_bf16(piece + pair * COLUMNS, row, row + ld, scale ? scale[at] : 1, scale ? scale[at + 1] : 1, n);
                 else
-                    t->pair_bf16(piece + pair * COLUMNS, x, x, scale[at], 0, columns);
+                    t->pair_bf16(piece + pair * COLUMNS, row, row, scale ? scale[at] : 1, 0, n);
             }
-            t->transpose_words((uint32_t *)(void *)(to + i * lda + d), lda / 2, piece, COLUMNS, PAIRS, columns);
+            t->transpose_words((uint32_t *)(void *)(to + i * lda + d), lda / 2, piece, COLUMNS, PAIRS, n);
         }
 }
 
 static void pack_left(uint16_t *to, int64_t lda, const product *p, int64_t m, int64_t rows, int64_t k, int64_t depth)
 {
-    (p->transposed ? pack_columns_of_left : pack_rows_of_left)(to, lda, p, m, rows, k, depth);
+    if (p->transposed)
+        kn_bf16_turned(to, lda, p->a + k * p->M + m, p->M, p->b->K - k, rows, depth, p->b->scale + k);
+    else
+        pack_rows_of_left(to, lda, p, m, rows, k, depth);
 }
 
 /* Memory of operands that live for one product, kept and grown; the lock is held while it is in use. */
