@@ -64,6 +64,19 @@ RUN(adamw, t->adamw(o->y, o->y + LONGEST, o->y + 2 * LONGEST, o->a, o->n, &step_
 /* m and v behind x, finite before */
 RUN(adamw_bf16, uint16_t *m = (uint16_t *)(void *)(o->y + LONGEST); t->to_bf16(m, o->a, o->n);
     t->to_bf16(m + LONGEST, o->b, o->n); t->adamw_bf16(o->y, m, m + LONGEST, o->c, o->n, &step_factors, 12345))
+static void run_flips(const kn_table *t, const operands *o)
+{
+    int16_t *f = (int16_t *)(void *)(o->y + LONGEST), *m = f + LONGEST;
+    int8_t *last = (int8_t *)(m + LONGEST), *q = last + LONGEST;
+    for (int64_t i = 0; i < o->n; i++) {
+        f[i] = (int16_t)(i % 5 ? (int)(fabsf(o->a[i]) * 5000) % KN_PIN_FLIP : -1);
+        m[i] = (int16_t)((int)(o->b[i] * 6000) % (8 * KN_PIN_MEAN));
+        last[i] = (int8_t)(i % 3 - 1);
+        q[i] = (int8_t)(i % 7 - 3);
+    }
+    t->hold_pinned(o->y, f, m, o->n, 2, 1, 0.37f);
+    o->y[0] = t->count_flips(f, m, last, q, o->n, 9000) ? 1 : 0;
+}
 RUN(sum_squares, o->y[0] = t->sum_squares(o->a, o->n))
 RUN(sum_abs, o->y[0] = t->sum_abs(o->a, o->n))
 RUN(absmax, o->y[0] = t->absmax(o->a, o->n))
@@ -112,6 +125,7 @@ static const struct {
     F(axpy),
     F(adamw),
     F(adamw_bf16),
+    F(flips),
     F(sum_squares),
     F(sum_abs),
     F(absmax),

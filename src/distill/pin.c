@@ -18,10 +18,8 @@ enum {
     WIDEST = 4,
     CHUNK = 1 << 14,
     NAME = 160,
-    ONE_F = 1 << 14,
-    ONE_M = 1 << 11,
-    MEMORY = 328, /* a in units of 2^-15 */
-    HALF = 1 << 14
+    ONE_F = KN_PIN_FLIP,
+    ONE_M = KN_PIN_MEAN
 };
 
 static bool takes_part(const fq_site *s)
@@ -82,26 +80,6 @@ status kd_pins_start(kd_trainer *t, bool resumed)
     return NB_OK;
 }
 
-/* x + a (to - x), rounded */
-static inline int16_t towards(int x, int to)
-{
-    return (int16_t)(x + (((to - x) * MEMORY + HALF) >> 15));
-}
-
-/* Counts the flips of n weights; what is pinned keeps its state. True if one flips too often. */
-static bool count_flips(int16_t *restrict f, int16_t *restrict m, int8_t *restrict last, const int8_t *restrict q, int64_t n, int limit)
-{
-    int over = 0;
-    for (int64_t i = 0; i < n; i++) {
-        const int16_t flips = towards(f[i], q[i] != last[i] ? ONE_F : 0), mean = towards(m[i], q[i] * ONE_M);
-        m[i] = f[i] < 0 ? m[i] : mean;
-        f[i] = f[i] < 0 ? f[i] : flips;
-        last[i] = q[i];
-        over |= f[i] > limit;
-    }
-    return over != 0;
-}
-
 /* True if a code was pinned to another value than it has. */
 static bool pin_span(int16_t *f, int16_t *m, const int8_t *q, int64_t n, int limit)
 {
@@ -131,13 +109,9 @@ static bool pin_row(kd_pin *p, real *x, const kn_codes *c, int64_t row, int limi
         n = c->cols - i;
         n = c->grid.grain == KN_BLOCK ? smaller(n, group - at % group) : group > 0 ? smaller(n, group) : n;
         int16_t *f = p->flips + at, *m = p->mean + at;
-        if (count_flips(f, m, p->last + at, c->q + row * c->ld + i, n, limit))
+        if (kn_count_flips(f, m, p->last + at, c->q + row * c->ld + i, n, limit))
             moved = pin_span(f, m, c->q + row * c->ld + i, n, limit) || moved;
-        const real scale = c->scale[k], add = (real)(kn_add(&c->grid) - (c->zero ? c->zero[k] : 0));
-        for (int64_t j = 0; j < n; j++) {
-            const real level = mul * (real)(m[j] >> 11) + add;
-            x[at + j] = f[j] < 0 ? level * scale : x[at + j];
-        }
+        kn_hold_pinned(x + at, f, m, n, mul, (real)(kn_add(&c->grid) - (c->zero ? c->zero[k] : 0)), c->scale[k]);
     }
     return moved;
 }

@@ -330,6 +330,13 @@ void kn_adamw(real *x, real *m, real *v, const real *g, int64_t n, const kn_adam
  * nearest, v would not move where a step changes it by less than 1/512. x sees m and v before they are rounded. key: of the step and of where
  * the n elements are. */
 void kn_adamw_bf16(real *x, uint16_t *m, uint16_t *v, const real *g, int64_t n, const kn_adamw_factors *f, uint32_t key);
+
+/* Codes that flip (distill/pin.c), n weights of one scale, in the thread that calls. f counts flips in units of 2^-14, m the mean code in 2^-11:
+ *   f += a (q != last) - a f,  m += a (q - m), rounded in fixed point, a = 328 / 2^15;  last = q;  f < 0: pinned, f and m stay
+ * True where some f is above limit. kn_hold_pinned: x = (mul floor(m) + add) scale where f < 0. */
+enum { KN_PIN_FLIP = 1 << 14, KN_PIN_MEAN = 1 << 11, KN_PIN_MEMORY = 328 };
+bool kn_count_flips(int16_t *f, int16_t *m, int8_t *last, const int8_t *q, int64_t n, int limit);
+void kn_hold_pinned(real *x, const int16_t *f, const int16_t *m, int64_t n, real mul, real add, real scale);
 void kn_softmax(real *y, const real *x, int64_t M, int64_t C); /* rows; y may be x */
 /* lse[m] = max + log(sum exp(x - max)), in double sums */
 void kn_logsumexp(double *lse, const real *x, int64_t M, int64_t C);

@@ -114,6 +114,8 @@ enum {
       (real * x, real * m, real * v, const real *g, int64_t n, const kn_adamw_factors *f))                             \
     X(void, adamw_bf16,                                                                                                \
       (real * x, uint16_t * m, uint16_t * v, const real *g, int64_t n, const kn_adamw_factors *f, uint32_t key))       \
+    X(bool, count_flips, (int16_t * f, int16_t * m, int8_t * last, const int8_t *q, int64_t n, int limit))             \
+    X(void, hold_pinned, (real * x, const int16_t *f, const int16_t *m, int64_t n, real mul, real add, real scale))    \
     X(void, softmax, (real * y, const real *x, int64_t M, int64_t C))                                                  \
     X(void, logsumexp, (double *lse, const real *x, int64_t M, int64_t C))                                             \
     X(void, rmsnorm, (real * y, real * r, const real *x, const real *w, int64_t M, int64_t C, real eps))               \

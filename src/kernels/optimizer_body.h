@@ -44,3 +44,35 @@ static void adamw_bf16(real *restrict x, uint16_t *restrict m, uint16_t *restric
         x[i] = f.keep * x[i] - f.lr * first / ((real)sqrt(second) * f.root + f.eps);
     }
 }
+
+static int16_t towards(int x, int to)
+{
+    return (int16_t)(x + (((to - x) * KN_PIN_MEMORY + (1 << 14)) >> 15));
+}
+
+static bool count_flips(int16_t *restrict f, int16_t *restrict m, int8_t *restrict last, const int8_t *restrict q, int64_t n, int limit)
+{
+    int16_t most = -1;
+    for (int64_t i = 0; i < n; i++) {
+        const int16_t flips = towards(f[i], q[i] != last[i] ? KN_PIN_FLIP : 0), mean = towards(m[i], q[i] * KN_PIN_MEAN);
+        m[i] = f[i] < 0 ? m[i] : mean;
+        f[i] = f[i] < 0 ? f[i] : flips;
+        last[i] = q[i];
+        most = f[i] > most ? f[i] : most;
+    }
+    return most > limit;
+}
+
+/* In two loops: a compiler keeps arithmetic that may trap behind its condition, and out of vectors. */
+static void hold_pinned(real *restrict x, const int16_t *restrict f, const int16_t *restrict m, int64_t n, real mul, real add, real scale)
+{
+    enum { PIECE = 64 };
+    for (int64_t i = 0; i < n; i += PIECE) {
+        real value[PIECE];
+        const int64_t left = kn_min(PIECE, n - i);
+        for (int64_t k = 0; k < left; k++)
+            value[k] = (mul * (real)(m[i + k] >> 11) + add) * scale;
+        for (int64_t k = 0; k < left; k++)
+            x[i + k] = f[i + k] < 0 ? value[k] : x[i + k];
+    }
+}

@@ -54,6 +54,16 @@ void kn_adamw_bf16(real *x, uint16_t *m, uint16_t *v, const real *g, int64_t n, 
     kn_isa()->adamw_bf16(x, m, v, g, n, f, key);
 }
 
+bool kn_count_flips(int16_t *f, int16_t *m, int8_t *last, const int8_t *q, int64_t n, int limit)
+{
+    return kn_isa()->count_flips(f, m, last, q, n, limit);
+}
+
+void kn_hold_pinned(real *x, const int16_t *f, const int16_t *m, int64_t n, real mul, real add, real scale)
+{
+    kn_isa()->hold_pinned(x, f, m, n, mul, add, scale);
+}
+
 void kn_silu(real *y, const real *x, int64_t n)
 {
     map(kn_isa()->silu, y, x, n);
