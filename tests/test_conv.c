@@ -212,6 +212,7 @@ START_TEST(tables_agree_bit_for_bit)
         }
     for (int n = 1; t && n < 70; n += 17) {
         uint8_t bits[2][9];
+        double products[2][NUMBERS];
         real sum[2][2], ends[2][2];
         x[n] = n % 2 ? (real)NAN : (real)INFINITY;
         for (int k = 0; k < 2; k++) {
@@ -222,12 +223,19 @@ START_TEST(tables_agree_bit_for_bit)
             use->range_pass(c[k] + NUMBERS, w, x, n, 2, -1, (real)0.5, true);
             use->range_sums(sum[k], w, x, b, n < 60 ? n : 60, 2, -1, (real)0.5, 1);
             use->depthwise_row(c[k] + 2 * NUMBERS, x + 100, w, 2, n, 3, n, 4 * n, n, n % 2);
+            use->depthwise_row_dw(c[k] + 4 * NUMBERS, x + 100, w, 2, n, 1 + n % 2, n, 4 * n, n);
+            use->column_maps(c[k] + 6 * NUMBERS, x + 100, w, n % 2 ? x + 200 : NULL, w + 100, w + 200, 1, n, n % 2);
+            memset(s[k], 0, sizeof s[k]);
+            memset(products[k], 0, sizeof products[k]);
+            use->column_sums(s[k], products[k], x + 100, w, x + 2000, w + 100, 20, n);
             use->finite_min_max(&ends[k][0], &ends[k][1], x, n + 1);
         }
         ck_assert_mem_eq(c[0], c[1], sizeof c[0]);
         ck_assert_mem_eq(bits[0], bits[1], (size_t)(n + 7) / 8);
         ck_assert_mem_eq(sum[0], sum[1], sizeof sum[0]);
         ck_assert_mem_eq(ends[0], ends[1], sizeof ends[0]);
+        ck_assert_mem_eq(s[0], s[1], sizeof s[0]);
+        ck_assert_mem_eq(products[0], products[1], sizeof products[0]);
         real low = (real)INFINITY;
         for (int i = 0; i < n; i++) {
             low = x[i] < low ? x[i] : low;

@@ -7,6 +7,7 @@
  *   softmax over the last dimension: y = e^(x - max) / sum      dx = y (dy - sum_c dy y)
  */
 #include "op.h"
+#include <math.h>
 
 static void silu_forward(ag_tensor *out)
 {
@@ -58,28 +59,46 @@ ag_tensor *ag_gelu(ag_tape *t, ag_tensor *x, bool tanh_form)
     return ag_run(t, out);
 }
 
-static void relu_forward(ag_tensor *out)
+/* min(max(x, 0), top) */
+static void clamp_forward(ag_tensor *out, real top)
 {
     const real *x = ag_in(out, 0);
     real *y = out->x;
-    int64_t n = ag_count(out);
+    const int64_t n = ag_count(out);
     if (!x)
         return;
 #pragma omp parallel for if (n > AG_PARALLEL)
-    for (int64_t i = 0; i < n; i++)
-        y[i] = x[i] > 0 ? x[i] : 0;
+    for (int64_t i = 0; i < n; i++) {
+        const real low = x[i] > 0 ? x[i] : 0;
+        y[i] = low < top ? low : top;
+    }
+}
+
+/* Where out->g can be handed on it is changed in place. */
+static void clamp_backward(const ag_tensor *out, real top)
+{
+    const real *y = out->x, *dy = out->g;
+    const int64_t n = ag_count(out);
+    real beta = 0, *g = ag_grad_handed_over(out, out->src[0]);
+    if (!g)
+        g = ag_grad_write(out->src[0], &beta);
+    if (!g)
+        return;
+#pragma omp parallel for if (n > AG_PARALLEL)
+    for (int64_t i = 0; i < n; i++) {
+        const real d = dy[i], passed = ((y[i] > 0) & (y[i] < top)) ? d : 0; /* no branch */
+        g[i] = beta == 0 ? passed : g[i] + passed;
+    }
+}
+
+static void relu_forward(ag_tensor *out)
+{
+    clamp_forward(out, (real)INFINITY);
 }
 
 static void relu_backward(const ag_tensor *out)
 {
-    const real *y = out->x, *dy = out->g;
-    real *g = ag_grad(out->src[0]);
-    int64_t n = ag_count(out);
-    if (!g)
-        return;
-#pragma omp parallel for if (n > AG_PARALLEL)
-    for (int64_t i = 0; i < n; i++)
-        g[i] += y[i] > 0 ? dy[i] : 0;
+    clamp_backward(out, (real)INFINITY);
 }
 
 static const ag_op op_relu = {"relu", relu_forward, relu_backward, AG_KEEP_OUT};
@@ -91,26 +110,12 @@ ag_tensor *ag_relu(ag_tape *t, ag_tensor *x)
 
 static void relu6_forward(ag_tensor *out)
 {
-    const real *x = ag_in(out, 0);
-    real *y = out->x;
-    int64_t n = ag_count(out);
-    if (!x)
-        return;
-#pragma omp parallel for if (n > AG_PARALLEL)
-    for (int64_t i = 0; i < n; i++)
-        y[i] = x[i] < 6 ? x[i] > 0 ? x[i] : 0 : 6;
+    clamp_forward(out, 6);
 }
 
 static void relu6_backward(const ag_tensor *out)
 {
-    const real *y = out->x, *dy = out->g;
-    real *g = ag_grad(out->src[0]);
-    int64_t n = ag_count(out);
-    if (!g)
-        return;
-#pragma omp parallel for if (n > AG_PARALLEL)
-    for (int64_t i = 0; i < n; i++)
-        g[i] += y[i] > 0 && y[i] < 6 ? dy[i] : 0;
+    clamp_backward(out, 6);
 }
 
 static const ag_op op_relu6 = {"relu6", relu6_forward, relu6_backward, AG_KEEP_OUT};

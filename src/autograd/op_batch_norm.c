@@ -12,26 +12,9 @@ typedef struct {
     bool given;
 } save_norm;
 
-static void moments(save_norm *s, const real *x, int64_t M, int64_t C)
+static void no_memory(const ag_tensor *out)
 {
-#pragma omp parallel for schedule(static) if (M * C > AG_PARALLEL)
-    for (int64_t c0 = 0; c0 < C; c0 += 16) {
-        const int64_t end = c0 + 16 < C ? c0 + 16 : C;
-        for (int64_t c = c0; c < end; c++)
-            s->mean[c] = s->variance[c] = 0;
-        for (int64_t m = 0; m < M; m++)
-            for (int64_t c = c0; c < end; c++)
-                s->mean[c] += (double)x[m * C + c];
-        for (int64_t c = c0; c < end; c++)
-            s->mean[c] /= (double)M;
-        for (int64_t m = 0; m < M; m++)
-            for (int64_t c = c0; c < end; c++) {
-                const double d = (double)x[m * C + c] - s->mean[c];
-                s->variance[c] += d * d;
-            }
-        for (int64_t c = c0; c < end; c++)
-            s->variance[c] /= (double)M;
-    }
+    ag_fail(out->tape, NB_NOMEM, "batch_norm: %s", nb_fail_message());
 }
 
 static void norm_forward(ag_tensor *out)
@@ -41,8 +24,10 @@ static void norm_forward(ag_tensor *out)
     const int64_t C = ag_count(out->src[1]), M = ag_count(out) / C;
     if (!x || !w || !b)
         return;
-    if (!s->given)
-        moments(s, x, M, C);
+    if (!s->given && kn_column_moments(s->mean, s->variance, x, M, C) != NB_OK) {
+        no_memory(out);
+        return;
+    }
     real *factor = ag_take(out->tape, (size_t)C * 2 * sizeof *factor), *term = factor + C;
     if (!factor)
         return;
@@ -51,50 +36,43 @@ static void norm_forward(ag_tensor *out)
         factor[c] = (real)f;
         term[c] = (real)((double)b[c] - s->mean[c] * f);
     }
-#pragma omp parallel for schedule(static) if (M * C > AG_PARALLEL)
-    for (int64_t m = 0; m < M; m++)
-        for (int64_t c = 0; c < C; c++)
-            out->x[m * C + c] = x[m * C + c] * factor[c] + term[c];
+    kn_column_map(out->x, 0, x, factor, NULL, NULL, term, M, C);
     ag_give_back(out->tape, factor, (size_t)C * 2 * sizeof *factor);
 }
 
+/* dx = dy p + x q + r, with p = w r, q = -p r dw / M, r = -p db / M - mean q */
 static void norm_backward(const ag_tensor *out)
 {
     const save_norm *s = out->save;
     const real *x = ag_in(out, 0), *w = ag_in(out, 1), *dy = out->g;
     const int64_t C = ag_count(out->src[1]), M = ag_count(out) / C;
-    real *dx = ag_grad(out->src[0]), *dw = ag_grad(out->src[1]), *db = ag_grad(out->src[2]);
-    if (!x || !w)
+    real *dw = ag_grad(out->src[1]), *db = ag_grad(out->src[2]);
+    const size_t bytes = (size_t)C * (2 * sizeof(double) + 3 * sizeof(real));
+    double *sum = x && w ? ag_take(out->tape, bytes) : NULL, *product = sum + C;
+    if (!sum)
         return;
-#pragma omp parallel for schedule(static) if (M * C > AG_PARALLEL)
-    for (int64_t c0 = 0; c0 < C; c0 += 16) {
-        const int64_t n = c0 + 16 < C ? 16 : C - c0;
-        double sum[16] = {0}, product[16] = {0};
-        real own[16], mean[16], each[16], along[16];
-        for (int64_t m = 0; m < M; m++)
-            for (int64_t i = 0; i < n; i++) {
-                const double d = (double)dy[m * C + c0 + i];
-                sum[i] += d;
-                product[i] += d * ((double)x[m * C + c0 + i] - s->mean[c0 + i]);
-            }
-        for (int64_t i = 0; i < n; i++) {
-            const int64_t c = c0 + i;
-            const double r = 1 / sqrt(s->variance[c] + (double)s->eps);
-            own[i] = (real)((double)w[c] * r);
-            mean[i] = (real)s->mean[c];
-            each[i] = (real)(s->given ? 0 : sum[i] / (double)M);
-            along[i] = (real)(s->given ? 0 : product[i] * r * r / (double)M);
-            if (db)
-                db[c] += (real)sum[i];
-            if (dw)
-                dw[c] += (real)(product[i] * r);
-        }
-        for (int64_t m = 0; dx && m < M; m++)
-            for (int64_t i = 0; i < n; i++) {
-                const int64_t at = m * C + c0 + i;
-                dx[at] += own[i] * (dy[at] - each[i] - (x[at] - mean[i]) * along[i]);
-            }
+    if (kn_column_products(sum, product, dy, x, s->mean, M, C) != NB_OK) {
+        no_memory(out);
+        return;
     }
+    real *p = (real *)(product + C), *q = p + C, *term = q + C, beta = 0;
+    for (int64_t c = 0; c < C; c++) {
+        const double r = 1 / sqrt(s->variance[c] + (double)s->eps), own = (double)w[c] * r;
+        const double along = s->given ? 0 : -own * product[c] * r * r / (double)M;
+        p[c] = (real)own;
+        q[c] = (real)along;
+        term[c] = (real)(s->given ? 0 : -own * sum[c] / (double)M - s->mean[c] * along);
+        if (db)
+            db[c] += (real)sum[c];
+        if (dw)
+            dw[c] += (real)(product[c] * r);
+    }
+    real *dx = ag_grad_handed_over(out, out->src[0]);
+    if (!dx)
+        dx = ag_grad_write(out->src[0], &beta);
+    if (dx)
+        kn_column_map(dx, beta, dy, p, x, q, term, M, C);
+    ag_give_back(out->tape, sum, bytes);
 }
 
 static const ag_op op_norm = {"batch_norm", norm_forward, norm_backward, AG_KEEP(0) | AG_KEEP(1)};

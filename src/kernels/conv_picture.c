@@ -54,12 +54,9 @@ static void depthwise_dw(real *dwt, const kn_plain *c, const real *dy, const rea
 {
     const kn_table *t = kn_isa();
     const int64_t row = c->W * c->C;
-    for (int64_t o = 0; o < c->OH * c->OW; o++)
-        for (int64_t k = 0; k < c->K * c->K; k++)
-            t->multiply_add(dwt + k * c->C,
-                            x + (o / c->OW * c->stride + k / c->K * c->dilation) * row +
-                                (o % c->OW * c->stride + k % c->K * c->dilation) * c->C,
-                            dy + o * c->N, c->C);
+    for (int64_t oy = 0; oy < c->OH; oy++)
+        t->depthwise_row_dw(dwt, x + oy * c->stride * row, dy + oy * c->OW * c->C, c->OW, c->C, c->K, c->stride * c->C, c->dilation * row,
+                            c->dilation * c->C);
 }
 
 void kn_correlate(real *dwt, const kn_plain *c, const real *dy, const real *x, const real *windows)

@@ -399,6 +399,13 @@ void kn_finite_min_max(real *min, real *max, const real *x, int64_t n);
 /* y [n] (beta 0: written, 1: added to) = x[i] / (1 - p) where nb_random_unit(seed, stream, i) >= p, else 0: dropout, 0 <= p < 1 */
 void kn_drop(real *y, real beta, const real *x, int64_t n, real p, uint64_t seed, uint64_t stream);
 
+/* Columns of x [M, C], for batch norms: mean[c] and variance[c] = mean of (x - mean)^2, in two passes. NB_NOMEM. */
+status kn_column_moments(double *mean, double *variance, const real *x, int64_t M, int64_t C);
+/* sum[c] = sum_m d[m,c], product[c] = sum_m d[m,c] (x[m,c] - mean[c]). NB_NOMEM. Sums of at most 32 parts of the rows, which depend on M alone, added in order. */
+status kn_column_products(double *sum, double *product, const real *d, const real *x, const double *mean, int64_t M, int64_t C);
+/* y [M, C] (beta 0: written, 1: added to) = a p[c] + b q[c] + r[c]; b NULL: a p[c] + r[c]. y may be a. */
+void kn_column_map(real *y, real beta, const real *a, const real *p, const real *b, const real *q, const real *r, int64_t M, int64_t C);
+
 /* ---- pictures: convolution, pooling, fixed-point requantization ---------------------------- */
 
 /* B pictures are rows [B, H*W*C], channels last. Weights [N, K*K*C/groups]: a row per output channel, in the order of a window (y, x, channel).

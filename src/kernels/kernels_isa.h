@@ -164,7 +164,6 @@ enum {
     X(void, pack,                                                                                                      \
       (uint8_t * to, int32_t * sum, int64_t stride, const int8_t *q, int64_t ld, int64_t rows, int64_t n,              \
        int64_t group, bool twice, bool half))                                                                                   \
-    X(void, multiply_add, (real * y, const real *a, const real *b, int64_t n))                                         \
     X(void, finish_rows, (real * y, const real *b, int64_t M, int64_t N, kn_activation act))                           \
     X(void, gate_rows, (real * d, double *sum, const real *y, int64_t M, int64_t N, kn_activation act))                \
     X(void, largest_point, (real * y, uint8_t *at, const real *x, int64_t C, int64_t K, int64_t row))                  \
@@ -175,6 +174,15 @@ enum {
     X(void, depthwise_row,                                                                                             \
       (real * y, const real *x, const real *w, int64_t OW, int64_t C, int64_t K, int64_t step, int64_t row,            \
        int64_t apart, bool add))                                                                                       \
+    X(void, depthwise_row_dw,                                                                                          \
+      (real * dw, const real *x, const real *dy, int64_t OW, int64_t C, int64_t K, int64_t step, int64_t row,          \
+       int64_t apart))                                                                                                 \
+    X(void, column_sums,                                                                                               \
+      (double *first, double *second, const real *a, const real *a_mean, const real *b, const real *b_mean,            \
+       int64_t M, int64_t C))                                                                                          \
+    X(void, column_maps,                                                                                               \
+      (real * y, const real *a, const real *p, const real *b, const real *q, const real *r, int64_t M, int64_t C,      \
+       bool add))                                                                                                      \
     X(void, depthwise_row8,                                                                                            \
       (int32_t * y, const int8_t *x, const int8_t *w, const int32_t *b, int64_t OW, int64_t C, int64_t K,              \
        int64_t step, int64_t row, int64_t apart))                                                                      \

@@ -1,13 +1,6 @@
 /* picture_body.h - loops of convolution, pooling and fixed-point requantization (included by table_body.h).
  * The integer loops are plain C: each instruction set's compiler makes its own vectors of them, and integers have one result. */
 
-/* y += a * b, fused */
-static void multiply_add(real *y, const real *a, const real *b, int64_t n)
-{
-    for (int64_t i = 0; i < n; i += 16)
-        v_put(y + i, v_fma(v_get(a + i, n - i), v_get(b + i, n - i), v_get(y + i, n - i)), n - i);
-}
-
 /* y [M, N] = act(y + b), b NULL: 0 */
 static void finish_rows(real *restrict y, const real *restrict b, int64_t M, int64_t N, kn_activation act)
 {
@@ -128,18 +121,84 @@ static void value_rows(real *restrict y, const int32_t *restrict sum, const real
         }
 }
 
-/* A row of a depthwise convolution: y [OW, C] = b (NULL: 0; or y, where add) + sum_k x[o * step + at_k, c] w[k, c], k over K x K points whose rows are
+/* Channels [0, n) of a row of a depthwise convolution, n <= 16 and K constants where this is called. */
+INLINE void depthwise_lanes(real *restrict y, const real *restrict x, const real *restrict w, int64_t OW, int64_t C, int64_t K, int64_t n,
+                            int64_t step, int64_t row, int64_t apart, bool add)
+{
+    enum { MOST = 9 };
+    v16 kept[MOST];
+    if (K * K <= MOST) {
+        UNROLL for (int64_t k = 0; k < K * K; k++) kept[k] = v_get(w + k * C, n);
+    }
+    for (int64_t o = 0; o < OW; o++, y += C, x += step) {
+        v16 sum = add ? v_get(y, n) : v_zero();
+        UNROLL for (int64_t k = 0; k < K * K; k++)
+            sum = v_fma(v_get(x + k / K * row + k % K * apart, n), K * K <= MOST ? kept[k] : v_get(w + k * C, n), sum);
+        v_put(y, sum, n);
+    }
+}
+
+/* A row of a depthwise convolution: y [OW, C] = 0 (or y, where add) + sum_k x[o * step + at_k, c] w[k, c], k over K x K points whose rows are
  * `row` numbers apart, its columns `apart` */
 static void depthwise_row(real *restrict y, const real *restrict x, const real *restrict w, int64_t OW, int64_t C, int64_t K, int64_t step,
                           int64_t row, int64_t apart, bool add)
 {
-    for (int64_t o = 0; o < OW; o++, y += C, x += step)
+    for (int64_t c = 0; c < C; c += 16) {
+        if (K == 3 && C - c >= 16)
+            depthwise_lanes(y + c, x + c, w + c, OW, C, 3, 16, step, row, apart, add);
+        else
+            depthwise_lanes(y + c, x + c, w + c, OW, C, K, kn_min(16, C - c), step, row, apart, add);
+    }
+}
+
+/* dw [k, c] += sum_o x[o * step + at_k, c] dy[o, c] of such a row */
+static void depthwise_row_dw(real *restrict dw, const real *restrict x, const real *restrict dy, int64_t OW, int64_t C, int64_t K, int64_t step,
+                             int64_t row, int64_t apart)
+{
+    for (int64_t c = 0; c < C; c += 16)
+        for (int64_t k = 0; k < K * K; k++) {
+            const real *from = x + k / K * row + k % K * apart + c;
+            v16 sum = v_get(dw + k * C + c, C - c);
+            for (int64_t o = 0; o < OW; o++)
+                sum = v_fma(v_get(from + o * step, C - c), v_get(dy + o * C + c, C - c), sum);
+            v_put(dw + k * C + c, sum, C - c);
+        }
+}
+
+/* first [C] += sum_m a[m, c]; second [C] (NULL: not wanted) += sum_m (a[m, c] - a_mean[c]) (b[m, c] - b_mean[c]), in reals over stretches of rows, those
+ * added in double */
+static void column_sums(double *restrict first, double *restrict second, const real *a, const real *a_mean, const real *b, const real *b_mean, int64_t M,
+                        int64_t C)
+{
+    enum { WIDE = 64, STRETCH = 64 };
+    for (int64_t from = 0; from < C; from += WIDE) {
+        const int64_t wide = kn_min(WIDE, C - from);
+        for (int64_t m0 = 0; m0 < M; m0 += STRETCH) {
+            real part[WIDE] = {0}, product[WIDE] = {0};
+            for (int64_t m = m0; m < kn_min(M, m0 + STRETCH); m++) {
+                const real *restrict of_a = a + m * C + from, *restrict of_b = b + m * C + from;
+                for (int64_t i = 0; i < wide; i++)
+                    part[i] += of_a[i];
+                for (int64_t i = 0; second && i < wide; i++)
+                    product[i] += (of_a[i] - a_mean[from + i]) * (of_b[i] - b_mean[from + i]);
+            }
+            for (int64_t i = 0; i < wide; i++)
+                first[from + i] += (double)part[i];
+            for (int64_t i = 0; second && i < wide; i++)
+                second[from + i] += (double)product[i];
+        }
+    }
+}
+
+/* y [M, C] = a p[c] + b q[c] + r[c] (b NULL: a p[c] + r[c]); add: += */
+static void column_maps(real *y, const real *a, const real *p, const real *b, const real *q, const real *r, int64_t M, int64_t C, bool add)
+{
+    for (int64_t m = 0; m < M; m++, y += C, a += C)
         for (int64_t c = 0; c < C; c += 16) {
-            v16 sum = add ? v_get(y + c, C - c) : v_zero();
-            for (int64_t ky = 0; ky < K; ky++)
-                for (int64_t kx = 0; kx < K; kx++)
-                    sum = v_fma(v_get(x + ky * row + kx * apart + c, C - c), v_get(w + (ky * K + kx) * C + c, C - c), sum);
-            v_put(y + c, sum, C - c);
+            v16 v = v_fma(v_get(a + c, C - c), v_get(p + c, C - c), v_get(r + c, C - c));
+            if (b)
+                v = v_fma(v_get(b + m * C + c, C - c), v_get(q + c, C - c), v);
+            v_put(y + c, add ? v_add(v_get(y + c, C - c), v) : v, C - c);
         }
 }
 
