@@ -273,16 +273,16 @@ static void activation_forward(ag_tensor *out)
         mask_row(s->pass + m * width, &s->codes, x + m * cols, m, spec->ste == FQ_STE_LLMQAT);
 }
 
-/* dx += dy where its bit says so; without bits the buffer of dy is handed over where x has none yet. */
+/* dx += dy where its bit says so. The buffer of dy is handed over where x has none yet, and changed in place. */
 static void straight_through(const ag_tensor *out, const save_fake *s)
 {
     ag_tensor *x = out->src[0];
     const int64_t rows = ag_rows(out), cols = ag_cols(out), width = (cols + 7) / 8;
-    if (!s->pass && ag_grad_handed_over(out, x))
-        return;
-    real beta, *dx = ag_grad_write(x, &beta);
     const real *dy = out->g;
-    if (!dx)
+    real beta = 0, *dx = ag_grad_handed_over(out, x);
+    if (dx && !s->pass)
+        return;
+    if (!dx && !(dx = ag_grad_write(x, &beta)))
         return;
 #pragma omp parallel for schedule(static) if (rows * cols > FQ_PARALLEL)
     for (int64_t m = 0; m < rows; m++) {
