@@ -118,7 +118,7 @@ static int command_of(int argc, char **argv, bool qat)
         {"--batch", "N", CL_COUNT, &o.batch, "64", "pictures of a step"},
         {"--shift", "N", CL_NUMBER, &o.shift, "-1", "pictures move by up to so many points each way (-1: 1; 0 where the first layer is linear)"},
         {"--flip", "auto|on|off", CL_CHOICE, &o.flip, "auto", "every second picture is mirrored; auto: clothes are in front of windows, digits are not"},
-        {"--lr", "X", CL_NUMBER, &o.lr, "0", "learning rate of AdamW (0: 1e-3, qat 1e-4), half a cosine to 0"},
+        {"--lr", "X", CL_NUMBER, &o.lr, "0", "learning rate of AdamW (0: 1e-3, with batch norms 1e-2, qat 1e-4), half a cosine to 0"},
         {"--weight-decay", "X", CL_NUMBER, &o.decay, "0", "of AdamW"},
         {"--smoothing", "X", CL_NUMBER, &o.smoothing, "0", "of labels"},
         {"--restart", NULL, CL_FLAG, &o.restart, NULL, "discard the run that the folder holds"},

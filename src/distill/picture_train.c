@@ -29,12 +29,15 @@ enum { ORDER = 601, SHIFT = 602, FLIP = 603 }; /* streams of random numbers */
 kd_picture_options kd_picture_defaults(const md_picture_net *m, const fm_pictures *data)
 {
     const bool qat = m->base.recipe.n, windows = m->layer[0].c.K > 1; /* a linear map knows every point by its place */
+    bool norms = false;
+    for (int64_t i = 0; i < m->layers; i++)
+        norms = norms || m->layer[i].norm_w;
     return (kd_picture_options){.epochs = qat ? 3 : 10,
                                 .batch = 64,
                                 .shift = windows,
                                 .flip = windows && data->mirrors,
                                 .seed = 1,
-                                .lr = qat ? 1e-4 : 1e-3,
+                                .lr = qat ? 1e-4 : norms ? 1e-2 : 1e-3,
                                 .scale_rate = 1e-3,
                                 .clip = qat ? 1 : 0,
                                 .warmup = 0.05,
