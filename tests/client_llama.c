@@ -6,7 +6,7 @@
  *                                                   as llama-perplexity: windows side by side, second halves scored; perplexity of
  *                                                   both, KL(float || model) and share of equal likeliest tokens, as JSON
  *   client_llama LIBRARIES time MODEL PREFILL DECODE SEQUENCES THREADS
- *                                                   tokens/s as JSON, best of four; SEQUENCES > 1: decoded together
+ *                                                   tokens/s as JSON, best of four; SEQUENCES > 1: decoded together, best of two
  * LIBRARIES is the folder of libllama and libggml. One thread, no flash attention, F32 cache; time and score: F16 cache (what
  * llama.cpp takes by itself), score on two threads, time with both ways of attention, of which the faster counts.
  */
@@ -269,7 +269,7 @@ static void time_context(timing *t, struct llama_model *m, enum llama_flash_attn
     if (!c)
         fail("no context", "");
     struct llama_batch b = CALL(llama_batch_init)((int32_t)p.n_batch, 0, 1);
-    for (int round = 0; round < 4; round++) {
+    for (int round = 0; round < (t->sequences > 1 ? 2 : 4); round++) {
         CALL(llama_memory_clear)(CALL(llama_get_memory)(c), true);
         double begin = seconds(), cpu = cpu_seconds();
         if (t->sequences == 1)

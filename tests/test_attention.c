@@ -24,7 +24,8 @@ static const attention_case cases[] = {
     {2, 70, 4, 2, 8, 8, 4, 4, true, false},    {1, 131, 2, 1, 48, 8, 4, 8, false, true},
     {1, 65, 2, 1, 7, 8, 8, 4, true, true},     {1, 64, 2, 2, 13, 8, 4, 4, true, false},
     {1, 77, 2, 1, 16, 0, 4, 4, true, false},   {1, 77, 2, 1, 16, 8, 0, 4, false, false},
-    {1, 40, 1, 1, 33, 8, 2, 3, true, true},
+    {1, 40, 1, 1, 33, 8, 2, 3, true, true},    {1, 70, 9, 1, 64, 0, 0, 0, false, false},
+    {1, 66, 8, 2, 64, 8, 0, 4, false, true},
 };
 
 typedef struct {
@@ -141,7 +142,7 @@ static void together(const attention_data *d, const float *o, const kn_cache *c,
     const int64_t heads = p->H / p->G, first = row * p->H + g * heads;
     float found[9 * 128];
     ck_assert_int_le(heads, 9);
-    kn_attend_heads(found, c, t, heads, d->operand[0].x ? d->x[0] + first * p->D : NULL, d->operand[0].codes, row,
+    kn_attend_heads(found, c, c, t, heads, d->operand[0].x ? d->x[0] + first * p->D : NULL, d->operand[0].codes, row,
                     g * heads, p->quantize_probs, scratch);
     ck_assert_mem_eq(found, o + first * p->D, (size_t)(heads * p->D) * sizeof *found);
 }
@@ -227,45 +228,64 @@ START_TEST(a_cache_in_bf16_holds_rounded_values)
 }
 END_TEST
 
-START_TEST(tables_attend_alike)
+/* A job by every table: what the scalar one writes, n numbers. */
+static void same_in_tables(kn_attend_job *job, int64_t n)
 {
-    const attention_case *p = &cases[_i];
-    attention_data d;
-    data_new(&d, p);
-    const int64_t D = p->D, H = p->H, capacity = (p->T + 63) / 64 * 64, n = p->T * D;
-    const kn_grid k = d.operand[1].codes ? d.codes[1].grid : (kn_grid){0};
-    const kn_grid v = d.operand[2].codes ? d.codes[2].grid : (kn_grid){0};
-    void *memory = nb_alloc_aligned_zeroed(kn_cache_bytes(&k, &v, KN_FP32, D, capacity), 1);
-    kn_cache c;
-    kn_cache_lay(&c, &k, &v, KN_FP32, D, capacity, memory);
-    kn_cache_put(&c, p->T, d.operand[1].x, d.operand[2].x, p->G * D, d.operand[1].codes, d.operand[2].codes, 0, 0);
-    float *wanted = nb_alloc((size_t)n, 4), *found = nb_alloc((size_t)n, 4),
-          *scratch = nb_alloc((size_t)kn_attend_scratch(&c), 4);
-    kn_attend_job job = {.o = wanted,
-                         .ldo = D,
-                         .cache = &c,
-                         .n = p->T,
-                         .q = d.operand[0].x,
-                         .ldq = H * D,
-                         .quantize_probs = p->quantize_probs,
-                         .scratch = scratch};
-    if (d.operand[0].codes) {
-        job.codes = d.codes[0].q;
-        job.ld_codes = d.codes[0].ld;
-        job.q_scale = d.codes[0].scale;
-        job.ld_scale = d.codes[0].spans;
-    }
-    kn_table_scalar.attend(&job);
-    job.o = found;
+    float *wanted = nb_alloc((size_t)n, 4), *found = nb_alloc((size_t)n, 4);
+    job->o = wanted;
+    kn_table_scalar.attend(job);
+    job->o = found;
 #define X(name, test)                                                                                                  \
     if (kn_isa_named(#name)) {                                                                                         \
         memset(found, 0, (size_t)n * 4);                                                                               \
-        kn_table_##name.attend(&job);                                                                                  \
+        kn_table_##name.attend(job);                                                                                   \
         ck_assert_mem_eq(found, wanted, (size_t)n * 4);                                                                \
     }
     KN_TABLES(X)
 #undef X
-    free(wanted), free(found), free(scratch), free(memory);
+    free(wanted), free(found);
+}
+
+static void tables_alike(const attention_data *d, kn_precision floats)
+{
+    const attention_case *p = d->p;
+    const int64_t D = p->D, H = p->H, capacity = (p->T + 63) / 64 * 64;
+    const kn_grid k = d->operand[1].codes ? d->codes[1].grid : (kn_grid){0};
+    const kn_grid v = d->operand[2].codes ? d->codes[2].grid : (kn_grid){0};
+    void *memory = nb_alloc_aligned_zeroed(kn_cache_bytes(&k, &v, floats, D, capacity), 1);
+    kn_cache c;
+    kn_cache_lay(&c, &k, &v, floats, D, capacity, memory);
+    kn_cache_put(&c, p->T, d->operand[1].x, d->operand[2].x, p->G * D, d->operand[1].codes, d->operand[2].codes, 0, 0);
+    float *scratch = nb_alloc((size_t)kn_attend_scratch(&c), 4);
+    kn_attend_job job = {.ldo = D,
+                         .cache = &c,
+                         .n = p->T,
+                         .q = d->operand[0].x,
+                         .ldq = H * D,
+                         .quantize_probs = p->quantize_probs,
+                         .scratch = scratch};
+    if (d->operand[0].codes) {
+        job.codes = d->codes[0].q;
+        job.ld_codes = d->codes[0].ld;
+        job.q_scale = d->codes[0].scale;
+        job.ld_scale = d->codes[0].spans;
+    }
+    same_in_tables(&job, p->T * D);
+    job.together = true; /* the heads of the first kv head at the last position */
+    job.first = p->T - 1;
+    job.n = H / p->G;
+    job.ldq = job.ld_codes = D;
+    job.ld_scale = 1;
+    same_in_tables(&job, job.n * D);
+    free(scratch), free(memory);
+}
+
+START_TEST(tables_attend_alike)
+{
+    attention_data d;
+    data_new(&d, &cases[_i]);
+    tables_alike(&d, KN_FP32);
+    tables_alike(&d, KN_BF16);
     data_free(&d);
 }
 END_TEST

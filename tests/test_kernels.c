@@ -83,6 +83,7 @@ RUN(absmax, o->y[0] = t->absmax(o->a, o->n))
 RUN(min_max, t->min_max(o->y, o->y + 1, o->a, o->n))
 RUN(softmax, if (o->n) t->softmax(o->y, o->a, 1, o->n))
 RUN(logsumexp, if (o->n) t->logsumexp((double *)(void *)o->y, o->a, 1, o->n))
+RUN(exp_sums, if (o->n) o->y[LONGEST] = t->exp_sums(o->y, o->a, o->n, 0.7f))
 RUN(encode8, t->encode8((int8_t *)o->y, o->a, o->n, &int8_rounding))
 RUN(encode8_half, t->encode8((int8_t *)o->y, o->a, o->n, &half_rounding))
 RUN(encode8_sign, t->encode8((int8_t *)o->y, o->a, o->n, &sign_rounding))
@@ -132,6 +133,7 @@ static const struct {
     F(min_max),
     F(softmax),
     F(logsumexp),
+    F(exp_sums),
     F(encode8),
     F(encode8_half),
     F(encode8_sign),

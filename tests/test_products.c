@@ -4,6 +4,7 @@
 #include "suite.h"
 
 #include <math.h>
+#include <omp.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -212,6 +213,43 @@ static void check_right(const kn_bf16_right *right, const float *b, bool integer
         free(c[form]);
     free(a), free(at), free(again), free(sum), free(size);
 }
+
+/* One left operand with several right ones: the bits of one by one, for few rows and many. */
+START_TEST(products_of_one_left_operand_are_those_of_each)
+{
+    static const int64_t N[] = {576, 64, 192}, K = 160;
+    const int threads = omp_get_max_threads();
+    real *b = nb_alloc((size_t)(N[0] * K), sizeof *b);
+    kn_bf16_right right[3];
+    if (kn_takes_bf16(KN_BF16, 400, N[1], K)) {
+        fill(b, N[0] * K, 94, 1);
+        for (int i = 0; i < 3; i++)
+            kn_bf16_columns(&right[i], b, N[i], K, nb_alloc_aligned(kn_bf16_right_bytes(K, N[i]), 1));
+        for (int64_t M = 33; M <= 433; M += 400) {
+            real *a = nb_alloc((size_t)(M * K), sizeof *a), *c[3], *wanted = nb_alloc((size_t)(M * N[0]), sizeof *a);
+            fill(a, M * K, 95, 1);
+            for (int i = 0; i < 3; i++)
+                c[i] = nb_alloc((size_t)(M * N[i]), sizeof *a);
+            for (int k = 1; k <= 3; k++) {
+                omp_set_num_threads(k);
+                ck_assert_int_eq(
+                    kn_products_right(c, a, (const kn_bf16_right *const[]){&right[0], &right[1], &right[2]}, k, M), NB_OK);
+                for (int i = 0; i < k; i++) {
+                    ck_assert_int_eq(kn_product_right(wanted, a, &right[i], M, 0), NB_OK);
+                    ck_assert_mem_eq(c[i], wanted, (size_t)(M * N[i]) * sizeof *a);
+                }
+            }
+            for (int i = 0; i < 3; i++)
+                free(c[i]);
+            free(a), free(wanted);
+        }
+        for (int i = 0; i < 3; i++)
+            free(right[i].b);
+    }
+    omp_set_num_threads(threads);
+    free(b);
+}
+END_TEST
 
 START_TEST(right_operands_of_bf16_products_hold_codes_exactly)
 {
@@ -500,6 +538,7 @@ int main(void)
     tcase_add_loop_test(c, bf16_products_err_by_rounding_alone, 0, 2);
     tcase_add_test(c, roundings_to_bf16_agree_in_every_table);
     tcase_add_test(c, right_operands_of_bf16_products_hold_codes_exactly);
+    tcase_add_test(c, products_of_one_left_operand_are_those_of_each);
     tcase_add_loop_test(c, integer_products_are_exact, 0, COUNT(linear_cases));
     tcase_add_loop_test(c, outliers_stand_beside_the_integer_product, 0, COUNT(outlier_weights));
     tcase_add_test(c, products_that_could_overflow_are_refused);

@@ -337,6 +337,28 @@ START_TEST(sampling_follows_its_distribution)
 }
 END_TEST
 
+/* Runs of the kernel, the last of them short: the token is where the distribution function passes u. */
+START_TEST(a_large_vocabulary_is_sampled_by_its_distribution)
+{
+    enum { V = 700, N = 2000 };
+    real z[V];
+    double cdf[V + 1] = {0};
+    void *scratch = malloc(rt_sample_scratch(V));
+    for (int v = 0; v < V; v++) {
+        z[v] = (real)(3 * nb_random_normal(7, 0, (uint64_t)v));
+        cdf[v + 1] = cdf[v] + exp((double)z[v] / 0.8);
+    }
+    for (int i = 0; i < N; i++) {
+        const double u = (i + 0.5) / N;
+        const int32_t id = rt_sample(z, V, &(rt_sampling){.temperature = 0.8}, u, scratch);
+        ck_assert(id >= 0 && id < V);
+        ck_assert_double_le(cdf[id] / cdf[V], u + 1e-5);
+        ck_assert_double_ge(cdf[id + 1] / cdf[V], u - 1e-5);
+    }
+    free(scratch);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("runtime");
@@ -346,6 +368,7 @@ int main(void)
     tcase_add_test(tc, a_model_kept_in_bf16_runs_without_its_floats);
     tcase_add_test(tc, bad_requests_are_refused);
     tcase_add_test(tc, sampling_follows_its_distribution);
+    tcase_add_test(tc, a_large_vocabulary_is_sampled_by_its_distribution);
     suite_add_tcase(suite, tc);
     return run_suite(suite);
 }

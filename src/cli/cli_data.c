@@ -76,7 +76,7 @@ int cl_data(int argc, char **argv)
         {"--temp", "T", CL_NUMBER, &o.how.temperature, "1", "temperature of sampling"},
         {"--top-k", "N", CL_COUNT, &o.how.top_k, "0", "sample among the N likeliest tokens only (0: all)"},
         {"--top-p", "P", CL_NUMBER, &o.how.top_p, "0", "sample among the likeliest tokens of this probability (0: all)"},
-        {"--batch", "N", CL_COUNT, &o.batch, "0", "rows made at once; a part of what decides the result (0: 64)"},
+        {"--batch", "N", CL_COUNT, &o.batch, "0", "rows made at once; a part of what decides the result (0: 128, 64 where their caches would take over 1 GB)"},
         {"--restart", NULL, CL_FLAG, &o.restart, NULL, "discard what an interrupted run of this command left"},
     };
     const cl_command command = {

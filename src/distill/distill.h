@@ -20,7 +20,7 @@ typedef struct {
     rt_sampling sampling;
     int64_t tokens; /* total, rounded up to whole batches of rows */
     int64_t ctx;    /* tokens in a row; 0: 256, or the model's context where that is shorter */
-    int64_t slots;  /* rows made at once; 0: 64 */
+    int64_t slots;  /* rows made at once; 0: 128 where their caches take 1 GiB at most, else 64 */
     uint64_t seed;
     kn_precision precision;
 } kd_data_options;

@@ -28,6 +28,15 @@ static void generator_free(generator *g)
     free(g->permutation);
 }
 
+/* More rows read the weights less often, but their caches are read with every token. */
+static int64_t default_slots(const generator *g)
+{
+    enum { FEW = 64, MANY = 128, LARGE = 1 << 30 /* bytes of their caches */ };
+    const md_config *c = &g->teacher->config;
+    const int64_t each = c->layers * c->kv_heads * c->head_size * 2 * (g->o->precision == KN_BF16 ? 2 : 4) * g->ctx;
+    return each * MANY <= LARGE ? MANY : FEW;
+}
+
 static status generator_open(generator *g)
 {
     /* Where products round to bf16 the cache does, too: at a few hundred tokens reading it is most of what attention takes. */
@@ -119,6 +128,20 @@ static status make_batch(generator *g, int64_t first, int64_t n)
     return NB_OK;
 }
 
+/* Of all parameters: of their hashes, which threads find side by side. 0: no memory. */
+static uint64_t hash_of(const ag_params *ps)
+{
+    uint64_t *each = nb_alloc((size_t)ps->n, sizeof *each), h = NB_HASH_START;
+    if (!each)
+        return 0;
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t i = 0; i < ps->n; i++)
+        each[i] = nb_hash(NB_HASH_START, ps->p[i]->x, (size_t)ps->p[i]->count * sizeof(real));
+    h = nb_hash(h, each, (size_t)ps->n * sizeof *each);
+    free(each);
+    return h;
+}
+
 static char *settings_text(const generator *g)
 {
     const kd_data_options *o = g->o;
@@ -133,9 +156,7 @@ static char *settings_text(const generator *g)
     nb_json_put_int(&w, "tokens", o->tokens);
     nb_json_put_string(&w, "precision", o->precision == KN_BF16 ? "bf16" : "fp32");
     nb_json_put_string(&w, "cache", o->precision == KN_BF16 ? "bf16" : "fp32");
-    uint64_t h = NB_HASH_START;
-    for (int64_t i = 0; i < g->teacher->params.n; i++)
-        h = nb_hash(h, g->teacher->params.p[i]->x, (size_t)g->teacher->params.p[i]->count * sizeof(real));
+    const uint64_t h = hash_of(&g->teacher->params);
     char hash[17];
     snprintf(hash, sizeof hash, "%016llx", (unsigned long long)h);
     nb_json_put_string(&w, "teacher", hash);
@@ -170,7 +191,6 @@ status kd_generate(md_model *teacher, const kd_data_options *o, const char *path
                    .ctx = o->ctx        ? o->ctx
                           : limit < 256 ? limit
                                         : 256,
-                   .slots = o->slots ? o->slots : 64,
                    .V = teacher->config.vocab,
                    .separator = -1};
     static const char separator[] = "<|endoftext|>";
@@ -190,6 +210,7 @@ status kd_generate(md_model *teacher, const kd_data_options *o, const char *path
     double start = nb_seconds();
     fm_tokens_writer w = {0};
     char *text = NULL;
+    g.slots = o->slots ? o->slots : default_slots(&g);
     status s = generator_open(&g);
     if (s == NB_OK && !(text = settings_text(&g)))
         s = NB_NOMEM;

@@ -122,6 +122,83 @@ static void decode_values(real *v, const kn_cache *c, int64_t first, int64_t n)
     }
 }
 
+/* What is read next, and bytes of it that are asked of memory in a step, so that it is there in time. */
+typedef struct {
+    const char *from; /* NULL: not known */
+    int64_t each;
+} fetch;
+
+static fetch fetch_in(const void *from, int64_t bytes, int64_t steps)
+{
+    return (fetch){from, (bytes + 64 * steps - 1) / (64 * steps) * 64};
+}
+
+/* c [rows, 16 * vectors] (+)= sum_k a[m,k] b[k,n], b in bf16: the chain of a tile (tile_body.h), widened in registers. */
+INLINE void kept_fixed(const int rows, const int vectors, real *c, int64_t ldc, const real *a, int64_t lda, const uint16_t *b,
+                       int64_t ldb, int64_t K, fetch next, bool add)
+{
+    v16 acc[24];
+    UNROLL
+    for (int i = 0; i < 24; i++)
+        acc[i] = v_zero();
+    if (add) {
+        UNROLL
+        for (int i = 0; i < rows * vectors; i++)
+            acc[i] = v_load(c + i / vectors * ldc + i % vectors * 16);
+    }
+    for (int64_t k = 0; k < K; k++) {
+        v16 bv[4], s = v_zero();
+        for (int64_t i = 0; next.from && i < next.each; i += 64)
+            __builtin_prefetch(next.from + k * next.each + i);
+        UNROLL
+        for (int v = 0; v < vectors; v++)
+            bv[v] = v_from_bf16(b + k * ldb + 16 * v);
+        UNROLL
+        for (int i = 0; i < rows * vectors; i++) {
+            if (i % vectors == 0)
+                s = v_set1(a[i / vectors * lda + k]);
+            acc[i] = v_fma(s, bv[i % vectors], acc[i]);
+        }
+    }
+    UNROLL
+    for (int i = 0; i < rows * vectors; i++)
+        v_store(c + i / vectors * ldc + i % vectors * 16, acc[i]);
+}
+
+typedef void kept_tile(real *c, int64_t ldc, const real *a, int64_t lda, const uint16_t *b, int64_t ldb, int64_t K, fetch next, bool add);
+#define TILE(rows)                                                                                                     \
+    static NOINLINE void kept_##rows(real *c, int64_t ldc, const real *a, int64_t lda, const uint16_t *b, int64_t ldb, \
+                                     int64_t K, fetch next, bool add)                                                  \
+    {                                                                                                                  \
+        if (rows * FLOAT_VECTORS <= FLOAT_TILE)                                                                        \
+            kept_fixed(rows, FLOAT_VECTORS, c, ldc, a, lda, b, ldb, K, next, add);                                     \
+    }
+TILE(1)
+TILE(2)
+TILE(3)
+TILE(4) TILE(5) TILE(6)
+#undef TILE
+    static kept_tile *const kept_tiles[6] = {kept_1, kept_2, kept_3, kept_4, kept_5, kept_6};
+
+/* Few rows against a block in bf16 of ldb columns, the first N of them, whole vectors. */
+static void kept_rows(real *c, int64_t ldc, const real *a, int64_t lda, const uint16_t *b, int64_t ldb, int64_t M, int64_t N, int64_t K,
+                      fetch next, bool add)
+{
+    for (int64_t n = 0; n < N; n += 16 * FLOAT_VECTORS)
+        for (int64_t m = 0; m < M;) {
+            const int64_t rows = kn_min(kn_min(6, FLOAT_TILE / FLOAT_VECTORS), M - m);
+            kept_tiles[rows - 1](c + m * ldc + n, ldc, a + m * lda, lda, b + n, ldb, K, n + m ? (fetch){0} : next, add);
+            m += rows;
+        }
+}
+
+/* Whether a job's keys and values are read so: of few queries, a block is not worth being widened first. */
+static bool reads_kept(const kn_attend_job *j)
+{
+    const kn_cache *c = j->cache;
+    return c->floats == KN_BF16 && j->together && j->n <= 12 && c->D % (16 * FLOAT_VECTORS) == 0;
+}
+
 /* x [n] <- floats kept in bf16 */
 static void widen(real *restrict x, const uint16_t *restrict h, int64_t n)
 {
@@ -193,6 +270,12 @@ static void score_queries(real *s, real *factor, const kn_attend_job *j, int64_t
             score_codes(s + at, ld, c, at / KN_KEYS, codes, q_sum, n);
             continue;
         }
+        if (!keys_coded && reads_kept(j)) {
+            const uint16_t *k = (const uint16_t *)c->k + at * D;
+            kept_rows(s + at, ld, q, j->codes ? D : j->ldq, k, KN_KEYS, n, KN_KEYS, D,
+                      fetch_in(at + KN_KEYS <= last ? k + KN_KEYS * D : c->v, KN_KEYS * D * (int64_t)sizeof *k, D), false);
+            continue;
+        }
         const real *k = keys_coded || c->floats == KN_BF16 ? block : (const real *)c->k + at * D;
         if (keys_coded)
             decode_key_block(block, c, at / KN_KEYS);
@@ -221,6 +304,12 @@ static void attend_queries(const kn_attend_job *j, int64_t i0, int64_t n)
     }
     for (int64_t at = 0; at <= last; at += KN_KEYS) {
         const int64_t keys = kn_min(KN_KEYS, last + 1 - at);
+        if (!c->vgrid.bits && reads_kept(j)) {
+            const uint16_t *v = (const uint16_t *)c->v + at * D;
+            kept_rows(o, j->ldo, s + at, ld, v, D, n, D, keys,
+                      fetch_in(at + KN_KEYS <= last ? v + KN_KEYS * D : j->next, KN_KEYS * D * (int64_t)sizeof *v, keys), at > 0);
+            continue;
+        }
         const real *v = c->vgrid.bits || c->floats == KN_BF16 ? block : (const real *)c->v + at * D;
         if (c->vgrid.bits)
             decode_values(block, c, at, keys);

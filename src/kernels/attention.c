@@ -66,16 +66,26 @@ static int32_t shifted_zero(const kn_codes *c, int64_t index)
     return (c->zero ? c->zero[index] : 0) - kn_mul(&c->grid) * c->grid.lo - kn_add(&c->grid);
 }
 
+/* One key rounded to bf16, its numbers KN_KEYS apart. */
+static void put_kept_key(uint16_t *to, const real *k, int64_t D)
+{
+    enum { PIECE = 64 };
+    uint16_t piece[PIECE];
+    for (int64_t at = 0; at < D; at += PIECE) {
+        const int64_t n = kn_min(PIECE, D - at);
+        kn_isa()->to_bf16(piece, k + at, n);
+        for (int64_t d = 0; d < n; d++)
+            to[(at + d) * KN_KEYS] = piece[d];
+    }
+}
+
 /* n keys, ld apart, at positions at.. of a float cache: transposed into blocks [D][64]. */
 static void put_keys(kn_cache *c, int64_t at, int64_t n, const real *k, int64_t ld)
 {
     const kn_table *t = kn_isa();
     if (c->floats == KN_BF16) {
-        for (int64_t i = 0; i < n; i++) {
-            uint16_t *to = (uint16_t *)c->k + (at + i) / KN_KEYS * KN_KEYS * c->D + (at + i) % KN_KEYS;
-            for (int64_t d = 0; d < c->D; d++)
-                to[d * KN_KEYS] = nb_bf16_from((float)k[i * ld + d]);
-        }
+        for (int64_t i = 0; i < n; i++)
+            put_kept_key((uint16_t *)c->k + (at + i) / KN_KEYS * KN_KEYS * c->D + (at + i) % KN_KEYS, k + i * ld, c->D);
         return;
     }
     for (int64_t i = 0; i < n;) {
@@ -183,13 +193,14 @@ void kn_attend(real *o, int64_t ldo, real *lse, const kn_cache *c, int64_t first
     kn_isa()->attend(&job);
 }
 
-void kn_attend_heads(real *o, const kn_cache *c, int64_t position, int64_t heads, const real *q, const kn_codes *qc,
-                     int64_t row, int64_t h, bool quantize_probs, real *scratch)
+void kn_attend_heads(real *o, const kn_cache *c, const kn_cache *next, int64_t position, int64_t heads, const real *q,
+                     const kn_codes *qc, int64_t row, int64_t h, bool quantize_probs, real *scratch)
 {
     assert(position >= 0 && position < c->n && !q == !!qc);
     kn_attend_job job = {.o = o,
                          .ldo = c->D,
                          .cache = c,
+                         .next = next ? next->k : NULL,
                          .first = position,
                          .n = heads,
                          .together = true,

@@ -13,7 +13,8 @@
 
 enum {
     WIDE = 64, /* columns of a panel of b, */
-    DEEP = 32  /* rows of a step of it */
+    DEEP = 32, /* rows of a step of it */
+    LINE = 64  /* bytes */
 };
 
 bool kn_amx_bf16_usable(void)
@@ -50,13 +51,27 @@ static inline void fetch_rows(const real *c, int64_t ldc, int64_t step)
     }
 }
 
+/* A stretch of b that is read later, so many lines of it in every step: memory answers while tiles are multiplied. */
+typedef struct {
+    const char *from; /* NULL: none */
+    int64_t bytes;    /* in a step */
+} fetch;
+
+static inline void fetch_step(const fetch *f, int64_t step)
+{
+    const char *from = f->from + step * f->bytes;
+    for (int64_t i = 0; i < f->bytes; i += LINE)
+        _mm_prefetch(from + i, _MM_HINT_T1);
+}
+
 /* How long a sum is: runs of steps of 32, the runs of a lie `apart`, those of b follow one another. */
 typedef struct {
     int64_t steps, runs, apart;
 } sum_of;
 
 /* c [32, 32] (+)= the sum over a (lda) and b, rows beyond 16 only where `lower` */
-static inline void tiles(real *c, int64_t ldc, const uint16_t *a, int64_t lda, const uint16_t *b, sum_of of, bool lower, bool add)
+static inline void tiles(real *c, int64_t ldc, const uint16_t *a, int64_t lda, const uint16_t *b, sum_of of, bool lower, bool add,
+                         fetch next)
 {
     const int64_t row = ldc * (int64_t)sizeof *c;
     if (add) {
@@ -81,6 +96,8 @@ static inline void tiles(real *c, int64_t ldc, const uint16_t *a, int64_t lda, c
             _tile_dpbf16ps(0, 4, 6);
             _tile_dpbf16ps(1, 4, 7);
             fetch_rows(c + 2 * i * ldc, ldc, r ? 16 : i);
+            if (next.from)
+                fetch_step(&next, i);
             if (lower) {
                 _tile_loadd(5, a + 16 * lda + i * DEEP, 2 * lda);
                 _tile_dpbf16ps(2, 5, 6);
@@ -102,7 +119,7 @@ static void tiles_at_edge(real *c, int64_t ldc, const uint16_t *a, int64_t lda, 
     _Alignas(64) real piece[32 * 32] = {0};
     for (int64_t i = 0; add && i < rows; i++)
         memcpy(piece + i * 32, c + i * ldc, (size_t)columns * sizeof *c);
-    tiles(piece, 32, a, lda, b, of, rows > 16, add);
+    tiles(piece, 32, a, lda, b, of, rows > 16, add, (fetch){0});
     for (int64_t i = 0; i < rows; i++)
         memcpy(c + i * ldc, piece + i * 32, (size_t)columns * sizeof *c);
 }
@@ -124,7 +141,7 @@ void kn_amx_bf16_runs(const kn_bf16_runs *j)
                 if (j->N - n < 32)
                     tiles_at_edge(c, j->ldc, a, j->lda, b, of, rows, j->N - n, j->add);
                 else
-                    tiles(c, j->ldc, a, j->lda, b, of, rows > 16, j->add);
+                    tiles(c, j->ldc, a, j->lda, b, of, rows > 16, j->add, (fetch){0});
             }
     }
     _tile_release();
@@ -135,8 +152,9 @@ void kn_amx_bf16_multiply(real *c, int64_t ldc, const uint16_t *a, int64_t lda, 
 {
     const sum_of of = {K / DEEP, 1, 0};
     int64_t shaped = 0;
+    const int64_t visits = (M + 31) / 32 * 2, each = DEEP * WIDE * 2 / visits / LINE * LINE; /* of a panel; bytes of a step of b */
     for (int64_t n = 0; n < N; n += 32) {
-        const uint16_t *right = b + n / WIDE * panel + n % WIDE * 2;
+        const uint16_t *right = b + n / WIDE * panel + n % WIDE * 2, *next = n / WIDE * WIDE + WIDE < N ? b + (n / WIDE + 1) * panel : NULL;
         for (int64_t m = 0; m < M; m += 32) {
             const int64_t rows = kn_min(32, M - m);
             if (rows != shaped)
@@ -145,7 +163,8 @@ void kn_amx_bf16_multiply(real *c, int64_t ldc, const uint16_t *a, int64_t lda, 
             if (N - n < 32)
                 tiles_at_edge(c + m * ldc + n, ldc, a + m * lda, lda, right, of, rows, N - n, add);
             else
-                tiles(c + m * ldc + n, ldc, a + m * lda, lda, right, of, rows > 16, add);
+                tiles(c + m * ldc + n, ldc, a + m * lda, lda, right, of, rows > 16, add,
+                      next ? (fetch){(const char *)next + (n % WIDE / 32 * visits / 2 + m / 32) * of.steps * each, each} : (fetch){0});
         }
     }
     _tile_release();

@@ -293,6 +293,14 @@ static inline int32_t w_sum(w16 x)
     const __m128i d = _mm_add_epi32(q, _mm_unpackhi_epi64(q, q));
     return _mm_cvtsi128_si32(_mm_add_epi32(d, _mm_shuffle_epi32(d, 1)));
 }
+static inline __m256 from_bf16(const uint16_t *p)
+{
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)p)), 16));
+}
+static inline v16 v_from_bf16(const uint16_t *p)
+{
+    return (v16){from_bf16(p), from_bf16(p + 8)};
+}
 static inline v16 v_from_half(const uint16_t *p)
 {
     return (v16){_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)),

@@ -235,6 +235,10 @@ static inline int32_t w_sum(w16 x)
 {
     return _mm512_reduce_add_epi32(x);
 }
+static inline v16 v_from_bf16(const uint16_t *p)
+{
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)p)), 16));
+}
 static inline v16 v_from_half(const uint16_t *p)
 {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));

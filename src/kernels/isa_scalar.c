@@ -158,6 +158,7 @@ static inline int32_t w_sum(w16 x)
         sum += (uint32_t)x.l[i];
     return (int32_t)sum;
 }
+LANES(v_from_bf16, (const uint16_t *p), (real)kn_bf16_value(p[i]))
 static inline v16 v_from_half(const uint16_t *p)
 {
     v16 y;

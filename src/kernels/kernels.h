@@ -211,6 +211,10 @@ void kn_bf16_column(real *x, const kn_bf16_right *b, int64_t n); /* x [K] <- col
 /* c[M,N] = a[M,K] b + beta c;  t: c[M,N] = a[K,M]' b + beta c. M is free where kn_takes_bf16 held for some M. */
 status kn_product_right(real *c, const real *a, const kn_bf16_right *b, int64_t M, real beta);
 status kn_product_t_right(real *c, const real *a, const kn_bf16_right *b, int64_t M, real beta);
+/* c[i] [M, N_i] = a [M, K] b[i] for 1 to KN_MOST_RIGHTS operands made of floats, with the bits of kn_product_right: a is rounded once for
+ * all of them. */
+enum { KN_MOST_RIGHTS = 4 };
+status kn_products_right(real *const *c, const real *a, const kn_bf16_right *const *b, int64_t n, int64_t M);
 /* Single-threaded fp32 products with leading dimensions, for tiles inside a parallel region. */
 void kn_tile_nt(real *c, int64_t ldc, const real *a, int64_t lda, const real *b, int64_t ldb, int64_t M, int64_t N,
                 int64_t K, real beta);
@@ -340,6 +344,9 @@ void kn_hold_pinned(real *x, const int16_t *f, const int16_t *m, int64_t n, real
 void kn_softmax(real *y, const real *x, int64_t M, int64_t C); /* rows; y may be x */
 /* lse[m] = max + log(sum exp(x - max)), in double sums */
 void kn_logsumexp(double *lse, const real *x, int64_t M, int64_t C);
+/* sum[i] = sum over run i of KN_RUN elements of x [n] (the last one may be shorter) of exp(x f - top); returns top = max (x f). f > 0. One thread. */
+enum { KN_RUN = 256 };
+real kn_exp_sums(real *sum, const real *x, int64_t n, real f);
 
 /* ---- attention ---------------------------------------------------------------------------- */
 
@@ -373,9 +380,10 @@ void kn_cache_put(kn_cache *c, int64_t n, const real *k, const real *v, int64_t 
 void kn_attend(real *o, int64_t ldo, real *lse, const kn_cache *c, int64_t first, int64_t n, const real *q, int64_t ldq,
                const kn_codes *qc, int64_t row, int64_t h, bool quantize_probs, real *scratch);
 /* One token, `heads` heads that share the cache, the first of them h: o, q [heads, D] without gaps. The bits of kn_attend
- * for each head, in one pass over the keys: what a decoding step wants. */
-void kn_attend_heads(real *o, const kn_cache *c, int64_t position, int64_t heads, const real *q, const kn_codes *qc,
-                     int64_t row, int64_t h, bool quantize_probs, real *scratch);
+ * for each head, in one pass over the keys: what a decoding step wants. next: the cache that is attended to after this one, which memory
+ * is asked for meanwhile; NULL: not known. */
+void kn_attend_heads(real *o, const kn_cache *c, const kn_cache *next, int64_t position, int64_t heads, const real *q,
+                     const kn_codes *qc, int64_t row, int64_t h, bool quantize_probs, real *scratch);
 int64_t kn_attend_scratch(const kn_cache *c);
 /* Whole-batch causal attention for the tape. q [B*T, H*D], k and v [B*T, G*D] (G kv heads, H % G == 0), each a float array or codes; o [B*T, H*D], lse [B*T*H].
  * lengths [B] (NULL: all T): positions >= length are padding and give 0. Same bits as appending to caches and kn_attend row by row. */

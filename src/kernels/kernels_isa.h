@@ -74,6 +74,7 @@ typedef struct {
     real *lse; /* [n * ld_lse] or NULL */
     int64_t ld_lse;
     const kn_cache *cache;
+    const void *next; /* keys that are read after these, for memory to be asked early; NULL: not known */
     int64_t first, n;
     bool together;
     const real *q; /* floats, row i at q + i*ldq, or NULL */
@@ -118,6 +119,7 @@ enum {
     X(void, hold_pinned, (real * x, const int16_t *f, const int16_t *m, int64_t n, real mul, real add, real scale))    \
     X(void, softmax, (real * y, const real *x, int64_t M, int64_t C))                                                  \
     X(void, logsumexp, (double *lse, const real *x, int64_t M, int64_t C))                                             \
+    X(real, exp_sums, (real * sum, const real *x, int64_t n, real f))                                                  \
     X(void, rmsnorm, (real * y, real * r, const real *x, const real *w, int64_t M, int64_t C, real eps))               \
     X(void, rmsnorm_dx,                                                                                                \
       (real * dx, const real *dy, const real *x, const real *w, const real *r, int64_t M, int64_t C))                  \

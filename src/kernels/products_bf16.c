@@ -24,7 +24,7 @@ enum {
     UNIT_DEPTH = 1536,    /* the stretch of the sum that is added up in registers, */
     UNIT_PANELS = 8,      /* or, of few rows, its panels; */
     MANY = 96,            /* rows a thread that are not few */
-    PACK_ROWS = 64        /* packed at once */
+    PACK_ROWS = 32        /* packed at once */
 };
 
 static int64_t blocks(int64_t n, int64_t size)
@@ -240,7 +240,7 @@ static cut cut_of(int64_t M, int64_t K)
     const int64_t deep = blocks(K, DEEP) * DEEP, units = blocks(blocks(M, UNIT_ROWS), c.threads) * c.threads;
     c.many = own_tiles() && M >= MANY * c.threads;
     c.rows = c.many ? blocks(blocks(M, units), DEEP) * DEEP : M;
-    c.lda = c.many ? kn_min(deep, UNIT_DEPTH) + DEEP : deep; /* DEEP more: rows begin in different sets of the cache */
+    c.lda = (c.many ? kn_min(deep, UNIT_DEPTH) : deep) + (own_tiles() ? DEEP : 0); /* DEEP more: rows begin in different sets of the cache */
     c.bytes = (size_t)blocks(c.rows * c.lda, DEEP) * DEEP * sizeof(uint16_t);
     return c;
 }
@@ -276,46 +276,87 @@ static void multiply_many(const product *p, const cut *c, char *memory)
     }
 }
 
-static bool multiply_few(const product *p, const cut *c, uint16_t *left)
+/* n products of one left operand, whose sizes are those of the first: it is packed once, and the panels of all are shared out. */
+static bool multiply_few(const product *p, int64_t n, const cut *c, uint16_t *left)
 {
-    const int64_t panels = blocks(p->b->N, WIDE), units = blocks(panels, UNIT_PANELS), deep = c->lda;
-#pragma omp parallel for schedule(static) if (p->M * deep > KN_PARALLEL)
-    for (int64_t m = 0; m < p->M; m += PACK_ROWS)
-        pack_left(left + m * deep, deep, p, m, kn_min(PACK_ROWS, p->M - m), 0, deep);
-    if (!own_tiles())
-        return kn_bf16_multiply(p->c, left, deep, p->b->b, p->M, p->b->N, p->b->K, p->add);
-#pragma omp parallel for schedule(dynamic) if (units > 1)
-    for (int64_t unit = 0; unit < units; unit++)
-        for (int64_t k = 0; k < deep; k += UNIT_DEPTH)
-            multiply_part(p, left + k, deep, 0, p->M, panels * unit / units, panels * (unit + 1) / units, k, kn_min(UNIT_DEPTH, deep - k));
+    const int64_t deep = blocks(p->b->K, DEEP) * DEEP, lda = c->lda;
+    const bool own = own_tiles();
+    int64_t panels[KN_MOST_RIGHTS], end[KN_MOST_RIGHTS], units = 0;
+    for (int64_t i = 0; i < n; i++) {
+        panels[i] = blocks(p[i].b->N, WIDE);
+        end[i] = units += blocks(panels[i], UNIT_PANELS);
+    }
+#pragma omp parallel if (units > 1)
+    {
+#pragma omp for schedule(static)
+        for (int64_t m = 0; m < p->M; m += PACK_ROWS)
+            pack_left(left + m * lda, lda, p, m, kn_min(PACK_ROWS, p->M - m), 0, deep);
+#pragma omp for schedule(dynamic)
+        for (int64_t unit = 0; unit < (own ? units : 0); unit++) {
+            int64_t i = 0;
+            while (unit >= end[i])
+                i++;
+            const int64_t first = i ? end[i - 1] : 0, each = end[i] - first, from = panels[i] * (unit - first) / each,
+                          to = panels[i] * (unit - first + 1) / each;
+            for (int64_t k = 0; k < deep; k += UNIT_DEPTH)
+                multiply_part(&p[i], left + k, lda, 0, p->M, from, to, k, kn_min(UNIT_DEPTH, deep - k));
+        }
+    }
+    bool done = true;
+    for (int64_t i = 0; i < n && !own; i++)
+        done = done && kn_bf16_multiply(p[i].c, left, lda, p[i].b->b, p[i].M, p[i].b->N, p[i].b->K, p[i].add);
+    return done;
+}
+
+static bool is_scaled(const kn_bf16_right *b)
+{
+    for (int64_t k = 0; k < b->K; k++)
+        if (b->scale[k] != 1)
+            return true;
+    return false;
+}
+
+/* memory: left_bytes */
+static bool multiply(product *p, int64_t n, void *memory)
+{
+    const cut how = cut_of(p->M, p->b->K);
+    for (int64_t i = 0; i < n; i++)
+        p[i].scaled = is_scaled(p[i].b);
+    if (!how.many)
+        return multiply_few(p, n, &how, memory);
+    for (int64_t i = 0; i < n; i++)
+        multiply_many(&p[i], &how, memory);
     return true;
 }
 
-/* left: left_bytes */
-static bool multiply(real *c, const real *a, const kn_bf16_right *b, int64_t M, bool add, bool transposed, void *left)
+static status products_right(product *p, int64_t n)
 {
-    const cut how = cut_of(M, b->K);
-    product p = {.c = c, .a = a, .b = b, .M = M, .add = add, .transposed = transposed};
-    for (int64_t k = 0; k < b->K && !p.scaled; k++)
-        p.scaled = b->scale[k] != 1;
-    if (!how.many)
-        return multiply_few(&p, &how, left);
-    multiply_many(&p, &how, left);
-    return true;
+    workspace *w = workspace_locked();
+    const bool memory = reserve(w, left_bytes(p->M, p->b->K));
+    const bool done = memory && multiply(p, n, w->memory);
+    pthread_mutex_unlock(&w->lock);
+    if (!memory)
+        return NB_NOMEM;
+    return done ? NB_OK
+                : nb_fail(NB_UNSUPPORTED, "a bf16 product of %lld x %lld x %lld failed", (long long)p->M, (long long)p->b->N,
+                          (long long)p->b->K);
+}
+
+status kn_products_right(real *const *c, const real *a, const kn_bf16_right *const *b, int64_t n, int64_t M)
+{
+    product p[KN_MOST_RIGHTS];
+    assert(n >= 1 && n <= KN_MOST_RIGHTS);
+    for (int64_t i = 0; i < n; i++) {
+        p[i] = (product){.c = c[i], .a = a, .b = b[i], .M = M};
+        assert(b[i]->K == b[0]->K && !is_scaled(b[i]));
+    }
+    return products_right(p, n);
 }
 
 static status product_right(real *c, const real *a, const kn_bf16_right *b, int64_t M, real beta, bool transposed)
 {
     assert(beta == 0 || beta == 1);
-    workspace *w = workspace_locked();
-    const bool memory = reserve(w, left_bytes(M, b->K));
-    const bool done = memory && multiply(c, a, b, M, beta != 0, transposed, w->memory);
-    pthread_mutex_unlock(&w->lock);
-    if (!memory)
-        return NB_NOMEM;
-    return done ? NB_OK
-                : nb_fail(NB_UNSUPPORTED, "a bf16 product of %lld x %lld x %lld failed", (long long)M, (long long)b->N,
-                          (long long)b->K);
+    return products_right(&(product){.c = c, .a = a, .b = b, .M = M, .add = beta != 0, .transposed = transposed}, 1);
 }
 
 status kn_product_right(real *c, const real *a, const kn_bf16_right *b, int64_t M, real beta)
@@ -340,7 +381,7 @@ bool kn_bf16_product(kn_form form, real *c, const real *a, const real *b, int64_
         kn_bf16_columns(&right, b, N, K, (char *)w->memory + left);
     else if (done)
         kn_bf16_rows(&right, (kn_operand){.x = b}, 0, K, N, (char *)w->memory + left);
-    done = done && multiply(c, a, &right, M, add, form == KN_TN, w->memory);
+    done = done && multiply(&(product){.c = c, .a = a, .b = &right, .M = M, .add = add, .transposed = form == KN_TN}, 1, w->memory);
     pthread_mutex_unlock(&w->lock);
     return done;
 }

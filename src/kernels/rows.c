@@ -204,6 +204,11 @@ void kn_logsumexp(double *lse, const real *x, int64_t M, int64_t C)
         t->logsumexp(lse + m, x + m * C, 1, C);
 }
 
+real kn_exp_sums(real *sum, const real *x, int64_t n, real f)
+{
+    return kn_isa()->exp_sums(sum, x, n, f);
+}
+
 void kn_rmsnorm(real *y, real *r, const real *x, const real *w, int64_t M, int64_t C, real eps)
 {
     const kn_table *t = kn_isa();

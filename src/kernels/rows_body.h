@@ -168,6 +168,21 @@ static void softmax(real *y, const real *x, int64_t M, int64_t C)
     }
 }
 
+/* Runs of KN_RUN: see kn_exp_sums. */
+static real exp_sums(real *sum, const real *x, int64_t n, real f)
+{
+    const v16 factor = v_set1(f);
+    const real top = row_max(x, n) * f;
+    for (int64_t at = 0; at < n; at += KN_RUN) {
+        const int64_t end = kn_min(n, at + KN_RUN);
+        v16 total = v_zero();
+        for (int64_t i = at; i < end; i += 16)
+            total = v_add(total, v_keep(v_exp(v_fma(v_get(x + i, end - i), factor, v_set1(-top))), end - i, v_zero()));
+        *sum++ = v_sum(total);
+    }
+    return top;
+}
+
 /* Lanes are summed over 512 elements at most, then in double. */
 static void logsumexp(double *lse, const real *x, int64_t M, int64_t C)
 {

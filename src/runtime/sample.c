@@ -40,42 +40,32 @@ static int falling(const void *a, const void *b)
     return x->id < y->id ? -1 : x->id > y->id;
 }
 
-enum { RUN = 256 };
-
-/* Sum of RUN numbers, in lanes, so that additions need not wait for each other. */
-static double sum_run(const real *p)
+/* Nothing is cut off: the inverse of the distribution function, first by runs, then in the run. sum: of each run. */
+static int32_t sample_all(const real *logits, int64_t V, real inverse, double u, real *sum)
 {
-    double lane[8] = {0};
-    for (int i = 0; i < RUN; i += 8)
-        for (int k = 0; k < 8; k++)
-            lane[k] += (double)p[i + k];
-    return lane[0] + lane[4] + (lane[1] + lane[5]) + (lane[2] + lane[6] + (lane[3] + lane[7]));
-}
-
-/* Nothing is cut off: the inverse of the distribution function, a run at a time. */
-static int32_t sample_all(const real *logits, int64_t V, real inverse, double u, real *p)
-{
-    const int64_t whole = V / RUN * RUN;
-    for (int64_t i = 0; i < V; i++)
-        p[i] = logits[i] * inverse;
-    kn_softmax(p, p, 1, V);
-    double total = 0, sum = 0;
-    for (int64_t i = 0; i < whole; i += RUN)
-        total += sum_run(p + i);
-    for (int64_t i = whole; i < V; i++)
-        total += (double)p[i];
-    int64_t first = 0, last = 0;
-    for (; first < whole; first += RUN) {
-        const double run = sum_run(p + first);
-        if (u * total < sum + run)
-            break;
-        sum += run;
-    }
-    for (int64_t i = first; i < V && sum <= u * total; i++) {
-        sum += (double)p[i];
-        last = p[i] > 0 ? i : last;
-    }
-    return (int32_t)last;
+    const real top = kn_exp_sums(sum, logits, V, inverse);
+    const int64_t runs = (V + KN_RUN - 1) / KN_RUN;
+    double total = 0;
+    for (int64_t i = 0; i < runs; i++)
+        total += (double)sum[i];
+    double left = u * total;
+    int64_t run = 0;
+    while (run + 1 < runs && left >= (double)sum[run])
+        left -= (double)sum[run++];
+    real p[KN_RUN];
+    const int64_t n = V - run * KN_RUN < KN_RUN ? V - run * KN_RUN : KN_RUN;
+    logits += run * KN_RUN;
+    for (int64_t i = 0; i < n; i++)
+        p[i] = logits[i] * inverse - top;
+    kn_exp(p, p, n);
+    double own = 0; /* in another order than sum[run] */
+    for (int64_t i = 0; i < n; i++)
+        own += (double)p[i];
+    left *= own / (double)sum[run];
+    int64_t at = 0;
+    while (at + 1 < n && left >= (double)p[at])
+        left -= (double)p[at++];
+    return (int32_t)(run * KN_RUN + at);
 }
 
 int32_t rt_sample(const real *logits, int64_t V, const rt_sampling *how, double u, void *scratch)

@@ -32,6 +32,8 @@ struct rt_session {
     real *bias;    /* of a quantized bias, decoded */
 };
 
+enum { SHARES = 8 /* of a thread in the units of attention: in a share, caches follow one another */ };
+
 /* An activation as a site leaves it: its codes, or NULL, and its floats, valid where codes is NULL or `decoded`. */
 typedef struct {
     real *x;
@@ -214,13 +216,19 @@ static const real *bias_of(rt_session *s, const ly_linear *l)
     return s->bias;
 }
 
+/* Whether a product of n rows reads the weight in bf16. */
+static bool in_bf16(const rt_session *s, const ly_linear *l, int64_t n)
+{
+    return l->w_site->spec.grid.bits == 0 && (!l->w->x || kn_takes_bf16(s->precision, n, l->out, l->in));
+}
+
 /* y [n, out] = a w' + b */
 static status linear(rt_session *s, const ly_linear *l, real *y, operand *a, int64_t n)
 {
     const ag_params *ps = &s->model->params;
     const real *b = bias_of(s, l);
     if (l->w_site->spec.grid.bits == 0) {
-        const bool bf16 = !l->w->x || kn_takes_bf16(s->precision, n, l->out, l->in);
+        const bool bf16 = in_bf16(s, l, n);
         const kn_bf16_right *w = bf16 ? fq_site_right(l->w_site, ps) : NULL;
         if (bf16 && !w)
             return NB_NOMEM;
@@ -246,12 +254,29 @@ static status linear(rt_session *s, const ly_linear *l, real *y, operand *a, int
     return NB_OK;
 }
 
+/* `count` linears of one input, up to KN_MOST_RIGHTS */
+static status linears(rt_session *s, const ly_linear *const *l, real *const *y, int64_t count, operand *a, int64_t n)
+{
+    const kn_bf16_right *w[KN_MOST_RIGHTS];
+    bool together = true;
+    for (int64_t i = 0; i < count; i++)
+        together = together && in_bf16(s, l[i], n) && !l[i]->b_site;
+    for (int64_t i = 0; i < count; i++) {
+        if (!together)
+            TRY(linear(s, l[i], y[i], a, n));
+        else if (!(w[i] = fq_site_right(l[i]->w_site, &s->model->params)))
+            return NB_NOMEM;
+    }
+    return together ? kn_products_right(y, value_of(a), w, count, n) : NB_OK;
+}
+
 static void attend(rt_session *s, const ly_attention *a, kn_cache *layer, int64_t segments, operand *q, operand *k, operand *v)
 {
     const int64_t H = a->heads, G = a->kv_heads, D = a->head_size;
     bool probs = a->probs->spec.grid.bits != 0;
     const real *qx = q->coded ? NULL : q->x, *kx = k->coded ? NULL : k->x, *vx = v->coded ? NULL : v->x;
-#pragma omp parallel for schedule(dynamic, 1) num_threads(s->threads)
+    const int64_t shares = (int64_t)s->threads * SHARES, run = segments * G > shares ? segments * G / shares : 1;
+#pragma omp parallel for schedule(dynamic, run) num_threads(s->threads)
     for (int64_t unit = 0; unit < segments * G; unit++) {
         const segment *g = &s->segment[unit / G];
         int64_t kv = unit % G;
@@ -261,8 +286,9 @@ static void attend(rt_session *s, const ly_attention *a, kn_cache *layer, int64_
                      v->coded ? &v->codes : NULL, g->row, kv);
         if (g->n == 1) {
             const int64_t first = kv * (H / G), at = (g->row * H + first) * D;
-            kn_attend_heads(s->o + at, c, g->first, H / G, qx ? qx + at : NULL, q->coded ? &q->codes : NULL, g->row, first, probs,
-                            scratch);
+            const int64_t next = unit + 1 < segments * G ? s->segment[(unit + 1) / G].slot * G + (unit + 1) % G : -1;
+            kn_attend_heads(s->o + at, c, next < 0 ? NULL : &layer[next], g->first, H / G, qx ? qx + at : NULL, q->coded ? &q->codes : NULL,
+                            g->row, first, probs, scratch);
             continue;
         }
         for (int64_t h = kv * (H / G); h < (kv + 1) * (H / G); h++)
@@ -271,13 +297,21 @@ static void attend(rt_session *s, const ly_attention *a, kn_cache *layer, int64_
     }
 }
 
-/* x += y, then the site of the sum */
-static status residual(rt_session *s, const fq_site *site, const real *y, int64_t n)
+/* x += a w' + b, then the site of the sum */
+static status residual(rt_session *s, const fq_site *site, const ly_linear *l, operand *a, int64_t n)
 {
-    operand a;
-    kn_add_to(s->x, y, n * s->model->config.dim);
-    TRY(through(s, &a, site, s->x, n, 0));
-    value_of(&a);
+    operand sum;
+    if (in_bf16(s, l, n) && !l->b_site) {
+        const kn_bf16_right *w = fq_site_right(l->w_site, &s->model->params);
+        if (!w)
+            return NB_NOMEM;
+        TRY(kn_product_right(s->x, value_of(a), w, n, 1));
+    } else {
+        TRY(linear(s, l, s->h, a, n));
+        kn_add_to(s->x, s->h, n * s->model->config.dim);
+    }
+    TRY(through(s, &sum, site, s->x, n, 0));
+    value_of(&sum);
     return NB_OK;
 }
 
@@ -289,9 +323,7 @@ static status attention(rt_session *s, int64_t layer, int64_t n, int64_t segment
     operand in, q, k, v, o;
     ly_norm_rows(s->h, &b->attn_norm, s->x, n);
     TRY(through(s, &in, a->input, s->h, n, 0));
-    TRY(linear(s, &a->wq, s->q, &in, n));
-    TRY(linear(s, &a->wk, s->k, &in, n));
-    TRY(linear(s, &a->wv, s->v, &in, n));
+    TRY(linears(s, (const ly_linear *const[]){&a->wq, &a->wk, &a->wv}, (real *const[]){s->q, s->k, s->v}, 3, &in, n));
     bool early = a->k->spec.grid.bits && a->k->spec.before_rotation;
     if (early) {
         TRY(through(s, &k, a->k, s->k, n, 2));
@@ -316,8 +348,7 @@ static status attention(rt_session *s, int64_t layer, int64_t n, int64_t segment
     TRY(through(s, &v, a->v, s->v, n, 3));
     attend(s, a, cache_of(s, layer, 0), segments, &q, &k, &v);
     TRY(through(s, &o, a->out_input, s->o, n, 0));
-    TRY(linear(s, &a->wo, s->h, &o, n));
-    return residual(s, b->attn_residual, s->h, n);
+    return residual(s, b->attn_residual, &a->wo, &o, n);
 }
 
 /* s->gate <- silu(gate(in)) * up(in) */
@@ -325,8 +356,7 @@ static status gated(rt_session *s, const ly_mlp *m, operand *in, int64_t n)
 {
     const int64_t count = n * s->model->config.hidden;
     operand act;
-    TRY(linear(s, &m->gate, s->gate, in, n));
-    TRY(linear(s, &m->up, s->up, in, n));
+    TRY(linears(s, (const ly_linear *const[]){&m->gate, &m->up}, (real *const[]){s->gate, s->up}, 2, in, n));
     if (!m->act->spec.grid.bits) {
         kn_swiglu(s->gate, s->gate, s->up, count);
         return NB_OK;
@@ -355,8 +385,7 @@ static status mlp(rt_session *s, int64_t layer, int64_t n)
     if (m->turn)
         kn_hadamard_rows(s->gate, s->gate, n, m->turn, false);
     TRY(through(s, &down, m->down_input, s->gate, n, 0));
-    TRY(linear(s, &m->down, s->h, &down, n));
-    return residual(s, b->mlp_residual, s->h, n);
+    return residual(s, b->mlp_residual, &m->down, &down, n);
 }
 
 /* x [n, C] <- rows of a weight [.., C] */
