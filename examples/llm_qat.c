@@ -70,7 +70,7 @@ static status distil(int argc, char **argv, md_model *teacher, md_model *rounded
     TRY(evaluate("rounded to nearest", rounded, teacher, &heldout, &before));
 
     TRY(open_model(student, argc, argv, recipe));
-    kd_train_options o = kd_train_defaults(true, &student->recipe, &student->config);
+    kd_train_options o = kd_train_defaults(true, false, &student->config);
     kd_train_report report;
     o.steps = 300;
     o.batch = 8;

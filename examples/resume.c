@@ -61,7 +61,7 @@ static status train(const char *folder, int64_t limit, kd_train_report *report)
     if (s == NB_OK)
         s = fm_tokens_open(&data, "tokens.h5", NULL, FM_SPLIT_NONE);
     if (s == NB_OK) {
-        kd_train_options o = kd_train_defaults(true, &recipe, &shape);
+        kd_train_options o = kd_train_defaults(true, false, &shape);
         kd_run_options how = {.save_every = 5, .progress = {stop_at, &limit}};
         o.steps = STEPS;
         o.batch = 4;

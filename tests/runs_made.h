@@ -98,7 +98,7 @@ static inline status train(const char *folder, const char *data, const training 
         (void)snprintf(path, sizeof path, "%s.text", data);
         OK(fm_tokens_open(&text, path, NULL, FM_SPLIT_NONE));
     }
-    kd_train_options o = kd_train_defaults(true, &student.recipe, &student.config);
+    kd_train_options o = kd_train_defaults(true, false, &student.config);
     o.steps = steps;
     o.batch = 4;
     o.accumulate = how->accumulate;

@@ -221,7 +221,7 @@ START_TEST(numbers_without_sense_are_refused)
     generate(&m, data, 200, 1, KD_START_BOS);
     OK(fm_tokens_open(&tokens, data, NULL, FM_SPLIT_NONE));
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
-        kd_train_options o = kd_train_defaults(true, &m.recipe, &m.config);
+        kd_train_options o = kd_train_defaults(true, false, &m.config);
         const kd_run_options run = {0};
         const kd_train_data d = {.data = &tokens};
         memcpy((char *)&o + bad[i].offset, &bad[i].x, sizeof bad[i].x);

@@ -85,7 +85,7 @@ static void train_student(md_model *m, const md_open_options *o)
     ck_assert_msg(md_open(m, STORIES "stories260K.bin", o) == NB_OK, "%s", nb_fail_message());
     ck_assert_msg(kd_generate(&teacher, &made, data, true, NULL, NULL) == NB_OK, "%s", nb_fail_message());
     ck_assert_msg(fm_tokens_open(&tokens, data, &m->tokenizer, FM_SPLIT_NONE) == NB_OK, "%s", nb_fail_message());
-    kd_train_options k = kd_train_defaults(true, &m->recipe, &m->config);
+    kd_train_options k = kd_train_defaults(true, false, &m->config);
     const kd_run_options run = {0};
     const kd_train_data d = {.data = &tokens};
     k.steps = 30;

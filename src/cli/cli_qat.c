@@ -29,7 +29,7 @@ static int64_t rows(cl_option row[CL_TRAIN_ROWS], cl_train_options *o, bool dist
         {"--batch", "N", CL_COUNT, &k->batch, NULL, "rows of a micro-batch (16; 4 from 256 channels on)"},
         {"--accumulate", "N", CL_COUNT, &k->accumulate, NULL, "micro-batches of a step (1)"},
         {"--lr", "X", CL_NUMBER, &k->lr, NULL,
-         distill ? "learning rate (3e-4; 2e-4 from 256 channels on; lower for longer runs)"
+         distill ? "learning rate (3e-4; from 256 channels on 2e-4, with --start-from 1e-4; lower for longer runs)"
                  : "learning rate (2e-3; 6e-4 from 256 channels on)"},
         {"--scale-lr", "X", CL_NUMBER, &k->scale_rate, NULL, "rate of learned scales, relative to their size (1e-3)"},
         {"--schedule", "constant|linear|cosine|wsd", CL_CHOICE, &o->schedule, NULL,
@@ -185,7 +185,7 @@ static status work(workshop *w, const char *path, cl_train_options *o, int argc,
     int code;
     TRY(open_models(w, path, o));
     TRY(open_data(w, o));
-    o->train = kd_train_defaults(o->distill, &w->student.recipe, &w->student.config);
+    o->train = kd_train_defaults(o->distill, o->start_from != NULL, &w->student.config);
     if (!cl_parse(command, argc, argv, unused, &code)) /* again, over the defaults of this model */
         return NB_USAGE;
     TRY(settle(o, &w->student.config));

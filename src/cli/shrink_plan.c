@@ -71,7 +71,7 @@ static bool has_wide_ends(const md_model *student)
 
 kd_train_options shrink_training(const shrinker *s, const md_model *student)
 {
-    kd_train_options k = kd_train_defaults(true, &student->recipe, &student->config);
+    kd_train_options k = kd_train_defaults(true, true, &student->config);
     k.batch = s->batch;
     k.ctx = s->ctx;
     k.seed = s->o->common.seed;

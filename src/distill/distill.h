@@ -133,7 +133,8 @@ typedef struct {
     const char *logits;       /* file of stored logits, shared by runs; NULL: logits.h5 in the folder */
     nb_progress progress;
 } kd_run_options;
-kd_train_options kd_train_defaults(bool distill, const fq_recipe *recipe, const md_config *config); /* of qat (distill) or of training from scratch */
+/* Of qat (distill) or of training from scratch. from_codes: the student begins with codes that a search found, which a high rate tears down. */
+kd_train_options kd_train_defaults(bool distill, bool from_codes, const md_config *config);
 
 typedef struct {
     int64_t step, steps, tokens;

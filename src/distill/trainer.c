@@ -367,15 +367,14 @@ status kd_train(const char *folder, md_model *student, md_model *teacher, const 
     return s;
 }
 
-kd_train_options kd_train_defaults(bool distill, const fq_recipe *recipe, const md_config *c)
+kd_train_options kd_train_defaults(bool distill, bool from_codes, const md_config *c)
 {
-    (void)recipe;
-    bool small = c->dim < 256;
+    const bool small = c->dim < 256;
     kd_train_options o = {.steps = 600,
                           .batch = small ? 16 : 4,
                           .accumulate = 1,
                           .seed = 1,
-                          .lr = distill ? (small ? 3e-4 : 2e-4) : (small ? 2e-3 : 6e-4),
+                          .lr = distill ? (small ? 3e-4 : from_codes ? 1e-4 : 2e-4) : (small ? 2e-3 : 6e-4),
                           .scale_rate = 1e-3,
                           .bf16_moments = distill,
                           .pin = distill ? 0.03 : 0,
