@@ -191,7 +191,7 @@ START_TEST(tables_agree_bit_for_bit)
     enum { M = 7, NUMBERS = 90, K = 3, RUNS = 4 };
     const kn_table *t = kn_isa_named(tables[_i]);
     const kn_table *plain = &kn_table_scalar;
-    static real c[2][M * NUMBERS], d[2][M * NUMBERS];
+    static real c[2][2 * M * NUMBERS], d[2][M * NUMBERS];
     double s[2][NUMBERS];
     fill(x, 4000, 1);
     fill(w, 4000, 2);
