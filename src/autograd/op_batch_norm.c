@@ -48,9 +48,10 @@ static void norm_backward(const ag_tensor *out)
     const int64_t C = ag_count(out->src[1]), M = ag_count(out) / C;
     real *dw = ag_grad(out->src[1]), *db = ag_grad(out->src[2]);
     const size_t bytes = (size_t)C * (2 * sizeof(double) + 3 * sizeof(real));
-    double *sum = x && w ? ag_take(out->tape, bytes) : NULL, *product = sum + C;
+    double *sum = x && w ? ag_take(out->tape, bytes) : NULL;
     if (!sum)
         return;
+    double *product = sum + C;
     if (kn_column_products(sum, product, dy, x, s->mean, M, C) != NB_OK) {
         no_memory(out);
         return;

@@ -6,7 +6,6 @@
 #include "kernels/kernels_isa.h"
 #include "kernels/products.h"
 
-#include <assert.h>
 #include <string.h>
 #include <tgmath.h>
 
@@ -71,15 +70,6 @@ static void low_part(real *low, const real *x, int64_t ld, int64_t rows, int64_t
     }
 }
 
-/* to [rows, lda] <- x, zeros up to a whole DEEP */
-static void left_rows(uint16_t *to, int64_t lda, const real *x, int64_t ld, int64_t rows, int64_t D)
-{
-    for (int64_t i = 0; i < rows; i++) {
-        kn_isa()->to_bf16(to + i * lda, x + i * ld, D);
-        memset(to + i * lda + D, 0, (size_t)(up(D, DEEP) - D) * sizeof *to);
-    }
-}
-
 /* Right operand [steps, columns] <- x [rows, columns] */
 static void right_rows(uint16_t *to, const real *x, int64_t ld, int64_t rows, int64_t steps, int64_t columns)
 {
@@ -94,17 +84,6 @@ static void right_rows(uint16_t *to, const real *x, int64_t ld, int64_t rows, in
         }
 }
 
-/* Steps [at, at + D) of one panel of a right operand <- x' of at most WIDE rows x */
-static void right_turned(uint16_t *panel, int64_t at, const real *x, int64_t ld, int64_t rows, int64_t D)
-{
-    for (int64_t d = 0; d < D; d += DEEP) {
-        uint16_t piece[WIDE * DEEP] = {0};
-        for (int64_t i = 0; i < rows; i++)
-            kn_isa()->to_bf16(piece + i * DEEP, x + i * ld + d, kn_min(DEEP, D - d));
-        kn_isa()->transpose_words((uint32_t *)(void *)(panel + (at + d) * WIDE), WIDE, (const uint32_t *)(const void *)piece, DEEP / 2, WIDE, DEEP / 2);
-    }
-}
-
 static void lay_keys(const scratch *s, const kn_attention_gradients *j, const real *k, const real *v, int64_t length)
 {
     const int64_t D = j->D, narrow = j->G * D, deep = up(D, DEEP);
@@ -112,10 +91,10 @@ static void lay_keys(const scratch *s, const kn_attention_gradients *j, const re
         const int64_t rows = kn_min(WIDE, length - n);
         uint16_t *to = s->k3 + n * 3 * deep;
         low_part(s->low, k + n * narrow, narrow, rows, D);
-        right_turned(to, 0, k + n * narrow, narrow, rows, D);
-        right_turned(to, deep, k + n * narrow, narrow, rows, D);
-        right_turned(to, 2 * deep, s->low, D, rows, D);
-        right_turned(s->vt + n * deep, 0, v + n * narrow, narrow, rows, D);
+        kn_bf16_right_turned(to, k + n * narrow, narrow, rows, D);
+        memcpy(to + deep * WIDE, to, (size_t)(deep * WIDE) * sizeof *to);
+        kn_bf16_right_turned(to + 2 * deep * WIDE, s->low, D, rows, D);
+        kn_bf16_right_turned(s->vt + n * deep, v + n * narrow, narrow, rows, D);
     }
     right_rows(s->k, k, narrow, length, up(length, WIDE), D);
 }
@@ -124,10 +103,10 @@ static void lay_queries(const scratch *s, const kn_attention_gradients *j, const
 {
     const int64_t D = j->D, wide = j->H * D, deep = up(D, DEEP), lda = 3 * deep + DEEP;
     low_part(s->low, q, wide, n, D);
-    left_rows(s->q3, lda, q, wide, n, D);
-    left_rows(s->q3 + deep, lda, s->low, D, n, D);
-    left_rows(s->q3 + 2 * deep, lda, q, wide, n, D);
-    left_rows(s->d_o, deep + DEEP, d_o, wide, n, D);
+    kn_bf16_left(s->q3, lda, q, wide, n, D, deep, NULL);
+    kn_bf16_left(s->q3 + deep, lda, s->low, D, n, D, deep, NULL);
+    kn_bf16_left(s->q3 + 2 * deep, lda, q, wide, n, D, deep, NULL);
+    kn_bf16_left(s->d_o, deep + DEEP, d_o, wide, n, D, deep, NULL);
     right_rows(s->q, q, wide, n, QUERIES, D);
     right_rows(s->d_o_rows, d_o, wide, n, QUERIES, D);
 }
@@ -146,15 +125,15 @@ static void backward_tile(const scratch *s, const kn_attention_gradients *j, int
     for (int64_t i = 0; i < n; i++)
         t->attend_backward_row(s->p + i * KEYS, s->ds + i * KEYS, keys, q0 + i + 1 - k0, j->lse[(row + q0 + i) * j->H + h], s->delta[i], scale);
     if (j->dv) {
-        kn_bf16_turned(s->pt, turned, s->p, KEYS, n, keys, QUERIES, NULL);
+        kn_bf16_left_turned(s->pt, turned, s->p, KEYS, n, keys, QUERIES, NULL);
         t->multiply_bf16(s->dv + k0 * D, D, s->pt, turned, s->d_o_rows, QUERIES * WIDE, keys, D, QUERIES, true);
     }
     if (j->dk) {
-        kn_bf16_turned(s->dst, turned, s->ds, KEYS, n, keys, QUERIES, NULL);
+        kn_bf16_left_turned(s->dst, turned, s->ds, KEYS, n, keys, QUERIES, NULL);
         t->multiply_bf16(s->dk + k0 * D, D, s->dst, turned, s->q, QUERIES * WIDE, keys, D, QUERIES, true);
     }
     if (j->dq) {
-        left_rows(s->ds16, KEYS + DEEP, s->ds, KEYS, n, keys);
+        kn_bf16_left(s->ds16, KEYS + DEEP, s->ds, KEYS, n, keys, steps, NULL);
         t->multiply_bf16(j->dq + (row + q0) * wide + h * D, wide, s->ds16, KEYS + DEEP, s->k + k0 * WIDE, all * WIDE, n, D, steps, true);
     }
 }

@@ -56,10 +56,10 @@ status kn_column_moments(double *mean, double *variance, const real *x, int64_t 
 
 status kn_column_products(double *sum, double *product, const real *d, const real *x, const double *mean, int64_t M, int64_t C)
 {
-    real *means = nb_alloc_zeroed((size_t)C * 2, sizeof *means), *zero = means + C;
+    real *means = nb_alloc_zeroed((size_t)C * 2, sizeof *means); /* of x, then zeros */
     for (int64_t c = 0; means && c < C; c++)
         means[c] = (real)mean[c];
-    const status s = means ? sums(sum, product, d, zero, x, means, M, C) : NB_NOMEM;
+    const status s = means ? sums(sum, product, d, means + C, x, means, M, C) : NB_NOMEM;
     for (int64_t c = 0; s == NB_OK && c < C; c++)
         product[c] += sum[c] * ((double)means[c] - mean[c]);
     free(means);

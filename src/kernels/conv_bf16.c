@@ -130,7 +130,7 @@ void kn_correlate_bf16(real *dwt, const kn_plain *c, const real *d, const real *
 {
     const int64_t line = line_of(c), points = up(c->OH * c->W, DEEP);
     uint16_t *pairs = room + c->C * line;
-    kn_bf16_turned(room, line, x, c->C, PH * c->W, c->C, line, NULL);
+    kn_bf16_left_turned(room, line, x, c->C, PH * c->W, c->C, line, NULL);
     pair_up(pairs, c, d);
     for (int64_t ky = 0; ky < c->K; ky++) {
         const kn_bf16_runs job = {.c = dwt + ky * c->K * c->C * c->N,

@@ -19,9 +19,12 @@ bool kn_bf16_product(kn_form form, real *c, const real *a, const real *b, int64_
 /* c[M,N] (+)= a[M,K] b, sums in fp32: a bf16 with lda elements between rows, b as in kn_bf16_right; all threads. False where it
  * could not be done (not built in, no memory, CPU without it). */
 bool kn_bf16_multiply(real *c, const uint16_t *a, int64_t lda, const uint16_t *b, int64_t M, int64_t N, int64_t K, bool add);
-/* Rows of a left operand out of columns of x [rows, columns] (ld): to [columns, lda] <- x' in bf16, row i of x times scale[i] where there is one, zeros
- * in columns [rows, depth) of it; depth is whole 32s. On the thread that calls. */
-void kn_bf16_turned(uint16_t *to, int64_t lda, const real *x, int64_t ld, int64_t rows, int64_t columns, int64_t depth, const real *scale);
+/* Pieces of operands (products_bf16.c has their layout) out of x (ld), on the thread that calls. A left one: to [rows, lda] <- x [rows, steps] in bf16, or
+ * (turned) to [columns, lda] <- x' of x [steps, columns]; step i times scale[i] (NULL: 1), zeros in steps [steps, depth); depth is whole 32s. */
+void kn_bf16_left(uint16_t *to, int64_t lda, const real *x, int64_t ld, int64_t rows, int64_t steps, int64_t depth, const real *scale);
+void kn_bf16_left_turned(uint16_t *to, int64_t lda, const real *x, int64_t ld, int64_t steps, int64_t columns, int64_t depth, const real *scale);
+/* A right one: steps of a panel, from where `to` is, <- x' of x [columns, steps], at most 64 columns; zeros up to whole panels and 32s. */
+void kn_bf16_right_turned(uint16_t *to, const real *x, int64_t ld, int64_t columns, int64_t steps);
 bool kn_bf16_fast(void);
 const char *kn_bf16_name(char *text, size_t bytes); /* "oneDNN 2.6.3" or "none" */
 #endif

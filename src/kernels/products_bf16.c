@@ -124,20 +124,25 @@ void kn_bf16_rows(kn_bf16_right *b, kn_operand o, int64_t row, int64_t K, int64_
         pack_rows(b, &o, row, i / stretches, i % stretches * STRETCH, kn_min((i % stretches + 1) * STRETCH, N), integers);
 }
 
-void kn_bf16_columns(kn_bf16_right *b, const real *w, int64_t N, int64_t K, void *memory)
+void kn_bf16_right_turned(uint16_t *to, const real *x, int64_t ld, int64_t columns, int64_t steps)
 {
     const kn_table *t = kn_isa();
+    for (int64_t k = 0; k < steps; k += DEEP) {
+        uint16_t piece[WIDE * DEEP] = {0};
+        for (int64_t i = 0; i < columns; i++)
+            t->to_bf16(piece + i * DEEP, x + i * ld + k, kn_min(DEEP, steps - k));
+        t->transpose_words((uint32_t *)(void *)(to + k * WIDE), WIDE, (const uint32_t *)(const void *)piece, DEEP / 2, WIDE, DEEP / 2);
+    }
+}
+
+void kn_bf16_columns(kn_bf16_right *b, const real *w, int64_t N, int64_t K, void *memory)
+{
     lay(b, K, N, memory);
     for (int64_t k = 0; k < blocks(K, DEEP) * DEEP; k++)
         b->scale[k] = 1;
 #pragma omp parallel for if (K * N > KN_PARALLEL) schedule(static)
     for (int64_t panel = 0; panel < blocks(N, WIDE); panel++)
-        for (int64_t k = 0; k < K; k += DEEP) {
-            uint16_t piece[WIDE * DEEP] = {0};
-            for (int64_t i = 0; i < kn_min(WIDE, N - panel * WIDE); i++)
-                t->to_bf16(piece + i * DEEP, w + (panel * WIDE + i) * K + k, kn_min(DEEP, K - k));
-            t->transpose_words(words_of(b, panel, k / 2), WIDE, (const uint32_t *)(const void *)piece, DEEP / 2, WIDE, DEEP / 2);
-        }
+        kn_bf16_right_turned((uint16_t *)(void *)words_of(b, panel, 0), w + panel * WIDE * K, K, kn_min(WIDE, N - panel * WIDE), K);
 }
 
 void kn_bf16_column(real *x, const kn_bf16_right *b, int64_t n)
@@ -155,23 +160,20 @@ typedef struct {
     bool add, transposed, scaled; /* scaled: some b->scale is not 1 */
 } product;
 
-/* Columns [k, k + depth) of left's rows [m, m + rows), zeros behind K; depth is whole DEEPs. */
-static void pack_rows_of_left(uint16_t *to, int64_t lda, const product *p, int64_t m, int64_t rows, int64_t k, int64_t depth)
+void kn_bf16_left(uint16_t *to, int64_t lda, const real *x, int64_t ld, int64_t rows, int64_t steps, int64_t depth, const real *scale)
 {
     const kn_table *t = kn_isa();
-    const int64_t K = p->b->K, n = kn_min(depth, K - k);
     for (int64_t i = 0; i < rows; i++) {
-        const real *a = p->a + (m + i) * K + k;
-        if (p->scaled)
-            t->to_bf16_scaled(to + i * lda, a, p->b->scale + k, n);
+        if (scale)
+            t->to_bf16_scaled(to + i * lda, x + i * ld, scale, steps);
         else
-            t->to_bf16(to + i * lda, a, n);
-        memset(to + i * lda + n, 0, (size_t)(depth - n) * sizeof *to);
+            t->to_bf16(to + i * lda, x + i * ld, steps);
+        memset(to + i * lda + steps, 0, (size_t)(depth - steps) * sizeof *to);
     }
 }
 
 /* 64 columns of x at a time in strips of pairs, which are turned over. */
-void kn_bf16_turned(uint16_t *to, int64_t lda, const real *x, int64_t ld, int64_t rows, int64_t columns, int64_t depth, const real *scale)
+void kn_bf16_left_turned(uint16_t *to, int64_t lda, const real *x, int64_t ld, int64_t steps, int64_t columns, int64_t depth, const real *scale)
 {
     enum { PAIRS = DEEP / 2, COLUMNS = 64 };
     const kn_table *t = kn_isa();
@@ -182,9 +184,9 @@ void kn_bf16_turned(uint16_t *to, int64_t lda, const real *x, int64_t ld, int64_
             for (int64_t pair = 0; pair < PAIRS; pair++) {
                 const int64_t at = d + 2 * pair;
                 const real *row = x + at * ld + i;
-                if (at >= rows)
+                if (at >= steps)
                     memset(piece + pair * COLUMNS, 0, COLUMNS * sizeof *piece);
-                else if (at + 1 < rows)
+                else if (at + 1 < steps)
                     t->pair_bf16(piece + pair * COLUMNS, row, row + ld, scale ? scale[at] : 1, scale ? scale[at + 1] : 1, n);
                 else
                     t->pair_bf16(piece + pair * COLUMNS, row, row, scale ? scale[at] : 1, 0, n);
@@ -193,12 +195,15 @@ void kn_bf16_turned(uint16_t *to, int64_t lda, const real *x, int64_t ld, int64_
         }
 }
 
+/* Steps [k, k + depth) of left's rows [m, m + rows), zeros behind K; depth is whole DEEPs. */
 static void pack_left(uint16_t *to, int64_t lda, const product *p, int64_t m, int64_t rows, int64_t k, int64_t depth)
 {
+    const int64_t K = p->b->K, steps = kn_min(depth, K - k);
+    const real *scale = p->scaled ? p->b->scale + k : NULL;
     if (p->transposed)
-        kn_bf16_turned(to, lda, p->a + k * p->M + m, p->M, p->b->K - k, rows, depth, p->b->scale + k);
+        kn_bf16_left_turned(to, lda, p->a + k * p->M + m, p->M, steps, rows, depth, scale);
     else
-        pack_rows_of_left(to, lda, p, m, rows, k, depth);
+        kn_bf16_left(to, lda, p->a + m * K + k, K, rows, steps, depth, scale);
 }
 
 /* Memory of operands that live for one product, kept and grown; the lock is held while it is in use. */

@@ -349,7 +349,9 @@ void pt_floats_free(pt_floats *f)
 static void exchange(trainer *t)
 {
     ag_params *ps = &t->walk.m->params;
-    for (int64_t i = 0; i < ps->n && t->o->floats; i++)
+    if (!t->o->floats)
+        return;
+    for (int64_t i = 0; i < ps->n; i++)
         if (pt_is_of_block(ps->p[i]->name, t->walk.layer)) {
             real *x = ps->p[i]->x;
             ps->p[i]->x = t->o->floats->x[i];
