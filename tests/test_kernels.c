@@ -1,7 +1,7 @@
 /* test_kernels.c - every table of loops computes the scalar table's bits; row kernels against double-precision
  * references; results do not depend on threads. Products are in test_products.c.
  */
-#include "kernels/kernels_isa.h"
+#include "isa_tables.h"
 #include "suite.h"
 
 #include <math.h>
@@ -9,26 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define COUNT(a) ((int)(sizeof(a) / sizeof *(a)))
 enum { LONGEST = 1030, SPACE = 3 * LONGEST + 64 };
-
-static const kn_table *const tables[] = {
-#define X(name, test) &kn_table_##name,
-    KN_TABLES(X)
-#undef X
-};
-
-static bool usable(const kn_table *t)
-{
-    return kn_isa_named(t->name) == t;
-}
-
-/* Normal numbers of standard deviation `size`. */
-static void fill(float *x, int64_t n, uint64_t seed, double size)
-{
-    for (int64_t i = 0; i < n; i++)
-        x[i] = (float)(size * nb_random_normal(seed, 7, (uint64_t)i));
-}
 
 /* ---- elementwise functions, reductions, codes: one length n ---- */
 
