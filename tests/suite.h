@@ -25,4 +25,7 @@ static inline int run_suite(Suite *s)
     return failed ? 1 : 0;
 }
 
+/* Once for every entry of an array; _i is its index. */
+#define LOOP(tc, test, table) tcase_add_loop_test(tc, test, 0, (int)(sizeof(table) / sizeof *(table)))
+
 #endif

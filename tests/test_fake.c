@@ -277,8 +277,6 @@ START_TEST(gradients_do_not_depend_on_threads)
 }
 END_TEST
 
-#define LOOP(tc, test, table) tcase_add_loop_test(tc, test, 0, (int)(sizeof(table) / sizeof *(table)))
-
 int main(void)
 {
     Suite *s = suite_create("fake");

@@ -258,8 +258,6 @@ START_TEST(a_weight_of_another_shape_is_refused)
 }
 END_TEST
 
-#define LOOP(tc, test, table) tcase_add_loop_test(tc, test, 0, (int)(sizeof(table) / sizeof *(table)))
-
 int main(void)
 {
     Suite *s = suite_create("fakequant");

@@ -1,5 +1,5 @@
 /* test_kernels.c - every table of loops computes the scalar table's bits; row kernels against double-precision
- * references; results do not depend on threads. Products are in test_products.c.
+ * references; results do not depend on threads. Products are in test_products.c and test_linear_int.c.
  */
 #include "isa_tables.h"
 #include "suite.h"

@@ -205,8 +205,6 @@ START_TEST(damaged_state_is_refused_or_harmless)
 }
 END_TEST
 
-#define LOOP(tc, test, table) tcase_add_loop_test(tc, test, 0, (int)(sizeof(table) / sizeof *(table)))
-
 int main(void)
 {
     Suite *s = suite_create("observers");

@@ -414,8 +414,6 @@ START_TEST(merged_histograms_hold_both)
 }
 END_TEST
 
-#define LOOP(tc, test, table) tcase_add_loop_test(tc, test, 0, (int)(sizeof(table) / sizeof *(table)))
-
 int main(void)
 {
     Suite *s = suite_create("ranges");

@@ -419,8 +419,6 @@ START_TEST(running_out_of_memory_is_a_message)
 }
 END_TEST
 
-#define LOOP(tc, test, table) tcase_add_loop_test(tc, test, 0, (int)(sizeof(table) / sizeof *(table)))
-
 int main(void)
 {
     Suite *s = suite_create("recipes");

@@ -74,7 +74,8 @@ static int unknown(const char *name)
 
 /* Threads that wait spin for milliseconds unless OpenMP is told otherwise before the program starts; where other programs
  * want the same cores that makes everything ten times slower. The word for it: sleep, after a fraction of a millisecond (GNU's
- * runtime; most waits end before, and waking takes longer than them) or at once (LLVM's). Whoever sets OMP_WAIT_POLICY decides alone. True: the environment changed. */
+ * runtime; most waits are shorter, and waking costs more than they take) or at once (LLVM's). Whoever sets OMP_WAIT_POLICY
+ * decides alone. True: the environment changed. */
 static bool wait_without_spinning(void)
 {
     return !getenv("OMP_WAIT_POLICY") && !setenv("OMP_WAIT_POLICY", "passive", 1) && !setenv("GOMP_SPINCOUNT", "3000", 0);
