@@ -79,6 +79,7 @@ struct ag_tape {
     bool weights_off, activations_off; /* the same of one kind of sites */
     kn_precision precision; /* of float products and of the backward pass */
     ag_tap tap;
+    ag_tap backward_tap;    /* sees every linear map whose backward pass begins: the weight's name, the map's input and output, whose gradient is there */
 };
 status ag_status(const ag_tape *t); /* the first failure since ag_reset */
 void ag_reset(ag_tape *t);          /* forgets the step; memory and settings stay. A zeroed tape is valid. */

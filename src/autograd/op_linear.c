@@ -81,6 +81,9 @@ static void backward_product(const ag_tensor *out, ag_tensor *src, const ag_tens
 static void linear_backward(const ag_tensor *out)
 {
     ag_tensor *x = out->src[0], *w = out->src[1];
+    const ag_tap *tap = &out->tape->backward_tap;
+    if (tap->fn && w->param)
+        tap->fn(tap->ctx, w->param->name, x, out);
     backward_product(out, x, w, false);
     backward_product(out, w, x, true);
     if (out->n_src > 2)

@@ -1,10 +1,14 @@
 /* gptq.c - GPTQ (Frantar et al. 2023): columns are rounded one after the other, what an error costs is paid by the columns to come.
  *   v_i = round(w_i);  e = (w_i - v_i) / U_ii;  w_j -= e U_ij  for j > i          inverse(H) = U' U, U upper
- * Columns to come within a few are changed at once, those of a block of about 128 and those behind it by a product each. A row is independent of the
- * others, so tiles of rows go in parallel. Ranges of a group are found when its first column is reached, from the weights as errors have
- * changed them, or all beforehand (static). Then, `rounds` times, with levels l_g of group g (zeros elsewhere):
+ * Columns to come within a few are changed at once, those of a block of about 128 and those behind it by a product each. Ranges of a group are
+ * found when its first column is reached, from the weights as errors have changed them, or all beforehand (static). Rows are independent, and go in
+ * parallel, unless errors of outputs cost together: the cost tr O E H E' is that of one long row with the Hessian O (x) H, whose factor is the two factors'
+ * product, so that a row pays for those before it too (Tseng et al. 2025, YAQA), T the factor of O:
+ *   v_ri = round(w_ri + sum over s < r of d_si T_sr),  d_ri = (v_ri - what was rounded) / T_rr,  e as above from v - w
+ * Then, `rounds` times, with levels l_g of group g (zeros elsewhere):
  *   scales s = argmin (w - sum_g s_g l_g) H (w - sum_g s_g l_g)',  normal equations  sum_g' (l_g H l_g') s_g' = l_g H w'
- * and codes anew by these. A row takes what is new where its sum is less; the first to beat is round-to-nearest.
+ * (with O, of w_r + half of sum over s != r of O_rs E_s / O_rr: half, as all rows move at once) and codes anew by these. A row takes what is new where its
+ * sum is less; the first to beat is round-to-nearest.
  */
 #include "ptq/gptq.h"
 #include "ptq/obq.h"
@@ -19,9 +23,23 @@ typedef struct {
     const real *w; /* [rows, cols] */
     const pt_hessian *h;
     const pt_gptq_options *o;
+    const real *before; /* [rows, rows] T' of the outputs, NULL: there are none */
     int64_t block; /* columns between products: whole groups */
     bool fixed;    /* ranges are those that the codes hold */
 } task;
+
+/* The weights as errors have changed them, and errors. */
+typedef struct {
+    real *x; /* [rows, K], columns in the order of h */
+    real *e; /* [rows, block]: (v - x) / U_ii of this block's columns */
+    real *d; /* [rows, step] with outputs: first what is added, then (v - x - that) / T_rr */
+    int64_t step; /* columns that are rounded before errors are passed on */
+} sheet;
+
+static int64_t tile_rows(const kn_codes *c, int64_t row)
+{
+    return c->rows - row < TILE ? c->rows - row : TILE;
+}
 
 static bool ranges_by_row(const kn_grid *g)
 {
@@ -73,96 +91,171 @@ static status find_group(kn_codes *c, const task *t, const real *x, int64_t row,
     return s;
 }
 
-/* Columns [i, stop) of one row, x [K] in the order of h; e [stop - i] takes (v - x) / U_ii. Columns from stop on are left as they are. */
-static void round_columns(kn_codes *c, const pt_hessian *h, real *x, real *e, int64_t row, int64_t i, int64_t stop)
+/* Columns [i, stop) of one row, x [K] in the order of h; e [stop - i] takes (v - x) / U_ii. Columns from stop on are left as they are. d [stop - i], or NULL, is
+ * added for rounding and takes what that leaves. */
+static void round_columns(kn_codes *c, const pt_hessian *h, real *x, real *e, real *d, int64_t row, int64_t i, int64_t stop)
 {
     for (int64_t k = i; k < stop; k++) {
         const int64_t column = h->order[k], s = kn_scale_index(c, row, column);
         const real *u = h->U + k * h->K;
-        const int32_t q = kn_encode_one(&c->grid, x[k], kn_inverse(c->scale[s]), c->zero ? c->zero[s] : 0);
-        const real d = (value(c, q, s) - x[k]) / u[k];
+        const real want = d ? x[k] + d[k - i] : x[k];
+        const int32_t q = kn_encode_one(&c->grid, want, kn_inverse(c->scale[s]), c->zero ? c->zero[s] : 0);
+        const real v = value(c, q, s), error = (v - x[k]) / u[k];
         put_code(c, row * c->ld + column, q);
-        e[k - i] = d;
+        e[k - i] = error;
+        if (d)
+            d[k - i] = v - want;
         for (int64_t j = k + 1; j < stop; j++)
-            x[j] += d * u[j];
+            x[j] += error * u[j];
     }
 }
 
-/* Columns [begin, end) of x [n, K], a few at a time; then those behind. */
-static status round_block(kn_codes *c, const task *t, real *x, real *e, int64_t row, int64_t n, int64_t begin, int64_t end)
+/* All rows in order, each behind what the errors of those before it ask. */
+static void round_rows(kn_codes *c, const task *t, const sheet *s, int64_t begin, int64_t i, int64_t stop)
 {
-    const int64_t K = c->cols, step = t->fixed ? STEP : c->grid.group;
-    for (int64_t i = begin, stop; i < end; i = stop) {
-        stop = i + step < end ? i + step : end;
-        if (!t->fixed)
-            TRY(find_group(c, t, x, row, n, i));
-        for (int64_t r = 0; r < n; r++)
-            round_columns(c, t->h, x + r * K, e + r * t->block + i - begin, row + r, i, stop);
-        if (stop < end)
-            kn_tile_nn(x + stop, K, e + i - begin, t->block, t->h->U + i * K + stop, K, n, end - stop, stop - i, 1);
+    const int64_t N = c->rows, K = c->cols, n = stop - i;
+    for (int64_t row = 0; row < N; row += TILE) {
+        const int64_t rows = tile_rows(c, row);
+        memset(s->d + row * n, 0, (size_t)(rows * n) * sizeof *s->d);
+        if (row > 0)
+            kn_tile_nn(s->d + row * n, n, t->before + row * N, N, s->d, n, rows, n, row, 1);
+        for (int64_t r = row; r < row + rows; r++) {
+            const real *before = t->before + r * N;
+            real *d = s->d + r * n;
+            for (int64_t p = row; p < r; p++)
+                for (int64_t k = 0; k < n; k++)
+                    d[k] += before[p] * s->d[p * n + k];
+            round_columns(c, t->h, s->x + r * K, s->e + r * t->block + i - begin, d, r, i, stop);
+            for (int64_t k = 0; k < n; k++)
+                d[k] /= before[r];
+        }
     }
-    if (end < K)
-        kn_tile_nn(x + end, K, e, t->block, t->h->U + begin * K + end, K, n, K - end, end - begin, 1);
+}
+
+/* What errors of columns [i, stop) ask of the rest of their block, [stop, end), or, where they end it, the whole block's of all behind it. */
+static void pass_on(const kn_codes *c, const task *t, const sheet *s, int64_t row, int64_t begin, int64_t i, int64_t stop, int64_t end)
+{
+    const int64_t K = c->cols, n = tile_rows(c, row), from = stop < end ? i : begin, to = stop < end ? end : K;
+    if (stop < to)
+        kn_tile_nn(s->x + row * K + stop, K, s->e + row * t->block + from - begin, t->block, t->h->U + from * K + stop, K, n, to - stop,
+                   stop - from, 1);
+}
+
+/* Columns [i, stop) of the block [begin, end). */
+static status round_step(kn_codes *c, const task *t, const sheet *s, int64_t begin, int64_t i, int64_t stop, int64_t end)
+{
+    const int64_t K = c->cols;
+    status failed = NB_OK;
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t row = 0; row < c->rows; row += TILE) {
+        const int64_t n = tile_rows(c, row);
+        const status st = t->fixed ? NB_OK : find_group(c, t, s->x + row * K, row, n, i);
+        if (st != NB_OK) {
+#pragma omp atomic write
+            failed = st;
+        } else if (!t->before) {
+            for (int64_t r = row; r < row + n; r++)
+                round_columns(c, t->h, s->x + r * K, s->e + r * t->block + i - begin, NULL, r, i, stop);
+            pass_on(c, t, s, row, begin, i, stop, end);
+        }
+    }
+    if (failed != NB_OK || !t->before)
+        return failed;
+    round_rows(c, t, s, begin, i, stop);
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t row = 0; row < c->rows; row += TILE)
+        pass_on(c, t, s, row, begin, i, stop, end);
     return NB_OK;
 }
 
-static status round_tile(kn_codes *c, const task *t, int64_t row, int64_t n)
+static status round_in_order(kn_codes *c, const task *t)
 {
-    const int64_t K = c->cols;
-    real *x = nb_alloc((size_t)n, (size_t)(K + t->block) * sizeof *x), *e = x ? x + n * K : NULL;
-    status s = x ? NB_OK : NB_NOMEM;
-    for (int64_t r = 0; x && r < n; r++)
+    const int64_t N = c->rows, K = c->cols;
+    sheet s = {.step = t->fixed ? STEP : c->grid.group};
+    status st = NB_OK;
+    s.x = nb_alloc((size_t)N, (size_t)(K + t->block + s.step) * sizeof *s.x);
+    if (!s.x)
+        return NB_NOMEM;
+    s.e = s.x + N * K;
+    s.d = s.e + N * t->block;
+    for (int64_t r = 0; r < N; r++)
         for (int64_t i = 0; i < K; i++)
-            x[r * K + i] = t->w[(row + r) * K + t->h->order[i]];
-    for (int64_t i = 0; i < K && s == NB_OK; i += t->block)
-        s = round_block(c, t, x, e, row, n, i, i + t->block < K ? i + t->block : K);
-    free(x);
-    return s;
+            s.x[r * K + i] = t->w[r * K + t->h->order[i]];
+    for (int64_t begin = 0, end; begin < K && st == NB_OK; begin = end) {
+        end = begin + t->block < K ? begin + t->block : K;
+        for (int64_t i = begin; i < end && st == NB_OK; i += s.step)
+            st = round_step(c, t, &s, begin, i, i + s.step < end ? i + s.step : end, end);
+    }
+    free(s.x);
+    return st;
 }
 
-static status round_all(kn_codes *c, const task *t)
+static status round_greedily(kn_codes *c, const task *t)
 {
     status failed = NB_OK;
 #pragma omp parallel for schedule(dynamic)
     for (int64_t row = 0; row < c->rows; row += TILE) {
-        const int64_t n = c->rows - row < TILE ? c->rows - row : TILE;
-        const status s = t->o->greedy ? pt_obq(c, t->w, t->h, row, n) : round_tile(c, t, row, n);
+        const status s = pt_obq(c, t->w, t->h, row, tile_rows(c, row));
         if (s != NB_OK) {
 #pragma omp atomic write
             failed = s;
         }
     }
-    return failed == NB_OK ? NB_OK : nb_fail(failed, "out of memory");
+    return failed;
+}
+
+static status round_all(kn_codes *c, const task *t)
+{
+    const status s = t->o->greedy ? round_greedily(c, t) : round_in_order(c, t);
+    return s == NB_OK ? NB_OK : nb_fail(s, "out of memory");
 }
 
 /* ---- what codes cost ---------------------------------------------------------------------- */
 
-/* sum [rows]: (w - v) H (w - v)' of each row. */
-static status measure(double *sum, const kn_codes *c, const task *t)
+static double total(const double *x, int64_t n)
 {
-    const int64_t K = c->cols;
-    bool failed = false;
-#pragma omp parallel for schedule(dynamic)
-    for (int64_t row = 0; row < c->rows; row += TILE) {
-        const int64_t n = c->rows - row < TILE ? c->rows - row : TILE;
-        real *e = nb_alloc((size_t)(2 * n), (size_t)K * sizeof *e), *eh = e ? e + n * K : NULL;
-        if (!e) {
-#pragma omp atomic write
-            failed = true;
-            continue;
-        }
-        kn_decode(e, c, row, n);
-        for (int64_t i = 0; i < n * K; i++)
-            e[i] = t->w[row * K + i] - e[i];
-        kn_tile_nn(eh, K, e, K, t->h->H, K, n, K, K, 0);
-        for (int64_t r = 0; r < n; r++) {
-            sum[row + r] = 0;
-            for (int64_t i = 0; i < K; i++)
-                sum[row + r] += (double)e[r * K + i] * (double)eh[r * K + i];
-        }
-        free(e);
+    double s = 0;
+    for (int64_t i = 0; i < n; i++)
+        s += x[i];
+    return s;
+}
+
+/* e [rows, cols] = w - v. */
+static void errors(real *e, const kn_codes *c, const task *t)
+{
+#pragma omp parallel for schedule(static)
+    for (int64_t r = 0; r < c->rows; r++) {
+        kn_decode(e + r * c->cols, c, r, 1);
+        for (int64_t i = r * c->cols; i < (r + 1) * c->cols; i++)
+            e[i] = t->w[i] - e[i];
     }
-    return failed ? NB_NOMEM : NB_OK;
+}
+
+/* sum of p_i (H e)_i over n rows; eh: scratch. */
+static void row_sums(double *sum, const real *p, const real *e, real *eh, const real *H, int64_t n, int64_t K)
+{
+    kn_tile_nn(eh, K, e, K, H, K, n, K, K, 0);
+    for (int64_t r = 0; r < n; r++) {
+        sum[r] = 0;
+        for (int64_t i = r * K; i < (r + 1) * K; i++)
+            sum[r] += (double)p[i] * (double)eh[i];
+    }
+}
+
+/* sum [rows]: (w - v) H (w - v)' of each row; with outputs a row's share of tr O (w - v) H (w - v)', the same for all. scratch [2, rows, cols], with outputs [3, rows, cols]. */
+static void measure(double *sum, real *scratch, const kn_codes *c, const task *t)
+{
+    const int64_t N = c->rows, K = c->cols;
+    real *e = scratch, *eh = e + N * K, *p = t->before ? eh + N * K : e;
+    errors(e, c, t);
+    if (t->before)
+        kn_product_nn(KN_FP32, p, t->o->outputs->H, e, N, K, N, 0);
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t row = 0; row < N; row += TILE)
+        row_sums(sum + row, p + row * K, e + row * K, eh + row * K, t->h->H, tile_rows(c, row), K);
+    const double all = total(sum, N);
+    for (int64_t r = 0; t->before && r < N; r++)
+        sum[r] = all / (double)N;
 }
 
 /* Rows of `from` that cost less go into c. Ranges that rows share are the same in both. */
@@ -248,7 +341,23 @@ static void fit_row(kn_codes *c, const task *t, int64_t row, const real *wh, rea
                 c->scale[row * S + g] = kn_store(&c->grid, (real)b[g]);
 }
 
-static status fit_scales(kn_codes *c, const task *t)
+/* What scales aim at: w, with outputs moved by half of what other rows' errors ask. */
+static const real *aim(real *scratch, const kn_codes *c, const task *t)
+{
+    const int64_t N = c->rows, K = c->cols;
+    real *e = scratch, *p = e + N * K;
+    if (!t->before)
+        return t->w;
+    errors(e, c, t);
+    kn_product_nn(KN_FP32, p, t->o->outputs->H, e, N, K, N, 0);
+    for (int64_t i = 0; i < N * K; i++) {
+        const real diagonal = t->o->outputs->H[i / K * (N + 1)];
+        p[i] = t->w[i] + (diagonal > 0 ? (p[i] / diagonal - e[i]) / 2 : 0);
+    }
+    return p;
+}
+
+static status fit_scales(kn_codes *c, const task *t, const real *w)
 {
     const int64_t K = c->cols, S = c->spans;
     bool failed = false;
@@ -261,7 +370,7 @@ static status fit_scales(kn_codes *c, const task *t)
 #pragma omp atomic write
             failed = true;
         } else {
-            kn_tile_nn(wh, K, t->w + row * K, K, t->h->H, K, n, K, K, 0);
+            kn_tile_nn(wh, K, w + row * K, K, t->h->H, K, n, K, K, 0);
             for (int64_t r = 0; r < n; r++)
                 fit_row(c, t, row + r, wh + r * K, wh + n * K, wh + (n + S) * K, a);
         }
@@ -303,18 +412,10 @@ static void copy_ranges(kn_codes *to, const kn_codes *from)
         memcpy(to->zero, from->zero, (size_t)from->n_scales * sizeof *to->zero);
 }
 
-static double total(const double *x, int64_t n)
-{
-    double s = 0;
-    for (int64_t i = 0; i < n; i++)
-        s += x[i];
-    return s;
-}
-
-static status search(kn_codes *c, kn_codes *next, task *t, double *best, double *sum, double *nearest)
+static status search(kn_codes *c, kn_codes *next, task *t, double *best, double *sum, real *scratch, double *nearest)
 {
     TRY(first_ranges(c, t));
-    TRY(measure(best, c, t));
+    measure(best, scratch, c, t);
     *nearest = total(best, c->rows);
     for (int64_t k = 0; k <= t->o->rounds; k++) {
         if (k > 0 && !fits_scales(&c->grid))
@@ -323,31 +424,46 @@ static status search(kn_codes *c, kn_codes *next, task *t, double *best, double 
         if (k > 0) {
             for (int64_t i = 0; i < c->rows * c->ld; i++)
                 put_code(next, i, code(c, i));
-            TRY(fit_scales(next, t));
+            TRY(fit_scales(next, t, aim(scratch, c, t)));
             t->fixed = true;
         }
         TRY(round_all(next, t));
-        TRY(measure(sum, next, t));
+        measure(sum, scratch, next, t);
         take_better(c, best, next, sum);
     }
     return NB_OK;
 }
 
+static const real *turn(real *before, const pt_hessian *outputs)
+{
+    for (int64_t r = 0; r < outputs->K; r++)
+        for (int64_t s = 0; s < outputs->K; s++)
+            before[r * outputs->K + s] = outputs->U[s * outputs->K + r];
+    return before;
+}
+
 status pt_gptq(kn_codes *c, const fq_spec *spec, const real *w, const pt_hessian *h, const pt_gptq_options *o, double error[2])
 {
-    const int64_t group = c->grid.grain == KN_GROUP || c->grid.grain == KN_HEAD ? c->grid.group : 0;
+    const int64_t group = c->grid.grain == KN_GROUP || c->grid.grain == KN_HEAD ? c->grid.group : 0, N = c->rows;
     task t = {.spec = spec, .w = w, .h = h, .o = o};
     t.fixed = o->static_groups || o->greedy || !h->in_order || !group || kn_has_super(&c->grid);
     t.block = group >= BLOCK ? group : group ? BLOCK / group * group : BLOCK;
     kn_codes next;
-    double nearest = 0, *best = nb_alloc((size_t)c->rows, 2 * sizeof *best);
-    TRY(kn_codes_new(&next, &c->grid, c->rows, c->cols));
-    status s = best ? search(c, &next, &t, best, best + c->rows, &nearest) : NB_NOMEM;
+    double nearest = 0, *best = nb_alloc((size_t)N, 2 * sizeof *best);
+    const int64_t width = o->outputs ? 3 * c->cols + N : 2 * c->cols;
+    real *scratch = nb_alloc((size_t)N, (size_t)width * sizeof *scratch);
+    status s = best && scratch ? kn_codes_new(&next, &c->grid, N, c->cols) : NB_NOMEM;
+    if (s == NB_OK) {
+        if (o->outputs)
+            t.before = turn(scratch + 3 * N * c->cols, o->outputs);
+        s = search(c, &next, &t, best, best + N, scratch, &nearest);
+        kn_codes_free(&next);
+    }
     if (s == NB_OK && error) {
-        error[0] = total(best, c->rows);
+        error[0] = total(best, N);
         error[1] = nearest;
     }
-    kn_codes_free(&next);
     free(best);
+    free(scratch);
     return s;
 }

@@ -23,9 +23,11 @@ typedef struct {
                            and where a range is of more than a row's group, always */
     bool greedy;        /* OBQ (Frantar & Alistarh 2022): each row takes next the column that costs least, H's inverse kept up to date; O(rows K^3) */
     int64_t rounds;     /* of least-squares scales for the codes found and codes for these */
+    const pt_hessian *outputs; /* O [rows, rows] in order: errors of rows cost together; NULL: each row's for itself */
 } pt_gptq_options;
-/* Codes of w [rows, cols] for the least sum over rows of (w - v) H (w - v)', v their values; into c, laid out by a grid with bits, which
- * takes ranges too. A row keeps round-to-nearest where that is better on this sum. error (or NULL): [0] the sum, [1] of round-to-nearest. */
+/* Codes of w [rows, cols] for the least sum over rows of (w - v) H (w - v)', v their values, or of tr O (w - v) H (w - v)'; into c, laid out by a grid with
+ * bits, which takes ranges too. A row (with O: the whole) keeps round-to-nearest where that is better. error (or NULL): [0] the sum, [1] of round-to-nearest.
+ * Not greedy with O. */
 status pt_gptq(kn_codes *c, const fq_spec *spec, const real *w, const pt_hessian *h, const pt_gptq_options *o, double error[2]);
 
 #endif

@@ -4,8 +4,10 @@
  * Heads park most of their attention on the first token (Xiao et al. 2024: attention sinks), and single layers give it activations a hundred times the others': what all tokens read
  * there counts as one of 512 in a plain mean, and errors are moved into its direction. SmolLM2-135M, q4_0, calibrated on 32 windows of 512 of its own: perplexity of
  * wikitext2_valid 18.35 with 1, 17.01 with 50 (floats 15.88, scales by importance alone 17.55). (Weights by attention received: Sung et al. 2025, RSQ)
+ * The method fisher takes f_t and what errors of outputs cost together from a backward pass of the floats (fisher.h) instead.
  */
 #include "ptq/gptq_model.h"
+#include "ptq/fisher.h"
 #include "ptq/gptq.h"
 #include "ptq/pass_part.h"
 #include "ptq/walk.h"
@@ -21,7 +23,8 @@ typedef struct {
     fq_site *weight[MOST];
     int n;
     pt_hessian h;
-    double rows;
+    int64_t tokens;    /* of the walk, so far */
+    double weight_sum; /* of f over them */
 } stage;
 
 typedef struct {
@@ -29,6 +32,7 @@ typedef struct {
     const pt_options *o;
     pt_gptq_options how;
     pt_part part;
+    pt_fisher *fisher; /* NULL: not asked for */
     stage stage[MOST];
     int n;
     bool failed;           /* a tap has no other way to say so */
@@ -85,17 +89,27 @@ static double first_weight(const pass *p)
     return p->o->first_weight > 0 ? p->o->first_weight : fmax(1, (double)p->walk.length / 10);
 }
 
-/* H += f x x' for the first row of every window of T. */
-static status add_firsts(stage *s, const real *x, int64_t M, int64_t T, double f, kn_precision precision)
+/* H += sum over rows of f_t x_t x_t'; token: f of all tokens, or NULL. */
+static status add_rows(pass *p, stage *s, const real *x, int64_t M, const real *token)
 {
-    const int64_t n = M / T, K = s->h.K;
-    real *first = nb_alloc((size_t)n, (size_t)K * sizeof *first);
-    if (!first)
+    const int64_t K = s->h.K;
+    const double first = first_weight(p);
+    real *y = nb_alloc((size_t)M, (size_t)K * sizeof *y);
+    if (!y)
         return NB_NOMEM;
-    for (int64_t i = 0; i < n * K; i++)
-        first[i] = x[i / K * T * K + i % K] * (real)sqrt(f);
-    kn_gram(precision, s->h.H, first, n, K, 1);
-    free(first);
+    double sum = 0;
+#pragma omp parallel for schedule(static) reduction(+ : sum)
+    for (int64_t t = 0; t < M; t++) {
+        const double f = token ? (double)token[s->tokens + t] : (s->tokens + t) % p->walk.length == 0 ? first : 1;
+        const real root = (real)sqrt(f);
+        for (int64_t k = t * K; k < (t + 1) * K; k++)
+            y[k] = root * x[k];
+        sum += f;
+    }
+    kn_gram(p->walk.tape.precision, s->h.H, y, M, K, 1);
+    s->weight_sum += sum;
+    s->tokens += M;
+    free(y);
     return NB_OK;
 }
 
@@ -106,14 +120,8 @@ static void gather(void *ctx, const char *site, const ag_tensor *in, const ag_te
     for (int i = 0; i < p->n; i++) {
         stage *s = &p->stage[i];
         const real *x = s->h.H && !s->h.U && strcmp(s->input, site) == 0 ? ag_value(out) : NULL;
-        if (!x || ag_cols(out) != s->h.K)
-            continue;
-        const int64_t M = ag_rows(out), T = p->walk.length;
-        kn_gram(p->walk.tape.precision, s->h.H, x, M, s->h.K, 1);
-        const double more = first_weight(p) - 1;
-        if (more > 0)
-            p->failed = p->failed || add_firsts(s, x, M, T, more, p->walk.tape.precision) != NB_OK;
-        s->rows += (double)M + (double)(M / T) * fmax(more, 0);
+        if (x && ag_cols(out) == s->h.K && add_rows(p, s, x, ag_rows(out), p->fisher ? pt_fisher_tokens(p->fisher, site) : NULL) != NB_OK)
+            p->failed = true;
     }
 }
 
@@ -121,10 +129,10 @@ static status finish_hessian(pass *p, stage *s)
 {
     if (p->failed)
         return NB_NOMEM;
-    if (s->rows == 0)
+    if (s->tokens == 0)
         return nb_fail(NB_USAGE, "%s: nothing came by", s->input);
     for (int64_t i = 0; i < s->h.K * s->h.K; i++)
-        s->h.H[i] = (real)((double)s->h.H[i] / s->rows);
+        s->h.H[i] = (real)((double)s->h.H[i] / s->weight_sum);
     return pt_hessian_factor(&s->h, p->o->percdamp, p->o->act_order);
 }
 
@@ -140,11 +148,14 @@ static status check_greedy(const pass *p, const fq_site *s)
 
 static status quantize(pass *p, const stage *t, fq_site *s)
 {
+    pt_gptq_options how = p->how;
     kn_codes c;
     double error[2];
     TRY(check_greedy(p, s));
+    if (p->fisher)
+        TRY(pt_fisher_outputs(&how.outputs, p->fisher, s->name));
     TRY(kn_codes_new(&c, &s->spec.grid, s->rows, s->cols));
-    status e = pt_gptq(&c, &s->spec, s->w->x, &t->h, &p->how, error);
+    status e = pt_gptq(&c, &s->spec, s->w->x, &t->h, &how, error);
     if (e == NB_OK) {
         kn_decode(s->w->x, &c, 0, s->rows);
         fq_site_set(s, c.scale, c.zero);
@@ -239,19 +250,27 @@ static char *key_of(const pass *p)
     return nb_json_text(&w);
 }
 
-static status run(md_model *m, const pt_options *o, bool greedy)
+typedef enum { GPTQ, OBQ, FISHER } kind;
+
+static status run(md_model *m, const pt_options *o, kind which)
 {
     static const fq_start ranges[] = {FQ_START_IMPORTANCE, FQ_START_MSE, FQ_START_ABSMAX};
+    static const char *const name[] = {"gptq", "obq", "fisher"};
     pass p = {.o = o};
     p.how = (pt_gptq_options){.ranges = ranges[o->gptq_ranges],
                               .static_groups = o->static_groups,
-                              .greedy = greedy,
-                              .rounds = greedy ? 0 : o->gptq_rounds};
+                              .greedy = which == OBQ,
+                              .rounds = which == OBQ ? 0 : o->gptq_rounds};
     TRY(start_others(m));
     TRY(pt_walk_new(&p.walk, m, o->data, &o->calibration));
-    p.part = (pt_part){.folder = o->part, .method = greedy ? "obq" : "gptq"};
+    p.part = (pt_part){.folder = o->part, .method = name[which]};
     p.part.key = key_of(&p);
-    status s = p.part.key ? all_blocks(&p) : NB_NOMEM;
+    status s = p.part.key ? NB_OK : NB_NOMEM;
+    if (s == NB_OK && which == FISHER)
+        s = pt_fisher_new(&p.fisher, m, p.walk.ids, p.walk.windows, p.walk.length, &o->calibration);
+    if (s == NB_OK)
+        s = all_blocks(&p);
+    pt_fisher_free(p.fisher);
     pt_walk_free(&p.walk);
     free(p.part.key);
     return s == NB_OK ? kd_find_input_ranges(m, o->data, &o->calibration) : s;
@@ -259,12 +278,17 @@ static status run(md_model *m, const pt_options *o, bool greedy)
 
 status pt_run_gptq(md_model *m, const pt_options *o)
 {
-    return run(m, o, false);
+    return run(m, o, GPTQ);
 }
 
 status pt_run_obq(md_model *m, const pt_options *o)
 {
-    return run(m, o, true);
+    return run(m, o, OBQ);
+}
+
+status pt_run_fisher(md_model *m, const pt_options *o)
+{
+    return run(m, o, FISHER);
 }
 
 #define FIELD(name) offsetof(pt_options, name)

@@ -9,6 +9,7 @@
  * the floats (dynamic), or without data. */
 status pt_run_gptq(md_model *m, const pt_options *o);
 status pt_run_obq(md_model *m, const pt_options *o); /* the greedy order; NB_USAGE where a layer is too large for it */
+status pt_run_fisher(md_model *m, const pt_options *o); /* tokens and outputs weighted by what errors there cost the predictions: fisher.h */
 extern const pt_setting pt_gptq_settings[];
 
 #endif

@@ -198,6 +198,16 @@ static const pt_method methods[] = {
      .run = pt_run_gptq,
      .unit = "blocks",
      .settings = pt_gptq_settings},
+    {.name = "fisher",
+     .alias = "yaqa",
+     .explanation = "gptq that weighs tokens and outputs by what errors there cost the model's predictions (Fisher information, a backward pass\n"
+                    "of the floats): least KL of what does not train, twice gptq's time",
+     .needs_recipe = true,
+     .needs_data = true,
+     .spends_floats = true,
+     .run = pt_run_fisher,
+     .unit = "blocks",
+     .settings = pt_gptq_settings},
     {.name = "obq",
      .explanation = "gptq's ancestor: every row takes next the column that costs least; rows x columns^3 steps,\n"
                     "a slow baseline for small layers",

@@ -1,0 +1,17 @@
+/* fisher.h - what an error of a linear map costs the model's predictions, by tokens and by the map's outputs (private to ptq/). Formulas: fisher.c. */
+#ifndef NIBBLE_PTQ_FISHER_H
+#define NIBBLE_PTQ_FISHER_H
+#include "ptq/gptq.h"
+#include "ptq/ptq.h"
+
+typedef struct pt_fisher pt_fisher;
+/* Of all weights in blocks that m's recipe quantizes: a forward and a backward pass of the floats over ids [windows, length]. Takes a real for every pair of a weight's
+ * rows. Precision, seed and progress are c's. */
+status pt_fisher_new(pt_fisher **f, md_model *m, const int32_t *ids, int64_t windows, int64_t length, const kd_calibration *c);
+void pt_fisher_free(pt_fisher *f); /* NULL is fine */
+/* [windows * length], mean 1: what a token's error costs in the weights that read this input; NULL: none of them is quantized. */
+const real *pt_fisher_tokens(const pt_fisher *f, const char *input);
+/* H [rows, rows] of what comes out of a weight, factored, for pt_gptq_options.outputs; *h NULL: it has none. Until the next call. */
+status pt_fisher_outputs(const pt_hessian **h, pt_fisher *f, const char *weight);
+
+#endif
