@@ -140,7 +140,7 @@ END_TEST
 
 /* ---- Fisher information ------------------------------------------------------------------- */
 
-enum { V = 41, MOST = 64, DRAWS = 6000, ID = 5 };
+enum { V = 41, MOST = 64, DRAWS = 6000, ID = 5, OTHER = 9 };
 
 /* expected [rows, rows] += share dW dW', which is g g' |x|^2 where one token came by. */
 static void add_label(double *expected, const ag_param *p, double share)
@@ -153,9 +153,8 @@ static void add_label(double *expected, const ag_param *p, double share)
 }
 
 /* For one token alone: sum over labels of their shares, or of equal ones, of what each label's gradient gives. */
-static void enumerate(double *expected, md_model *m, ag_param *p, bool equal)
+static void enumerate(double *expected, md_model *m, ag_param *p, int32_t id, bool equal)
 {
-    const int32_t id = ID;
     const md_input in = {.B = 1, .T = 1, .ids = &id};
     double lse;
     real z[V];
@@ -210,9 +209,9 @@ START_TEST(every_label_as_often_as_the_model_says_it)
         ck_assert(!p->frozen && p->dim[0] <= MOST);
         OK(pt_fisher_outputs(&h, f, weight[i]));
         ck_assert(h && h->K == p->dim[0]);
-        enumerate(expected, &m, p, false);
+        enumerate(expected, &m, p, ID, false);
         const double near = distance(expected, h);
-        enumerate(expected, &m, p, true);
+        enumerate(expected, &m, p, ID, true);
         ck_assert_msg(near < 0.05 && distance(expected, h) > 2 * near, "%s: %g, were labels equally likely %g", weight[i], near, distance(expected, h));
         ck_assert(kd_input_site(input, sizeof input, weight[i]) && pt_fisher_tokens(f, input));
     }
@@ -226,6 +225,76 @@ START_TEST(every_label_as_often_as_the_model_says_it)
     md_free(&m);
     free(expected);
     free(ids);
+}
+END_TEST
+
+/* Squares [cols] of what goes into a weight for one token alone, and their sum. */
+static double squares(real *x2, md_model *m, const fq_site *weight, int32_t id)
+{
+    kd_importance h;
+    double sum = 0;
+    OK(kd_importance_new(&h, m));
+    ag_tape t = {.quantize_off = true, .no_grad = true, .tap = {kd_gather_importance, &h}};
+    md_forward(&t, m, &(md_input){.B = 1, .T = 1, .ids = &id});
+    OK(ag_status(&t));
+    memcpy(x2, kd_importance_of(&h, weight), (size_t)weight->cols * sizeof *x2);
+    for (int64_t k = 0; k < weight->cols; k++)
+        sum += (double)x2[k];
+    ag_tape_free(&t);
+    kd_importance_free(&h);
+    return sum;
+}
+
+/* Two tokens, each as important as its labels' gradients are large. They come in pairs of one kind, which attention does not tell from one alone, and behind the last
+ * block's down no token knows of another. */
+START_TEST(importance_counts_tokens_by_their_gradients)
+{
+    static const char name[] = "layers.1.mlp.down.weight";
+    static const int32_t id[2] = {ID, OTHER};
+    const fm_tokens_settings settings = {.vocab_size = V, .row_length = 2, .seed = 1, .settings = "{}"};
+    md_model m;
+    fm_tokens data;
+    fm_tokens_writer w;
+    kd_importance h;
+    int32_t *ids = malloc(DRAWS * sizeof *ids);
+    double *expected = malloc(MOST * MOST * sizeof *expected), size[2] = {0}, sum = 0, sum_got = 0;
+    real x2[2][MOST];
+    scratch_begin();
+    open_model(&m, "q4_0");
+    const fq_site *site = fq_site_find(&m.sites, name);
+    ag_param *p = ag_param_find(&m.params, name);
+    for (int i = 0; i < DRAWS; i++)
+        ids[i] = id[i / 2 % 2];
+    OK(fm_tokens_writer_open(&w, scratch_path("data.h5"), &settings, true));
+    OK(fm_tokens_writer_append(&w, ids, DRAWS, NULL, 0));
+    OK(fm_tokens_writer_finish(&w));
+    fm_tokens_writer_close(&w);
+    OK(fm_tokens_open(&data, scratch_path("data.h5"), NULL, FM_SPLIT_NONE));
+    OK(kd_importance_new(&h, &m));
+    OK(pt_fisher_importance(&h, &m, &data, &(kd_calibration){.samples = DRAWS / 2, .length = 2, .seed = 1}));
+    const real *got = kd_importance_of(&h, site);
+    for (int k = 0; k < 2; k++) {
+        const double x = squares(x2[k], &m, site, id[k]);
+        enumerate(expected, &m, p, id[k], false);
+        for (int64_t r = 0; r < site->rows; r++)
+            size[k] += expected[r * (site->rows + 1)] / x;
+    }
+    ck_assert_double_gt(fabs(log(size[0] / size[1])), 0.2);
+    for (int64_t c = 0; c < site->cols; c++) {
+        sum += size[0] * (double)x2[0][c] + size[1] * (double)x2[1][c];
+        sum_got += (double)got[c];
+    }
+    for (int64_t c = 0; c < site->cols; c++) {
+        const double is = (double)got[c] / sum_got, should = (size[0] * (double)x2[0][c] + size[1] * (double)x2[1][c]) / sum;
+        ck_assert_double_eq_tol(is, should, 0.05 * should + 1e-4);
+    }
+    ck_assert_ptr_nonnull(kd_importance_of(&h, fq_site_find(&m.sites, "embed.weight"))); /* the tied head */
+    kd_importance_free(&h);
+    fm_tokens_close(&data);
+    md_free(&m);
+    free(expected);
+    free(ids);
+    scratch_end();
 }
 END_TEST
 
@@ -282,6 +351,7 @@ int main(void)
     tcase_add_loop_test(c, rows_that_cost_together_are_one_long_row, 0, 8);
     tcase_add_loop_test(c, outputs_apart_change_nothing_and_together_cost_less, 0, N_SPECS);
     tcase_add_test(c, every_label_as_often_as_the_model_says_it);
+    tcase_add_test(c, importance_counts_tokens_by_their_gradients);
     tcase_add_loop_test(c, as_good_as_gptq_and_the_same_again, 0, 2);
     suite_add_tcase(s, c);
     return run_suite(s);

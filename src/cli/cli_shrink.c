@@ -1,6 +1,6 @@
 /* cli_shrink.c - nibble shrink: from a float model to a file of integers in a given time, all steps in one.
  *
- * In a work folder: heldout.h5 (what is measured on), plan.json (how many steps the time allows), data.h5, start.h5 (GPTQ's codes), run/. Said again
+ * In a work folder: heldout.h5 (what is measured on), plan.json (how many steps the time allows), data.h5, start.h5 (codes by the method fisher), run/. Said again
  * it goes on with what is there.
  */
 #include "cli/shrink.h"
@@ -269,7 +269,7 @@ int cl_shrink(int argc, char **argv)
         .name = "shrink",
         .arguments = "MODEL",
         .summary = "a small file of integers from a float model, in the time you have",
-        .explanation = "Everything in one: lets the model write its own training data, finds a start by GPTQ, trains a\n"
+        .explanation = "Everything in one: lets the model write its own training data, finds a start (fisher), trains a\n"
                        "student on the integers it will ship, for as many steps as the time allows (the first ones are timed, the\n"
                        "number is fixed then), and writes the file that the name of -o asks for: .gguf, .bin\n"
                        "(llama2.c) or .h5. Ends with a table: float, rounded to nearest at the same size, trained;\n"

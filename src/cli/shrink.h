@@ -29,8 +29,8 @@ enum {
     EVALUATIONS = 4,         /* while training */
     EVAL_TOKENS = 4096,      /* of one, of a large model */
     MEASURED_TOKENS = 8192,  /* of a large model, at the end, of each text */
-    CALIBRATED = 128,        /* rows that GPTQ looks at, */
-    CALIBRATED_COST = 64,    /* which takes as long as training on that many (measured: 62 at SmolLM2's shape) */
+    CALIBRATED = 128,        /* rows that the start's search looks at, */
+    CALIBRATED_COST = 300,   /* which takes as long as training on that many (measured at SmolLM2's shape) */
     LARGE = 256              /* channels from which a model is large */
 };
 
@@ -39,7 +39,7 @@ static inline bool shrink_is_large(const shrinker *s)
     return s->teacher.config.dim >= LARGE;
 }
 
-/* The float model with fake-quant of the recipe, and the student as training begins: what GPTQ makes of it, by --text or else by its own samples. */
+/* The float model with fake-quant of the recipe, and the student as training begins: what the method fisher makes of it, by --text or else by its own samples. */
 status shrink_open_student(const shrinker *s, md_model *student);
 status shrink_open_start(const shrinker *s, md_model *student);
 kd_train_options shrink_training(const shrinker *s, const md_model *student);

@@ -181,20 +181,20 @@ static status time_generation(shrinker *s, double *rate)
     return st;
 }
 
-/* GPTQ on the float model, whose codes and ranges training begins with: by what the user's text says, where there is one. */
+/* GPTQ weighted by Fisher information on the float model, whose codes and ranges training begins with: by what the user's text says, where there is one. */
 static status find_start(shrinker *s)
 {
     md_model m = {0};
     cl_progress line;
     pt_options k = pt_defaults();
-    const pt_method *gptq = pt_method_find("gptq");
-    const nb_progress progress = cl_progress_start(&line, "start by gptq", gptq->unit, s->o->common.quiet);
+    const pt_method *search = pt_method_find("fisher");
+    const nb_progress progress = cl_progress_start(&line, "start", search->unit, s->o->common.quiet);
     k.data = s->o->text ? &s->text : &s->data;
     k.seed = s->o->common.seed;
     k.calibration = (kd_calibration){.samples = CALIBRATED, .length = s->ctx, .seed = k.seed, .precision = s->precision, .progress = &progress};
     status st = shrink_open_student(s, &m);
     if (st == NB_OK)
-        st = gptq->run(&m, &k);
+        st = search->run(&m, &k);
     cl_progress_end(&line);
     if (st == NB_OK)
         st = md_save_folded(&m, s->start_path, true);

@@ -176,34 +176,36 @@ void kd_importance_free(kd_importance *h)
     *h = (kd_importance){0};
 }
 
-/* sum [C] += x^2 over rows; a thread owns its columns. */
-static void add_squares(double *sum, const real *x, int64_t M, int64_t C)
+/* sum [C] += f x^2 over rows, f NULL: 1; a thread owns its columns. */
+static void add_squares(double *sum, const real *x, const real *f, int64_t M, int64_t C)
 {
     enum { COLUMNS = 64 };
 #pragma omp parallel for schedule(static)
     for (int64_t first = 0; first < C; first += COLUMNS)
         for (int64_t m = 0; m < M; m++)
             for (int64_t c = first; c < C && c < first + COLUMNS; c++)
-                sum[c] += (double)x[m * C + c] * (double)x[m * C + c];
+                sum[c] += (f ? (double)f[m] : 1) * (double)x[m * C + c] * (double)x[m * C + c];
 }
 
-void kd_gather_importance(void *importance, const char *site, const ag_tensor *in, const ag_tensor *out)
+void kd_add_importance(kd_importance *h, const char *site, const real *x, const real *f, int64_t M, int64_t C)
 {
-    kd_importance *h = importance;
-    const real *x = ag_value(in);
-    (void)out;
     for (int64_t i = 0; i < h->n && x; i++) {
         if (h->sites->s[i]->is_weight || strcmp(h->sites->s[i]->name, site) != 0)
             continue;
-        const int64_t M = ag_rows(in), C = ag_cols(in);
         if (!h->sum[i] && !(h->sum[i] = nb_alloc_zeroed((size_t)C, sizeof **h->sum))) {
             h->failed = true;
             return;
         }
-        add_squares(h->sum[i], x, M, C);
+        add_squares(h->sum[i], x, f, M, C);
         h->rows[i] += M;
         return;
     }
+}
+
+void kd_gather_importance(void *importance, const char *site, const ag_tensor *in, const ag_tensor *out)
+{
+    (void)out;
+    kd_add_importance(importance, site, ag_value(in), NULL, ag_rows(in), ag_cols(in));
 }
 
 bool kd_input_site(char *name, size_t bytes, const char *weight)

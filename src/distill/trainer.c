@@ -374,7 +374,7 @@ kd_train_options kd_train_defaults(bool distill, bool from_codes, const md_confi
                           .batch = small ? 16 : 4,
                           .accumulate = 1,
                           .seed = 1,
-                          .lr = distill ? (small ? 3e-4 : from_codes ? 1e-4 : 2e-4) : (small ? 2e-3 : 6e-4),
+                          .lr = distill ? (small ? 3e-4 : from_codes ? 5e-5 : 2e-4) : (small ? 2e-3 : 6e-4),
                           .scale_rate = 1e-3,
                           .bf16_moments = distill,
                           .pin = distill ? 0.03 : 0,

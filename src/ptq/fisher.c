@@ -11,7 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { NAME = 160, TOKENS = 2048, CHUNK = 64 };
+enum { NAME = 160, TOKENS = 1024, CHUNK = 64 };
 static const double RAISE = 1;
 
 typedef struct {
@@ -21,7 +21,7 @@ typedef struct {
 
 typedef struct {
     const fq_site *site;
-    real *H; /* [rows, rows] */
+    real *H; /* [rows, rows]; NULL for importance alone */
     int input;
 } output;
 
@@ -30,7 +30,9 @@ struct pt_fisher {
     output *output;
     int n_inputs, n_outputs;
     int64_t tokens, at; /* at: the first token of the batch that is under way */
+    real *square; /* [batch] |g_t|^2 times the square of the batch's tokens, whose mean the loss is */
     kn_precision precision;
+    kd_importance *importance; /* where it is all that is wanted */
     pt_hessian factored;
 };
 
@@ -45,6 +47,7 @@ void pt_fisher_free(pt_fisher *f)
     pt_hessian_free(&f->factored);
     free(f->input);
     free(f->output);
+    free(f->square);
     free(f);
 }
 
@@ -85,8 +88,7 @@ static status open_outputs(pt_fisher *f, const md_model *m)
             continue;
         output *o = &f->output[f->n_outputs++];
         o->site = s;
-        o->H = nb_alloc_zeroed((size_t)s->rows, (size_t)s->rows * sizeof *o->H);
-        if (!o->H)
+        if (!f->importance && !(o->H = nb_alloc_zeroed((size_t)s->rows, (size_t)s->rows * sizeof *o->H)))
             return NB_NOMEM;
         TRY(find_input(&o->input, f, name));
     }
@@ -101,18 +103,30 @@ static void gather(void *ctx, const char *weight, const ag_tensor *in, const ag_
     const output *o = find(f, weight);
     const real *g = out->g;
     const int64_t M = ag_rows(out), N = ag_cols(out);
-    (void)in;
     if (!o || !g || o->site->rows != N)
         return;
-    kn_gram(f->precision, o->H, g, M, N, 1);
-    real *token = f->input[o->input].token + f->at;
 #pragma omp parallel for schedule(static)
     for (int64_t t = 0; t < M; t++) {
         double s = 0;
         for (int64_t i = t * N; i < (t + 1) * N; i++)
             s += (double)g[i] * (double)g[i];
-        token[t] += (real)s;
+        f->square[t] = (real)(s * (double)M * (double)M);
     }
+    if (f->importance) {
+        kd_add_importance(f->importance, f->input[o->input].name, ag_value(in), f->square, M, ag_cols(in));
+        return;
+    }
+    kn_gram(f->precision, o->H, g, M, N, 1);
+    for (int64_t t = 0; t < M; t++)
+        f->input[o->input].token[f->at + t] += f->square[t];
+}
+
+/* A tap: the head is no part of a block, what goes into it counts as it is. */
+static void gather_head(void *ctx, const char *site, const ag_tensor *in, const ag_tensor *out)
+{
+    pt_fisher *f = ctx;
+    if (f->importance && strcmp(site, "head.input") == 0)
+        kd_gather_importance(f->importance, site, in, out);
 }
 
 /* label [n] of rows of logits z [n, V], each by softmax(z): the first label at which the sum of shares reaches a random number. */
@@ -179,9 +193,10 @@ static status look(pt_fisher *f, md_model *m, ag_tape *t, const int32_t *ids, in
 
 static status look_at_all(pt_fisher *f, md_model *m, const int32_t *ids, int64_t windows, int64_t length, const kd_calibration *c)
 {
-    ag_tape t = {.quantize_off = true, .precision = c->precision, .backward_tap = {gather, f}};
+    ag_tape t = {.quantize_off = true, .precision = c->precision, .tap = {gather_head, f}, .backward_tap = {gather, f}};
     const int64_t most = TOKENS / length > 1 ? TOKENS / length : 1;
-    status s = NB_OK;
+    f->square = nb_alloc((size_t)most, (size_t)length * sizeof *f->square);
+    status s = f->square ? NB_OK : NB_NOMEM;
     for (int64_t i = 0; i < windows && s == NB_OK; i += most) {
         char text[80];
         f->at = i * length;
@@ -236,23 +251,41 @@ static void finish(pt_fisher *f)
     }
 }
 
-status pt_fisher_new(pt_fisher **out, md_model *m, const int32_t *ids, int64_t windows, int64_t length, const kd_calibration *c)
+static status make(pt_fisher **out, kd_importance *h, md_model *m, const int32_t *ids, int64_t windows, int64_t length, const kd_calibration *c)
 {
-    *out = NULL;
     pt_fisher *f = nb_alloc_zeroed(1, sizeof *f);
     if (!f)
         return NB_NOMEM;
-    *f = (pt_fisher){.tokens = windows * length, .precision = c->precision};
+    *f = (pt_fisher){.tokens = windows * length, .precision = c->precision, .importance = h};
     status s = open_outputs(f, m);
     if (s == NB_OK)
         s = look_with_frozen(f, m, ids, windows, length, c);
-    if (s != NB_OK) {
-        pt_fisher_free(f);
-        return s;
-    }
-    finish(f);
     *out = f;
-    return NB_OK;
+    return s;
+}
+
+status pt_fisher_new(pt_fisher **out, md_model *m, const int32_t *ids, int64_t windows, int64_t length, const kd_calibration *c)
+{
+    pt_fisher *f = NULL;
+    const status s = make(&f, NULL, m, ids, windows, length, c);
+    *out = s == NB_OK ? f : NULL;
+    if (s == NB_OK)
+        finish(f);
+    else
+        pt_fisher_free(f);
+    return s;
+}
+
+status pt_fisher_importance(kd_importance *h, md_model *m, fm_tokens *data, const kd_calibration *c)
+{
+    int32_t *ids;
+    int64_t windows, length;
+    pt_fisher *f = NULL;
+    TRY(kd_even_windows(&ids, &windows, &length, m, data, c));
+    const status s = make(&f, h, m, ids, windows, length, c);
+    pt_fisher_free(f);
+    free(ids);
+    return s;
 }
 
 const real *pt_fisher_tokens(const pt_fisher *f, const char *name)

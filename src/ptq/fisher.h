@@ -8,6 +8,8 @@ typedef struct pt_fisher pt_fisher;
 /* Of all weights in blocks that m's recipe quantizes: a forward and a backward pass of the floats over ids [windows, length]. Takes a real for every pair of a weight's
  * rows. Precision, seed and progress are c's. */
 status pt_fisher_new(pt_fisher **f, md_model *m, const int32_t *ids, int64_t windows, int64_t length, const kd_calibration *c);
+/* The tokens' weights alone, in the sums of importance: mean s_t x_j^2 of what goes into each weight; the head's input unweighted. */
+status pt_fisher_importance(kd_importance *h, md_model *m, fm_tokens *data, const kd_calibration *c);
 void pt_fisher_free(pt_fisher *f); /* NULL is fine */
 /* [windows * length], mean 1: what a token's error costs in the weights that read this input; NULL: none of them is quantized. */
 const real *pt_fisher_tokens(const pt_fisher *f, const char *input);

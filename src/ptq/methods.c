@@ -1,6 +1,7 @@
 /* methods.c - the passes by name: what `nibble ptq` lists and runs. */
 #include "ptq/gptq_model.h"
 #include "ptq/blockwise.h"
+#include "ptq/fisher.h"
 #include "ptq/scaling.h"
 #include "ptq/static.h"
 #include <stdlib.h>
@@ -22,8 +23,9 @@ static status run_importance(md_model *m, const pt_options *o)
     kd_calibration c = o->calibration;
     c.importance = &h;
     TRY(kd_importance_new(&h, m));
-    status s = o->read_imatrix ? kd_importance_read(&h, o->read_imatrix)
-                               : kd_watch(m, o->data, &c, (ag_tap){kd_gather_importance, &h});
+    status s = o->read_imatrix    ? kd_importance_read(&h, o->read_imatrix)
+               : o->importance_by ? pt_fisher_importance(&h, m, o->data, &c)
+                                  : kd_watch(m, o->data, &c, (ag_tap){kd_gather_importance, &h});
     if (s == NB_OK && h.failed)
         s = NB_NOMEM;
     if (s == NB_OK && o->write_imatrix)
@@ -47,6 +49,11 @@ static status run_mixed(md_model *m, const pt_options *o)
 static const pt_setting rotate_settings[] = {
     {"--online", NULL, PT_FLAG, offsetof(pt_options, online), NULL,
      "rotate: Hadamard matrices in the forward too, on heads of q and k (R3) and before down (R4); nibble alone runs such a model"},
+    {0}};
+
+static const pt_setting importance_settings[] = {
+    {"--importance-by", "inputs|predictions", PT_CHOICE, offsetof(pt_options, importance_by), "inputs",
+     "importance: tokens alike, or weighted by what errors there cost the predictions (a backward pass)"},
     {0}};
 
 static const pt_setting mixed_settings[] = {
@@ -149,7 +156,8 @@ static const pt_method methods[] = {
                     "rule with an importance matrix; the best start for QAT on groups",
      .needs_recipe = true,
      .needs_data = true,
-     .run = run_importance},
+     .run = run_importance,
+     .settings = importance_settings},
     {.name = "rotate",
      .explanation = "the same function in rotated coordinates (R1, R2 of SpinQuant): outliers are spread, rows quantize better;\n"
                     "exact, unties the head; --online for inputs and keys of few bits; goes before another method: rotate+importance",

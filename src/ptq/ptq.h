@@ -52,6 +52,7 @@ typedef struct {
     kd_calibration calibration;
     uint64_t seed;
     const char *read_imatrix, *write_imatrix; /* llama.cpp's files of importance; NULL: none */
+    int importance_by;        /* of importance: 0 inputs, 1 the predictions too (fisher.h) */
     bool online;              /* of rotate: R3, R4 */
     double budget;            /* of mixed: bits per weight, 0: what the recipe takes */
     const char *write_recipe; /* of mixed; NULL: not written */
