@@ -1,5 +1,6 @@
 /* test_fisher.c - GPTQ whose rows cost together against GPTQ of one long row; Fisher information against every label enumerated; the pass over a model.
  */
+#include "ptq/descent.h"
 #include "ptq/fisher.h"
 #include "ptq/gptq_model.h"
 #include "runs_made.h"
@@ -135,6 +136,51 @@ START_TEST(outputs_apart_change_nothing_and_together_cost_less)
     pt_hessian_free(&in);
     pt_hessian_free(&out);
     pt_hessian_free(&apart);
+}
+END_TEST
+
+/* Sweeps never cost more, and end where no code and no scale can move alone. */
+START_TEST(descent_ends_where_nothing_moves_alone)
+{
+    real w[N * K];
+    pt_hessian in, out;
+    fq_spec s;
+    kn_codes c;
+    made_gram(&in, K, 1);
+    made_gram(&out, N, 2);
+    for (int64_t i = 0; i < N * K; i++)
+        w[i] = (real)nb_random_normal(5, (uint64_t)_i, (uint64_t)i);
+    OK(fq_spec_parse(&s, specs[_i]));
+    OK(kn_codes_new(&c, &s.grid, N, K));
+    OK(fq_find_ranges(&c, &s, w, FQ_START_ABSMAX, NULL));
+    double last = cost(w, &c, &in, &out);
+    const double first = last;
+    for (int sweeps = 0; sweeps < 60; sweeps++) {
+        OK(pt_descend(&c, w, &in, &out));
+        const double now = cost(w, &c, &in, &out);
+        ck_assert_msg(now <= last * (1 + 1e-6), "%s, sweep %d: %g after %g", specs[_i], sweeps, now, last);
+        last = now;
+    }
+    ck_assert_double_lt(last, 0.7 * first);
+    for (int64_t i = 0; i < N * c.ld; i++)
+        for (int step = -1; step <= 1 && i % c.ld < K; step += 2) {
+            const int8_t q = c.q[i];
+            if (q + step < c.grid.lo || q + step > c.grid.hi)
+                continue;
+            c.q[i] = (int8_t)(q + step);
+            ck_assert_double_gt(cost(w, &c, &in, &out), last * (1 - 1e-5));
+            c.q[i] = q;
+        }
+    for (int64_t i = 0; i < c.n_scales; i++)
+        for (int step = -1; step <= 1; step += 2) {
+            const real scale = c.scale[i];
+            c.scale[i] = scale * (1 + (real)step * (real)0.003);
+            ck_assert_double_gt(cost(w, &c, &in, &out), last * (1 - 1e-4));
+            c.scale[i] = scale;
+        }
+    kn_codes_free(&c);
+    pt_hessian_free(&in);
+    pt_hessian_free(&out);
 }
 END_TEST
 
@@ -350,6 +396,7 @@ int main(void)
     tcase_set_timeout(c, 120);
     tcase_add_loop_test(c, rows_that_cost_together_are_one_long_row, 0, 8);
     tcase_add_loop_test(c, outputs_apart_change_nothing_and_together_cost_less, 0, N_SPECS);
+    tcase_add_loop_test(c, descent_ends_where_nothing_moves_alone, 0, N_SPECS);
     tcase_add_test(c, every_label_as_often_as_the_model_says_it);
     tcase_add_test(c, importance_counts_tokens_by_their_gradients);
     tcase_add_loop_test(c, as_good_as_gptq_and_the_same_again, 0, 2);

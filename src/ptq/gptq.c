@@ -7,10 +7,12 @@
  *   v_ri = round(w_ri + sum over s < r of d_si T_sr),  d_ri = (v_ri - what was rounded) / T_rr,  e as above from v - w
  * Then, `rounds` times, with levels l_g of group g (zeros elsewhere):
  *   scales s = argmin (w - sum_g s_g l_g) H (w - sum_g s_g l_g)',  normal equations  sum_g' (l_g H l_g') s_g' = l_g H w'
- * (with O, of w_r + half of sum over s != r of O_rs E_s / O_rr: half, as all rows move at once) and codes anew by these. A row takes what is new where its
- * sum is less; the first to beat is round-to-nearest.
+ * and codes anew by these; with O a sweep of descent (descent.h) instead. A row, or with O the whole, takes what is new where its sum is less; the first to beat
+ * is round-to-nearest.
  */
+#include "ptq/descent.h"
 #include "ptq/gptq.h"
+#include "ptq/gptq_scales.h"
 #include "ptq/obq.h"
 #include <math.h>
 #include <stdlib.h>
@@ -39,29 +41,6 @@ typedef struct {
 static int64_t tile_rows(const kn_codes *c, int64_t row)
 {
     return c->rows - row < TILE ? c->rows - row : TILE;
-}
-
-static bool ranges_by_row(const kn_grid *g)
-{
-    return g->grain == KN_ROW || g->grain == KN_GROUP || g->grain == KN_HEAD;
-}
-
-static int32_t code(const kn_codes *c, int64_t at)
-{
-    return c->q ? c->q[at] : c->q16[at];
-}
-
-static void put_code(kn_codes *c, int64_t at, int32_t q)
-{
-    if (c->q)
-        c->q[at] = (int8_t)q;
-    else
-        c->q16[at] = (int16_t)q;
-}
-
-static real value(const kn_codes *c, int32_t q, int64_t scale)
-{
-    return (real)(kn_mul(&c->grid) * q + kn_add(&c->grid) - (c->zero ? c->zero[scale] : 0)) * c->scale[scale];
 }
 
 /* ---- columns in order --------------------------------------------------------------------- */
@@ -100,8 +79,8 @@ static void round_columns(kn_codes *c, const pt_hessian *h, real *x, real *e, re
         const real *u = h->U + k * h->K;
         const real want = d ? x[k] + d[k - i] : x[k];
         const int32_t q = kn_encode_one(&c->grid, want, kn_inverse(c->scale[s]), c->zero ? c->zero[s] : 0);
-        const real v = value(c, q, s), error = (v - x[k]) / u[k];
-        put_code(c, row * c->ld + column, q);
+        const real v = pt_value(c, q, s), error = (v - x[k]) / u[k];
+        pt_put_code(c, row * c->ld + column, q);
         e[k - i] = error;
         if (d)
             d[k - i] = v - want;
@@ -266,8 +245,8 @@ static void take_better(kn_codes *c, double *best, const kn_codes *from, const d
             continue;
         best[row] = sum[row];
         for (int64_t i = row * c->ld; i < row * c->ld + c->cols; i++)
-            put_code(c, i, code(from, i));
-        for (int64_t i = row * c->spans; ranges_by_row(&c->grid) && i < (row + 1) * c->spans; i++) {
+            pt_put_code(c, i, pt_code(from, i));
+        for (int64_t i = row * c->spans; pt_ranges_by_row(&c->grid) && i < (row + 1) * c->spans; i++) {
             c->scale[i] = from->scale[i];
             if (c->zero)
                 c->zero[i] = from->zero[i];
@@ -277,87 +256,7 @@ static void take_better(kn_codes *c, double *best, const kn_codes *from, const d
 
 /* ---- scales for codes --------------------------------------------------------------------- */
 
-/* a [n, n] x = b, a positive definite: Cholesky in place, x into b. False where it is not. */
-static bool solve(double *a, double *b, int64_t n)
-{
-    for (int64_t j = 0; j < n; j++) {
-        for (int64_t i = j; i < n; i++) {
-            double s = a[i * n + j];
-            for (int64_t k = 0; k < j; k++)
-                s -= a[i * n + k] * a[j * n + k];
-            if (i == j && !(s > 0))
-                return false;
-            a[i * n + j] = i == j ? sqrt(s) : s / a[j * n + j];
-        }
-        for (int64_t k = 0; k < j; k++)
-            b[j] -= a[j * n + k] * b[k];
-        b[j] /= a[j * n + j];
-    }
-    for (int64_t j = n - 1; j >= 0; j--) {
-        for (int64_t k = j + 1; k < n; k++)
-            b[j] -= a[k * n + j] * b[k];
-        b[j] /= a[j * n + j];
-    }
-    return true;
-}
-
-/* Scales of one row for its codes. work: spans K + K reals for l H and w H; a [spans (spans + 1)] doubles. */
-static void fit_row(kn_codes *c, const task *t, int64_t row, const real *wh, real *l, real *lh, double *a)
-{
-    const int64_t K = c->cols, S = c->spans, group = c->grid.grain == KN_ROW ? K : c->grid.group;
-    double *b = a + S * S;
-    memset(l, 0, (size_t)(S * K) * sizeof *l);
-    for (int64_t j = 0; j < K; j++) {
-        const int64_t g = j / group, s = row * S + g;
-        l[g * K + j] = (real)(kn_mul(&c->grid) * code(c, row * c->ld + j) + kn_add(&c->grid) - (c->zero ? c->zero[s] : 0));
-    }
-    for (int64_t g = 0; g < S; g++) { /* l_g has numbers in its group alone */
-        const int64_t from = g * group, n = group < K - from ? group : K - from;
-        kn_tile_nn(lh + g * K, K, l + g * K + from, K, t->h->H + from * K, K, 1, K, n, 0);
-        b[g] = 0;
-        for (int64_t j = from; j < from + n; j++)
-            b[g] += (double)l[g * K + j] * (double)wh[j];
-    }
-    double trace = 0;
-    for (int64_t g = 0; g < S; g++)
-        for (int64_t k = 0; k < S; k++) {
-            const int64_t from = k * group, end = from + group < K ? from + group : K;
-            double sum = 0;
-            for (int64_t j = from; j < end; j++)
-                sum += (double)lh[g * K + j] * (double)l[k * K + j];
-            a[g * S + k] = sum;
-            trace += g == k ? sum : 0;
-        }
-    for (int64_t g = 0; g < S; g++) /* a group of zeros has no scale; what cannot be told apart stays as it is */
-        for (int64_t k = 0; k < S; k++)
-            if (g == k) {
-                const double ridge = 1e-6 * trace / (double)S;
-                b[g] += ridge * (double)c->scale[row * S + g];
-                a[g * S + g] += ridge > 0 ? ridge : 1;
-            }
-    if (solve(a, b, S))
-        for (int64_t g = 0; g < S; g++)
-            if (b[g] != 0 && isfinite(b[g]))
-                c->scale[row * S + g] = kn_store(&c->grid, (real)b[g]);
-}
-
-/* What scales aim at: w, with outputs moved by half of what other rows' errors ask. */
-static const real *aim(real *scratch, const kn_codes *c, const task *t)
-{
-    const int64_t N = c->rows, K = c->cols;
-    real *e = scratch, *p = e + N * K;
-    if (!t->before)
-        return t->w;
-    errors(e, c, t);
-    kn_product_nn(KN_FP32, p, t->o->outputs->H, e, N, K, N, 0);
-    for (int64_t i = 0; i < N * K; i++) {
-        const real diagonal = t->o->outputs->H[i / K * (N + 1)];
-        p[i] = t->w[i] + (diagonal > 0 ? (p[i] / diagonal - e[i]) / 2 : 0);
-    }
-    return p;
-}
-
-static status fit_scales(kn_codes *c, const task *t, const real *w)
+static status fit_scales(kn_codes *c, const task *t)
 {
     const int64_t K = c->cols, S = c->spans;
     bool failed = false;
@@ -370,9 +269,9 @@ static status fit_scales(kn_codes *c, const task *t, const real *w)
 #pragma omp atomic write
             failed = true;
         } else {
-            kn_tile_nn(wh, K, w + row * K, K, t->h->H, K, n, K, K, 0);
+            kn_tile_nn(wh, K, t->w + row * K, K, t->h->H, K, n, K, K, 0);
             for (int64_t r = 0; r < n; r++)
-                fit_row(c, t, row + r, wh + r * K, wh + n * K, wh + (n + S) * K, a);
+                pt_fit_row(c, t->h->H, row + r, wh + r * K, wh + n * K, wh + (n + S) * K, a);
         }
         free(wh);
         free(a);
@@ -381,11 +280,6 @@ static status fit_scales(kn_codes *c, const task *t, const real *w)
 }
 
 /* ---- the whole ---------------------------------------------------------------------------- */
-
-static bool fits_scales(const kn_grid *g)
-{
-    return ranges_by_row(g) && !kn_has_super(g) && g->scale != KN_SCALE_POW2 && g->levels != KN_LEVELS_SIGN;
-}
 
 static status first_ranges(kn_codes *c, const task *t)
 {
@@ -418,16 +312,18 @@ static status search(kn_codes *c, kn_codes *next, task *t, double *best, double 
     measure(best, scratch, c, t);
     *nearest = total(best, c->rows);
     for (int64_t k = 0; k <= t->o->rounds; k++) {
-        if (k > 0 && !fits_scales(&c->grid))
+        if (k > 0 && !pt_fits_scales(&c->grid))
             break;
         copy_ranges(next, c);
-        if (k > 0) {
-            for (int64_t i = 0; i < c->rows * c->ld; i++)
-                put_code(next, i, code(c, i));
-            TRY(fit_scales(next, t, aim(scratch, c, t)));
-            t->fixed = true;
-        }
-        TRY(round_all(next, t));
+        for (int64_t i = 0; k > 0 && i < c->rows * c->ld; i++)
+            pt_put_code(next, i, pt_code(c, i));
+        if (k > 0 && !t->before)
+            TRY(fit_scales(next, t));
+        t->fixed = t->fixed || k > 0;
+        if (k > 0 && t->before)
+            TRY(pt_descend(next, t->w, t->h, t->o->outputs));
+        else
+            TRY(round_all(next, t));
         measure(sum, scratch, next, t);
         take_better(c, best, next, sum);
     }
