@@ -5,7 +5,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { HM = 300, HC = 11, HV = 23 }; /* two chunks, the second one short */
+enum { HM = 600, HC = 11, HV = 23 }; /* two chunks, the second one short */
 
 static status stored_teacher(void *ctx, real *dst, int64_t row, int64_t n)
 {

@@ -199,7 +199,7 @@ ag_tensor *ag_batch_norm(ag_tape *t, ag_tensor *x, ag_tensor *w, ag_tensor *b, c
 /* What a batch norm has computed with: mean and variance [C] of its x. */
 void ag_batch_norm_moments(const ag_tensor *out, const double **mean, const double **variance);
 
-/* The head and its losses in one operator: logits = x w' + b are made in chunks of 256 rows and never kept whole; the gradient of the logits is made in
+/* The head and its losses in one operator: logits = x w' + b are made in chunks of 256 or 512 rows and never kept whole; the gradient of the logits is made in
  * the same pass. L = mean over scored rows of
  *   ce * CE(target)  +  kl * tau^2 KL(P || Q)  +  reverse_kl * tau^2 KL(Q || P)  +  mse * mean_v (z - z_T)^2  +  cosine * (1 - cos(z, z_T))
  * with P, Q the softmaxes of the teacher's and the student's logits / tau. A row is scored where target >= 0. (Hinton et al. 2015; LLM-QAT, Liu et al. 2023) */

@@ -1,4 +1,4 @@
-/* op_head.c - the head and its losses in one operator: z = x w' + b is made in chunks of 256 rows and never kept whole.
+/* op_head.c - the head and its losses in one operator: z = x w' + b is made in chunks of rows and never kept whole.
  *   L = mean over scored rows (target >= 0) of the row losses of head_row.c;  dz = dL/dz in the same pass
  *   dx = dL dz w,  dw = dL dz' x,  db = dL * column sums of dz
  * Where a gradient is wanted, dz w [M,C], dz' x [V,C] and the column sums [V] are kept, for dL = 1, and the backward
@@ -9,7 +9,7 @@
 #include <omp.h>
 #include <string.h>
 
-enum { CHUNK = 256 };
+enum { CHUNK = 512, CHUNK_BYTES = 64 << 20 };
 
 typedef struct {
     ag_head_loss loss;
@@ -28,12 +28,18 @@ typedef struct {
     void *right_memory;
 } head_memory;
 
+/* Rows of a chunk: fewer pass dw through memory more often, more hold more logits. */
+static int64_t chunk_rows(int64_t V)
+{
+    return V * CHUNK * (int64_t)sizeof(float) <= CHUNK_BYTES ? CHUNK : CHUNK / 2;
+}
+
 static bool take_memory(head_memory *m, const ag_tensor *out)
 {
     const save_head *s = out->save;
     const ag_tensor *x = out->src[0];
     ag_tape *t = out->tape;
-    int64_t rows = ag_rows(x) < CHUNK ? ag_rows(x) : CHUNK, V = out->src[1]->dim[0];
+    const int64_t V = out->src[1]->dim[0], most = chunk_rows(V), rows = ag_rows(x) < most ? ag_rows(x) : most;
     *m = (head_memory){.chunk_bytes = (size_t)(rows * V) * sizeof(real),
                        .x_bytes = (size_t)(rows * ag_cols(x)) * sizeof(real),
                        .scratch_bytes = (size_t)(3 * V * omp_get_max_threads()) * sizeof(real)};
@@ -94,7 +100,7 @@ static void head_forward(ag_tensor *out)
 {
     const save_head *s = out->save;
     const ag_tensor *x = out->src[0], *w = out->src[1], *b = out->n_src > 2 ? out->src[2] : NULL;
-    int64_t M = ag_rows(x), V = w->dim[0];
+    const int64_t M = ag_rows(x), V = w->dim[0], most = chunk_rows(V);
     const ag_row_wish wish = {.report = s->report != NULL,
                               .gradient = s->dx || s->dw || s->db,
                               .factor = s->scored ? (real)(1 / (double)s->scored) : 0};
@@ -107,8 +113,8 @@ static void head_forward(ag_tensor *out)
         return;
     if (!take_memory(&m, out))
         return;
-    for (int64_t row = 0; row < M; row += CHUNK) {
-        int64_t n = M - row < CHUNK ? M - row : CHUNK;
+    for (int64_t row = 0; row < M; row += most) {
+        int64_t n = M - row < most ? M - row : most;
         status e = s->loss.teacher ? s->loss.teacher(s->loss.ctx, m.zt, row, n) : NB_OK;
         if (e)
             ag_fail(out->tape, e, "head: the teacher's logits of rows from %lld: %s", (long long)row,
