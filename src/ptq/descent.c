@@ -9,25 +9,25 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { TILE = 32 };
+enum { TILE = 16 };
 
 typedef struct {
     kn_codes *c;
     const real *w, *H, *O;
     int64_t N, K;
-    real damping;    /* of H's diagonal */
-    real *e, *f;     /* [N, K] E, F */
-    real *p;         /* [TILE, K] P */
-    real *wh, *trial_e, *trial_f, *was; /* [K] */
-    real *l, *lh;    /* [spans, K] */
-    real *scale;     /* [spans] */
-    double *a;       /* [spans, spans + 1] */
+    real damping;  /* of H's diagonal */
+    real *e, *f;   /* [N, K] E, F */
+    real *p, *wh;  /* [TILE, K] P, w H */
+    real *l, *lh;  /* [TILE, K], [TILE, spans, K] levels, and group by group times H */
+    real *want, *trial_e, *trial_f, *was; /* [K] */
+    real *scale;   /* [spans] */
+    double *a;     /* [spans, spans + 1] */
 } sweep;
 
 static status open_sweep(sweep *s)
 {
     const int64_t S = s->c->spans, K = s->K;
-    s->e = nb_alloc((size_t)K, (size_t)(2 * s->N + TILE + 4 + 2 * S) * sizeof *s->e);
+    s->e = nb_alloc((size_t)K, (size_t)(2 * s->N + TILE * (3 + S) + 4) * sizeof *s->e);
     s->a = nb_alloc((size_t)S, (size_t)(S + 1) * sizeof *s->a);
     s->scale = nb_alloc((size_t)S, sizeof *s->scale);
     if (!s->e || !s->a || !s->scale)
@@ -35,20 +35,21 @@ static status open_sweep(sweep *s)
     s->f = s->e + s->N * K;
     s->p = s->f + s->N * K;
     s->wh = s->p + TILE * K;
-    s->trial_e = s->wh + K;
+    s->l = s->wh + TILE * K;
+    s->lh = s->l + TILE * K;
+    s->want = s->lh + TILE * S * K;
+    s->trial_e = s->want + K;
     s->trial_f = s->trial_e + K;
     s->was = s->trial_f + K;
-    s->l = s->was + K;
-    s->lh = s->l + S * K;
     return NB_OK;
 }
 
-/* y [K] <- x H */
-static void times_h(real *y, const real *x, const sweep *s)
+/* y [n, K] <- x H, with the damping */
+static void times_h(real *y, const real *x, int64_t n, const sweep *s)
 {
-    kn_tile_nn(y, s->K, x, s->K, s->H, s->K, 1, s->K, s->K, 0);
-    for (int64_t k = 0; k < s->K; k++)
-        y[k] += s->damping * x[k];
+    kn_product_nn(KN_FP32, y, x, s->H, n, s->K, s->K, 0);
+    for (int64_t i = 0; i < n * s->K; i++)
+        y[i] += s->damping * x[i];
 }
 
 /* e [K] <- w - v of a row */
@@ -59,27 +60,37 @@ static void row_error(real *e, const sweep *s, int64_t row)
         e[k] = s->w[row * s->K + k] - e[k];
 }
 
-/* Scales of a row, kept where it costs less; p is its P. */
-static void move_scales(sweep *s, int64_t row, real *p)
+/* trial_f <- w H - v H by the scales that the row has now: v H = sum over groups of scale times lh. */
+static void try_scales(sweep *s, int64_t row, const real *wh, const real *lh)
 {
-    const int64_t K = s->K;
-    const real o = s->O[row * (s->N + 1)];
-    real *e = s->e + row * K, *f = s->f + row * K, *scale = s->c->scale + row * s->c->spans;
-    double was = 0, is = 0;
-    times_h(s->wh, s->w + row * K, s);
-    for (int64_t k = 0; k < K; k++)
-        s->wh[k] += p[k] / o - f[k];
-    memcpy(s->scale, scale, (size_t)s->c->spans * sizeof *scale);
-    pt_fit_row(s->c, s->H, row, s->wh, s->l, s->lh, s->a);
+    const int64_t K = s->K, S = s->c->spans;
     row_error(s->trial_e, s, row);
-    times_h(s->trial_f, s->trial_e, s);
+    for (int64_t k = 0; k < K; k++)
+        s->trial_f[k] = wh[k] - s->damping * (s->w[row * K + k] - s->trial_e[k]);
+    for (int64_t g = 0; g < S; g++)
+        for (int64_t k = 0; k < K; k++)
+            s->trial_f[k] -= s->c->scale[row * S + g] * lh[g * K + k];
+}
+
+/* Scales of row `row`, the r-th of its tile, kept where it costs less. */
+static void move_scales(sweep *s, int64_t row, int64_t r)
+{
+    const int64_t K = s->K, S = s->c->spans;
+    const real o = s->O[row * (s->N + 1)], *wh = s->wh + r * K, *lh = s->lh + r * S * K;
+    real *e = s->e + row * K, *f = s->f + row * K, *p = s->p + r * K, *scale = s->c->scale + row * S;
+    double was = 0, is = 0;
+    for (int64_t k = 0; k < K; k++)
+        s->want[k] = wh[k] + p[k] / o - f[k];
+    memcpy(s->scale, scale, (size_t)S * sizeof *scale);
+    pt_fit_row(s->c, row, s->want, s->l + r * K, lh, s->damping, s->a);
+    try_scales(s, row, wh, lh);
     for (int64_t k = 0; k < K; k++) {
         const double others = (double)p[k] - (double)o * (double)f[k];
         was += (double)e[k] * (2 * others + (double)o * (double)f[k]);
         is += (double)s->trial_e[k] * (2 * others + (double)o * (double)s->trial_f[k]);
     }
     if (!(is < was)) {
-        memcpy(scale, s->scale, (size_t)s->c->spans * sizeof *scale);
+        memcpy(scale, s->scale, (size_t)S * sizeof *scale);
         return;
     }
     for (int64_t k = 0; k < K; k++) {
@@ -120,12 +131,16 @@ static void move_rows(sweep *s, int64_t row, int64_t n)
 {
     const int64_t K = s->K;
     kn_product_nn(KN_FP32, s->p, s->O + row * s->N, s->f, n, K, s->N, 0);
+    times_h(s->wh, s->w + row * K, n, s);
+    for (int64_t r = 0; r < n; r++)
+        pt_row_levels(s->l + r * K, s->c, row + r);
+    pt_levels_h(s->lh, s->l, n, s->c, s->H);
     for (int64_t r = 0; r < n; r++) {
-        const real *f = s->f + (row + r) * K, o = s->O[(row + r) * (s->N + 1)];
-        memcpy(s->was, f, (size_t)K * sizeof *f);
-        if (!(o > 0))
+        const real *f = s->f + (row + r) * K;
+        if (!(s->O[(row + r) * (s->N + 1)] > 0))
             continue;
-        move_scales(s, row + r, s->p + r * K);
+        memcpy(s->was, f, (size_t)K * sizeof *f);
+        move_scales(s, row + r, r);
         move_codes(s, row + r, s->p + r * K);
         for (int64_t b = r + 1; b < n; b++)
             for (int64_t k = 0; k < K; k++)
@@ -144,9 +159,7 @@ status pt_descend(kn_codes *c, const real *w, const pt_hessian *h, const pt_hess
     if (st == NB_OK) {
         for (int64_t r = 0; r < s.N; r++)
             row_error(s.e + r * s.K, &s, r);
-        kn_product_nn(KN_FP32, s.f, s.e, s.H, s.N, s.K, s.K, 0);
-        for (int64_t i = 0; i < s.N * s.K; i++)
-            s.f[i] += s.damping * s.e[i];
+        times_h(s.f, s.e, s.N, &s);
         for (int64_t row = 0; row < s.N; row += TILE)
             move_rows(&s, row, s.N - row < TILE ? s.N - row : TILE);
     }

@@ -7,7 +7,7 @@
  *   v_ri = round(w_ri + sum over s < r of d_si T_sr),  d_ri = (v_ri - what was rounded) / T_rr,  e as above from v - w
  * Then, `rounds` times, with levels l_g of group g (zeros elsewhere):
  *   scales s = argmin (w - sum_g s_g l_g) H (w - sum_g s_g l_g)',  normal equations  sum_g' (l_g H l_g') s_g' = l_g H w'
- * and codes anew by these; with O a sweep of descent (descent.h) instead. A row, or with O the whole, takes what is new where its sum is less; the first to beat
+ * and codes anew by these; with O three sweeps of descent (descent.h) instead. A row, or with O the whole, takes what is new where its sum is less; the first to beat
  * is round-to-nearest.
  */
 #include "ptq/descent.h"
@@ -18,7 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { TILE = 32, BLOCK = 128, STEP = 32 };
+enum { TILE = 32, BLOCK = 128, STEP = 32, SWEEPS = 3 /* of descent in a round */ };
 
 typedef struct {
     const fq_spec *spec;
@@ -262,16 +262,19 @@ static status fit_scales(kn_codes *c, const task *t)
     bool failed = false;
 #pragma omp parallel for schedule(dynamic)
     for (int64_t row = 0; row < c->rows; row += TILE) {
-        const int64_t n = c->rows - row < TILE ? c->rows - row : TILE;
-        real *wh = nb_alloc((size_t)(n + 2 * S), (size_t)K * sizeof *wh);
+        const int64_t n = tile_rows(c, row);
+        real *wh = nb_alloc((size_t)(n + 1 + S), (size_t)K * sizeof *wh), *l = wh ? wh + n * K : NULL, *lh = wh ? l + K : NULL;
         double *a = nb_alloc((size_t)S, (size_t)(S + 1) * sizeof *a);
         if (!wh || !a) {
 #pragma omp atomic write
             failed = true;
         } else {
             kn_tile_nn(wh, K, t->w + row * K, K, t->h->H, K, n, K, K, 0);
-            for (int64_t r = 0; r < n; r++)
-                pt_fit_row(c, t->h->H, row + r, wh + r * K, wh + n * K, wh + (n + S) * K, a);
+            for (int64_t r = 0; r < n; r++) {
+                pt_row_levels(l, c, row + r);
+                pt_levels_h(lh, l, 1, c, t->h->H);
+                pt_fit_row(c, row + r, wh + r * K, l, lh, 0, a);
+            }
         }
         free(wh);
         free(a);
@@ -306,24 +309,29 @@ static void copy_ranges(kn_codes *to, const kn_codes *from)
         memcpy(to->zero, from->zero, (size_t)from->n_scales * sizeof *to->zero);
 }
 
+/* Round k, from 1 on: scales for codes and codes for these; with outputs sweeps of descent. */
+static status improve(kn_codes *c, task *t)
+{
+    for (int sweep = 0; t->before && sweep < SWEEPS; sweep++)
+        TRY(pt_descend(c, t->w, t->h, t->o->outputs));
+    if (t->before)
+        return NB_OK;
+    TRY(fit_scales(c, t));
+    t->fixed = true;
+    return round_all(c, t);
+}
+
 static status search(kn_codes *c, kn_codes *next, task *t, double *best, double *sum, real *scratch, double *nearest)
 {
+    const int64_t rounds = pt_fits_scales(&c->grid) ? t->o->rounds : 0;
     TRY(first_ranges(c, t));
     measure(best, scratch, c, t);
     *nearest = total(best, c->rows);
-    for (int64_t k = 0; k <= t->o->rounds; k++) {
-        if (k > 0 && !pt_fits_scales(&c->grid))
-            break;
+    for (int64_t k = 0; k <= rounds; k++) {
         copy_ranges(next, c);
-        for (int64_t i = 0; k > 0 && i < c->rows * c->ld; i++)
+        for (int64_t i = 0; i < c->rows * c->ld; i++)
             pt_put_code(next, i, pt_code(c, i));
-        if (k > 0 && !t->before)
-            TRY(fit_scales(next, t));
-        t->fixed = t->fixed || k > 0;
-        if (k > 0 && t->before)
-            TRY(pt_descend(next, t->w, t->h, t->o->outputs));
-        else
-            TRY(round_all(next, t));
+        TRY(k == 0 ? round_all(next, t) : improve(next, t));
         measure(sum, scratch, next, t);
         take_better(c, best, next, sum);
     }

@@ -300,7 +300,7 @@ const pt_setting pt_gptq_settings[] = {
     {"--static-groups", NULL, PT_FLAG, FIELD(static_groups), NULL, "gptq: ranges of all groups from the weights as they came"},
     {"--gptq-ranges", "hessian|mse|absmax", PT_CHOICE, FIELD(gptq_ranges), "hessian",
      "gptq: ranges by least error weighted by the Hessian, by plain least error, by largest magnitude"},
-    {"--gptq-rounds", "N", PT_COUNT, FIELD(gptq_rounds), "1", "gptq: rounds of scales by least squares on the layer's output, then codes again"},
+    {"--gptq-rounds", "N", PT_COUNT, FIELD(gptq_rounds), "1", "gptq: rounds of scales by least squares on the layer's output, then codes again; fisher: of three sweeps over codes and scales"},
     {"--one-forward", NULL, PT_FLAG, FIELD(one_forward), NULL,
      "gptq: all Hessians of a block from one forward (not true-sequential): faster, a little worse"},
     {"--coded-inputs", NULL, PT_FLAG, FIELD(coded_inputs), NULL, "gptq: activations quantized as the recipe says while it looks"},

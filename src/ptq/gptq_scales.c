@@ -37,39 +37,56 @@ static bool solve(double *a, double *b, int64_t n)
     return true;
 }
 
-void pt_fit_row(kn_codes *c, const real *H, int64_t row, const real *wh, real *l, real *lh, double *a)
+static int64_t group_of(const kn_codes *c)
 {
-    const int64_t K = c->cols, S = c->spans, group = c->grid.grain == KN_ROW ? K : c->grid.group;
-    double *b = a + S * S;
-    memset(l, 0, (size_t)(S * K) * sizeof *l);
-    for (int64_t j = 0; j < K; j++) {
-        const int64_t g = j / group, s = row * S + g;
-        l[g * K + j] = (real)(kn_mul(&c->grid) * pt_code(c, row * c->ld + j) + kn_add(&c->grid) - (c->zero ? c->zero[s] : 0));
+    return c->grid.grain == KN_ROW ? c->cols : c->grid.group;
+}
+
+static int64_t group_width(const kn_codes *c, int64_t g)
+{
+    const int64_t group = group_of(c), rest = c->cols - g * group;
+    return group < rest ? group : rest;
+}
+
+void pt_row_levels(real *l, const kn_codes *c, int64_t row)
+{
+    for (int64_t j = 0; j < c->cols; j++) {
+        const int32_t zero = c->zero ? c->zero[row * c->spans + j / group_of(c)] : 0;
+        l[j] = (real)(kn_mul(&c->grid) * pt_code(c, row * c->ld + j) + kn_add(&c->grid) - zero);
     }
-    for (int64_t g = 0; g < S; g++) { /* l_g has numbers in its group alone */
-        const int64_t from = g * group, n = group < K - from ? group : K - from;
-        kn_tile_nn(lh + g * K, K, l + g * K + from, K, H + from * K, K, 1, K, n, 0);
+}
+
+void pt_levels_h(real *lh, const real *l, int64_t n, const kn_codes *c, const real *H)
+{
+    const int64_t K = c->cols, S = c->spans;
+#pragma omp parallel for schedule(static) if (n > 1)
+    for (int64_t g = 0; g < S; g++) {
+        const int64_t from = g * group_of(c);
+        kn_tile_nn(lh + g * K, S * K, l + from, K, H + from * K, K, n, K, group_width(c, g), 0);
+    }
+}
+
+void pt_fit_row(kn_codes *c, int64_t row, const real *wh, const real *l, const real *lh, real damping, double *a)
+{
+    const int64_t K = c->cols, S = c->spans;
+    double *b = a + S * S, trace = 0;
+    for (int64_t g = 0; g < S; g++) {
         b[g] = 0;
-        for (int64_t j = from; j < from + n; j++)
-            b[g] += (double)l[g * K + j] * (double)wh[j];
-    }
-    double trace = 0;
-    for (int64_t g = 0; g < S; g++)
+        for (int64_t j = g * group_of(c); j < g * group_of(c) + group_width(c, g); j++)
+            b[g] += (double)l[j] * (double)wh[j];
         for (int64_t k = 0; k < S; k++) {
-            const int64_t from = k * group, end = from + group < K ? from + group : K;
             double sum = 0;
-            for (int64_t j = from; j < end; j++)
-                sum += (double)lh[g * K + j] * (double)l[k * K + j];
+            for (int64_t j = k * group_of(c); j < k * group_of(c) + group_width(c, k); j++)
+                sum += ((double)lh[g * K + j] + (g == k ? (double)damping * (double)l[j] : 0)) * (double)l[j];
             a[g * S + k] = sum;
             trace += g == k ? sum : 0;
         }
-    for (int64_t g = 0; g < S; g++) /* a group of zeros has no scale; what cannot be told apart stays as it is */
-        for (int64_t k = 0; k < S; k++)
-            if (g == k) {
-                const double ridge = 1e-6 * trace / (double)S;
-                b[g] += ridge * (double)c->scale[row * S + g];
-                a[g * S + g] += ridge > 0 ? ridge : 1;
-            }
+    }
+    const double ridge = 1e-6 * trace / (double)S;
+    for (int64_t g = 0; g < S; g++) { /* a group of zeros has no scale; what cannot be told apart stays as it is */
+        b[g] += ridge * (double)c->scale[row * S + g];
+        a[g * S + g] += ridge > 0 ? ridge : 1;
+    }
     if (solve(a, b, S))
         for (int64_t g = 0; g < S; g++)
             if (b[g] != 0 && isfinite(b[g]))

@@ -23,8 +23,11 @@ static inline real pt_value(const kn_codes *c, int32_t q, int64_t scale)
 
 bool pt_ranges_by_row(const kn_grid *g); /* no range is of more than a row */
 bool pt_fits_scales(const kn_grid *g);   /* pt_fit_row is for it */
-/* Scales of one row, s = argmin (w - sum_g s_g l_g) H (w - sum_g s_g l_g)' with levels l_g of group g for its codes. H [K, K]; wh [K]: w H. Room for l and lh
- * [spans, K] and a [spans, spans + 1]. */
-void pt_fit_row(kn_codes *c, const real *H, int64_t row, const real *wh, real *l, real *lh, double *a);
+/* Levels of a row's codes, scale 1: l [K]; and of n rows l [n, K] group by group times H [K, K]: lh [n, spans, K]. */
+void pt_row_levels(real *l, const kn_codes *c, int64_t row);
+void pt_levels_h(real *lh, const real *l, int64_t n, const kn_codes *c, const real *H);
+/* Scales of one row, s = argmin (w - sum_g s_g l_g) (H + damping I) (w - sum_g s_g l_g)', l_g its levels in group g, 0 elsewhere. wh [K]: w (H + damping I).
+ * Room for a [spans, spans + 1]. */
+void pt_fit_row(kn_codes *c, int64_t row, const real *wh, const real *l, const real *lh, real damping, double *a);
 
 #endif
