@@ -41,7 +41,8 @@ int cl_exit(status s); /* the exit code; prints "nibble: message" where s is no 
 /* What -o names must not be there unless --force, and its folder must be: asked before any work. is_folder: what
  * will be written is a folder (an empty one may be there). */
 status cl_check_output(const cl_common *c, bool is_folder);
-/* Precision of float products; auto: bf16 where the CPU has it and the model is large enough to gain from it. */
+/* Precision of float products; auto: bf16 where the CPU is faster at it and the model (its width) large enough to gain from it. */
+bool cl_takes_bf16(const cl_common *c, int64_t width);
 status cl_precision(kn_precision *p, const cl_common *c, const md_config *config);
 /* A model file or run folder, with the tokenizer of the common options if there is one. recipe: NULL, or one for a
  * float model. train: latent floats are wanted. */

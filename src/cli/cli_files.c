@@ -103,14 +103,19 @@ status cl_check_output(const cl_common *c, bool is_folder)
     return check_parent(path);
 }
 
+enum { FP32, BF16, AUTO }; /* cl_common.precision */
+
+bool cl_takes_bf16(const cl_common *c, int64_t width)
+{
+    const int64_t large = 256; /* below it, rounding operands costs more than the products gain */
+    return c->precision == AUTO ? kn_bf16_pays() && width >= large : c->precision == BF16 && kn_has_bf16();
+}
+
 status cl_precision(kn_precision *p, const cl_common *c, const md_config *config)
 {
-    enum { FP32, BF16, AUTO };
-    const int64_t large = 256; /* below it, rounding operands costs more than the products gain */
     if (c->precision == BF16 && !kn_has_bf16())
-        return nb_fail(NB_UNSUPPORTED, "--precision bf16: needs oneDNN and a CPU with fast bf16 products (use fp32)");
-    bool bf16 = c->precision == BF16 || (c->precision == AUTO && kn_has_bf16() && config->dim >= large);
-    *p = bf16 ? KN_BF16 : KN_FP32;
+        return nb_fail(NB_UNSUPPORTED, "--precision bf16: needs oneDNN and a CPU with bf16 products (use fp32)");
+    *p = cl_takes_bf16(c, config->dim) ? KN_BF16 : KN_FP32;
     return NB_OK;
 }
 

@@ -77,7 +77,7 @@ static kd_picture_options settings(const train_options *o, const md_picture_net 
     k.smoothing = o->smoothing;
     k.freeze_after = o->freeze_after;
     k.start = o->range ? FQ_START_MSE : FQ_START_ABSMAX;
-    k.precision = o->common.precision && kn_has_bf16() ? KN_BF16 : KN_FP32;
+    k.precision = cl_takes_bf16(&o->common, INT64_MAX) ? KN_BF16 : KN_FP32;
     return k;
 }
 

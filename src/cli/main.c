@@ -53,7 +53,7 @@ static int print_version(void)
     const char *own = getenv(CL_BLAS_CORE), *core = cl_users_blas_core();
     kn_libraries(libraries, sizeof libraries);
     printf("nibble %s\nlibraries: %s\ninstruction set: %s\nbf16 products: %s\nthreads: %d\n", NIBBLE_VERSION, libraries,
-           kn_isa_name(), kn_has_bf16() ? "yes" : "no", omp_get_max_threads());
+           kn_isa_name(), kn_bf16_pays() ? "yes" : kn_has_bf16() ? "slower than fp32" : "no", omp_get_max_threads());
     if (own)
         printf("OpenBLAS was told its core: %s (left alone it takes one below this CPU)\n", own);
     if (core)

@@ -187,7 +187,8 @@ typedef struct {
 /* ---- float products (library; not bit-stable across threads or batch) --------------------- */
 
 typedef enum { KN_FP32, KN_BF16 } kn_precision; /* what operands are rounded to inside a product */
-bool kn_has_bf16(void);                         /* this CPU multiplies bf16 fast, by our tiles (AMX) or oneDNN where it is built in */
+bool kn_has_bf16(void);                         /* this CPU multiplies bf16, by our tiles (AMX) or oneDNN where it is built in */
+bool kn_bf16_pays(void);                        /* and faster than fp32: Intel's, but for AMX, are slower */
 /* Row-major; beta 0 writes, 1 adds. Leading dimensions are the natural ones.
  *   nt: c[M,N] = a[M,K] b[N,K]' + beta c     nn: c[M,N] = a[M,K] b[K,N] + beta c     tn: c[M,N] = a[K,M]' b[K,N] + beta c */
 void kn_product_nt(kn_precision p, real *c, const real *a, const real *b, int64_t M, int64_t N, int64_t K, real beta);

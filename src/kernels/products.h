@@ -25,6 +25,7 @@ void kn_bf16_left(uint16_t *to, int64_t lda, const real *x, int64_t ld, int64_t 
 void kn_bf16_left_turned(uint16_t *to, int64_t lda, const real *x, int64_t ld, int64_t steps, int64_t columns, int64_t depth, const real *scale);
 /* A right one: steps of a panel, from where `to` is, <- x' of x [columns, steps], at most 64 columns; zeros up to whole panels and 32s. */
 void kn_bf16_right_turned(uint16_t *to, const real *x, int64_t ld, int64_t columns, int64_t steps);
-bool kn_bf16_fast(void);
+bool kn_bf16_library(void); /* the library multiplies bf16 on this CPU, */
+bool kn_bf16_library_pays(void); /* faster than it does fp32 */
 const char *kn_bf16_name(char *text, size_t bytes); /* "oneDNN 2.6.3" or "none" */
 #endif

@@ -40,7 +40,12 @@ static bool own_tiles(void)
 
 bool kn_has_bf16(void)
 {
-    return own_tiles() || kn_bf16_fast();
+    return own_tiles() || kn_bf16_library();
+}
+
+bool kn_bf16_pays(void)
+{
+    return own_tiles() || kn_bf16_library_pays();
 }
 
 bool kn_takes_bf16(kn_precision p, int64_t M, int64_t N, int64_t K)
