@@ -68,7 +68,7 @@ typedef struct {
     double average;
     int64_t accumulate, quant_after, freeze_after;
     kd_recompute recompute;
-    bool sgd;
+    bool sgd, int8_gradients;
     double hidden;
     int64_t top_k;
     double pin, text_share;
@@ -76,7 +76,7 @@ typedef struct {
 } training;
 static const training trainings[] = {
     {"w4a8kv4", .accumulate = 1, .recompute = KD_RECOMPUTE_OFF, .pin = 0.001},
-    {"w4a8kv16", .accumulate = 2, .recompute = KD_RECOMPUTE_ON, .average = 0.9},
+    {"w4a8kv16", .accumulate = 2, .recompute = KD_RECOMPUTE_ON, .average = 0.9, .int8_gradients = true},
     {"q4_0", .accumulate = 1, .recompute = KD_RECOMPUTE_OFF, .quant_after = 3, .pin = 0.02, .text_share = 0.4},
     {"w2a16", .accumulate = 1, .recompute = KD_RECOMPUTE_OFF, .freeze_after = 6, .sgd = true, .hidden = 0.1,
      .pin = 0.001},
@@ -107,6 +107,7 @@ static inline status train(const char *folder, const char *data, const training 
     o.freeze_after = how->freeze_after;
     o.recompute = how->recompute;
     o.sgd = how->sgd;
+    o.int8_gradients = how->int8_gradients;
     o.hidden = how->hidden;
     o.top_k = how->top_k;
     o.pin = how->pin;

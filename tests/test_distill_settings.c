@@ -170,6 +170,25 @@ START_TEST(recompute_changes_no_bit_of_a_run)
 }
 END_TEST
 
+/* Rows have one scale: their gradients are other numbers, and no worse to learn from. Groups have more: nothing changes. */
+START_TEST(gradients_in_8_bits_train_rows_as_well)
+{
+    const training plain = {_i ? "w4a8kv16" : "q4_0", .accumulate = 1}, coarse = {plain.recipe, .accumulate = 1, .int8_gradients = true};
+    kd_train_report a, b;
+    char *one, *two;
+    scratch_begin();
+    two_files(&one, &two, 0);
+    const int n = compare_runs(one, two, &plain, &coarse, 10, "param/layers");
+    ck_assert_msg((n != 0) == _i, "%d parameters differ", n);
+    OK(train(scratch_path("a"), one, &plain, NULL, 10, &a)); /* they are finished: what they came to */
+    OK(train(scratch_path("b"), two, &coarse, NULL, 10, &b));
+    ck_assert_double_eq_tol(b.best_kl / a.best_kl, 1, 0.05);
+    free(one);
+    free(two);
+    scratch_end();
+}
+END_TEST
+
 /* Checkpoints of steps 6, 9 and 10 of ten steps: ranges move until --freeze-after. */
 START_TEST(static_ranges_stay_from_freeze_after_on)
 {
@@ -245,6 +264,7 @@ int main(void)
     tcase_add_loop_test(tc, stored_logits_belong_to_their_data, 0, 2);
     tcase_add_loop_test(tc, before_quant_after_a_student_is_a_float_model, 0, 2);
     tcase_add_loop_test(tc, recompute_changes_no_bit_of_a_run, 0, N_TRAININGS);
+    tcase_add_loop_test(tc, gradients_in_8_bits_train_rows_as_well, 0, 2);
     tcase_add_loop_test(tc, static_ranges_stay_from_freeze_after_on, 0, 2);
     tcase_add_test(tc, numbers_without_sense_are_refused);
     suite_add_tcase(suite, tc);

@@ -208,6 +208,96 @@ START_TEST(products_that_could_overflow_are_refused)
 }
 END_TEST
 
+/* ---- the way back ------------------------------------------------------------------------- */
+
+START_TEST(numbers_are_rounded_at_random_and_right_on_average)
+{
+    enum { N = 77, DRAWS = 4000 };
+    float x[N];
+    int8_t q[N], other[N];
+    double sum[N] = {0};
+    fill(x, N, 71, 40);
+    x[0] = 0, x[1] = 127, x[2] = -127, x[3] = 500, x[4] = -500;
+    for (uint32_t key = 0; key < DRAWS; key++) {
+        kn_isa()->codes_at_random(q, x, 1, N, key * 1000);
+        for (int i = 0; i < N; i++) {
+            const double at = x[i] > 127 ? 127 : x[i] < -127 ? -127 : (double)x[i];
+            ck_assert(q[i] >= floor(at - 1e-4) && q[i] <= ceil(at + 1e-4));
+            sum[i] += q[i];
+        }
+    }
+    for (int i = 5; i < N; i++) /* a coin's standard deviation is at most a half */
+        ck_assert_double_eq_tol(sum[i] / DRAWS, fmax(-127, fmin(127, (double)x[i])), 5 * 0.5 / sqrt(DRAWS));
+    for (int t = 0; t < COUNT(tables); t++) {
+        if (!usable(tables[t]))
+            continue;
+        tables[t]->codes_at_random(other, x, 1, N, (DRAWS - 1) * 1000);
+        ck_assert_mem_eq(other, q, N);
+    }
+}
+END_TEST
+
+static kn_grid back_grid(int i)
+{
+    kn_grid half = kn_grid_int(2, false, false, KN_ROW, 0, KN_SCALE_F32);
+    half.levels = KN_LEVELS_HALF_STEP;
+    const kn_grid grids[] = {kn_grid_int(4, false, false, KN_ROW, 0, KN_SCALE_F16), kn_grid_int(8, false, false, KN_ROW, 0, KN_SCALE_F32),
+                             kn_grid_int(8, true, false, KN_TENSOR, 0, KN_SCALE_F32), kn_grid_int(1, false, false, KN_ROW, 0, KN_SCALE_F32), half};
+    return grids[i];
+}
+
+/* The definition: the row of dy times scales in 8 bits, the sum in 64. */
+static void back_row(float *dx, const float *dy, const kn_codes *w, uint32_t key, float beta)
+{
+    const int64_t N = w->rows;
+    float *z = nb_alloc((size_t)N, sizeof *z), most = 0;
+    int8_t *q = nb_alloc((size_t)N, 1);
+    for (int64_t n = 0; n < N; n++) {
+        z[n] = dy[n] * w->scale[kn_scale_index(w, n, 0)];
+        most = fmaxf(most, fabsf(z[n]));
+    }
+    kn_isa()->codes_at_random(q, z, kn_inverse(most / 127), N, key);
+    for (int64_t k = 0; k < w->cols; k++) {
+        int64_t acc = 0;
+        for (int64_t n = 0; n < N; n++)
+            acc += q[n] * (kn_mul(&w->grid) * w->q[n * w->ld + k] + kn_add(&w->grid));
+        const float y = (float)acc * (most / 127);
+        dx[k] = beta == 0 ? y : beta * dx[k] + y;
+    }
+    free(z), free(q);
+}
+
+START_TEST(the_way_back_is_exact_behind_its_rounding)
+{
+    static const int sizes[][3] = {{1, 5, 3}, {7, 33, 70}, {130, 97, 41}, {300, 64, 192}};
+    kn_packed packed = {0};
+    for (int s = 0; s < COUNT(sizes); s++) {
+        const int64_t M = sizes[s][0], N = sizes[s][1], K = sizes[s][2];
+        kn_codes w;
+        random_codes(&w, back_grid(_i), N, K, 81, false);
+        float *dy = nb_alloc((size_t)(M * N), 4), *dx = nb_alloc((size_t)(M * K), 4), *plain = nb_alloc((size_t)(M * K), 4);
+        void *memory = nb_alloc_aligned(kn_linear_back_bytes(M, N, K), 1);
+        fill(dy, M * N, 82, 1e-6);
+        memset(dy, 0, (size_t)N * 4); /* a row without gradient */
+        fill(plain, M * K, 83, 1e-6);
+        ck_assert(kn_can_multiply_back(&w.grid, N));
+        for (int beta = 0; beta <= 1; beta++) {
+            memcpy(dx, plain, (size_t)(M * K) * 4);
+            ck_assert_int_eq(kn_linear_back(dx, dy, M, &w, (float)beta, 9, &packed, memory), NB_OK);
+            for (int64_t m = 0; m < M; m++)
+                back_row(plain + m * K, dy + m * N, &w, 9 + (uint32_t)(m * N), (float)beta);
+            ck_assert_mem_eq(dx, plain, (size_t)(M * K) * 4);
+        }
+        free(dy), free(dx), free(plain), free(memory);
+        kn_codes_free(&w);
+    }
+    kn_packed_free(&packed);
+    const kn_grid group = kn_grid_int(4, false, false, KN_GROUP, 32, KN_SCALE_F16), zero = kn_grid_int(4, false, true, KN_ROW, 0, KN_SCALE_F32),
+                  nf4 = kn_grid_table(KN_TABLE_NF4, KN_ROW, 0, KN_SCALE_F32);
+    ck_assert(!kn_can_multiply_back(&group, 64) && !kn_can_multiply_back(&zero, 64) && !kn_can_multiply_back(&nf4, 64));
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("integer products");
@@ -216,6 +306,8 @@ int main(void)
     tcase_add_loop_test(c, integer_products_are_exact, 0, COUNT(linear_cases));
     tcase_add_loop_test(c, outliers_stand_beside_the_integer_product, 0, COUNT(outlier_weights));
     tcase_add_test(c, products_that_could_overflow_are_refused);
+    tcase_add_test(c, numbers_are_rounded_at_random_and_right_on_average);
+    tcase_add_loop_test(c, the_way_back_is_exact_behind_its_rounding, 0, 5);
     suite_add_tcase(s, c);
     return run_suite(s);
 }

@@ -78,6 +78,9 @@ struct ag_tape {
     bool quantize_off;      /* sites leave their input alone (fake-quant starts later: --quant-after) */
     bool weights_off, activations_off; /* the same of one kind of sites */
     kn_precision precision; /* of float products and of the backward pass */
+    uint64_t int8_gradients; /* not 0: gradients of what integer weights with one scale a row multiply are made in 8 bits (kn_linear_back), rounded by this seed */
+    uint32_t drawn;          /* how many such, since ag_reset */
+    kn_packed packed;        /* their scratch */
     ag_tap tap;
     ag_tap backward_tap;    /* sees every linear map whose backward pass begins: the weight's name, the map's input and output, whose gradient is there */
 };

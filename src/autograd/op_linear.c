@@ -3,7 +3,7 @@
  *   matmul: y[m,n] = sum_k a[m,k] b[k,n]             da = dy b', db = a' dy
  * Where x and w carry codes that kn_can_multiply allows, the forward is the exact integer product with the runtime's
  * epilogue. The backward pass is then the straight-through one: the same formulas on the decoded values; its bf16 products
- * read codes as exact operands (kn_bf16_right), so that nothing is decoded.
+ * read codes as exact operands (kn_bf16_right), so that nothing is decoded. With int8_gradients dx is an integer product too.
  */
 #include "op.h"
 
@@ -78,13 +78,33 @@ static void backward_product(const ag_tensor *out, ag_tensor *src, const ag_tens
         (transposed ? kn_product_tn : kn_product_nn)(t->precision, g, out->g, v, rows, K, deep, beta);
 }
 
+/* x += dy w in 8 bits; false: w's codes do not allow it. */
+static bool backward_int8(const ag_tensor *out, ag_tensor *x, const ag_tensor *w)
+{
+    ag_tape *t = out->tape, *home = t->home ? t->home : t;
+    const int64_t M = ag_rows(out), N = ag_cols(out), K = ag_cols(x);
+    real beta, *g;
+    if (!t->int8_gradients || !w->codes || !x->needs_grad || !kn_can_multiply_back(&w->codes->grid, N))
+        return false;
+    const size_t bytes = kn_linear_back_bytes(M, N, K);
+    void *memory = ag_take(t, bytes);
+    if (memory && (g = ag_grad_write(x, &beta))) {
+        const status s = kn_linear_back(g, out->g, M, w->codes, beta, (uint32_t)nb_random(t->int8_gradients, 0, home->drawn++), &home->packed, memory);
+        if (s)
+            ag_fail(t, s, "linear: %s", nb_fail_message());
+    }
+    ag_give_back(t, memory, bytes);
+    return true;
+}
+
 static void linear_backward(const ag_tensor *out)
 {
     ag_tensor *x = out->src[0], *w = out->src[1];
     const ag_tap *tap = &out->tape->backward_tap;
     if (tap->fn && w->param)
         tap->fn(tap->ctx, w->param->name, x, out);
-    backward_product(out, x, w, false);
+    if (!backward_int8(out, x, w))
+        backward_product(out, x, w, false);
     backward_product(out, w, x, true);
     if (out->n_src > 2)
         ag_add_grad_columns(out->src[2], 1, out->g, NULL, ag_rows(out), ag_cols(out));

@@ -21,6 +21,7 @@ void ag_reset(ag_tape *t)
     nb_arena_reset(&t->small);
     nb_pool_reset(&t->memory);
     t->n = 0;
+    t->drawn = 0;
     t->err = NB_OK;
 }
 
@@ -30,6 +31,7 @@ void ag_tape_free(ag_tape *t)
         ag_tape_free(t->scratch);
         free(t->scratch);
     }
+    kn_packed_free(&t->packed);
     nb_arena_free(&t->small);
     nb_pool_free(&t->memory);
     free(t->node);
@@ -355,6 +357,7 @@ static ag_tape *scratch_of(ag_tape *t)
     t->scratch->weights_off = t->weights_off;
     t->scratch->activations_off = t->activations_off;
     t->scratch->precision = t->precision;
+    t->scratch->int8_gradients = t->int8_gradients;
     t->scratch->home = t;
     t->scratch->tap = (ag_tap){0};
     t->scratch->no_grad = false;

@@ -48,7 +48,7 @@ typedef struct {
     int32_t *ids, *target, *slot;
     int64_t B, T;
     kn_precision precision;
-    bool recompute;
+    bool recompute, int8_gradients;
 } workbench;
 
 static status teacher_rows(void *ctx, real *dst, int64_t row, int64_t n)
@@ -68,6 +68,7 @@ static status step(workbench *w, int64_t number)
     TRY(rt_forward(w->session, w->B * w->T, w->slot, w->ids, w->hidden));
     ag_reset(&w->tape);
     w->tape.precision = w->precision;
+    w->tape.int8_gradients = w->int8_gradients;
     w->tape.step_gradients = true;
     md_output out = md_forward(&w->tape, &w->student, &in);
     TRY(ag_backward(&w->tape, ag_head(&w->tape, out.x, out.w, out.b, w->target, &loss, NULL)));
@@ -120,7 +121,7 @@ static status bench_train(const bench_options *o)
     int64_t n = o->steps < 1 ? 1 : o->steps > 64 ? 64 : o->steps;
     md_config c;
     TRY(bench_shape(&c, o->shape, o->common.ctx ? o->common.ctx : 256));
-    workbench w = {.B = o->batch, .T = c.ctx, .recompute = o->recompute};
+    workbench w = {.B = o->batch, .T = c.ctx, .recompute = o->recompute, .int8_gradients = o->int8_gradients};
     status s = cl_precision(&w.precision, &o->common, &c);
     if (s == NB_OK)
         s = open_workbench(&w, &c, o->recipe);
@@ -182,6 +183,7 @@ int cl_bench(int argc, char **argv)
         {"--batch", "N", CL_COUNT, &o.batch, NULL, "train: rows of a step (4)"},
         {"--steps", "N", CL_COUNT, &o.steps, NULL, "train: steps timed, after one that is not (5)"},
         {"--recompute", NULL, CL_FLAG, &o.recompute, NULL, "train: with recomputed blocks"},
+        {"--int8-gradients", NULL, CL_FLAG, &o.int8_gradients, NULL, "train: gradients of activations in 8 bits"},
         {"--prefill", "N", CL_COUNT, &o.prefill, NULL, "run: tokens taken together (256)"},
         {"--decode", "N", CL_COUNT, &o.decode, NULL, "run: tokens one by one (128)"},
         {"--precision", "fp32|bf16|auto", CL_CHOICE, &o.common.precision, "auto",

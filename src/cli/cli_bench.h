@@ -7,7 +7,7 @@ typedef struct {
     cl_common common;
     const char *shape, *recipe;
     int64_t batch, steps;
-    bool recompute;
+    bool recompute, int8_gradients;
     int64_t prefill, decode; /* of bench run */
 } bench_options;
 

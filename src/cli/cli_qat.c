@@ -59,6 +59,8 @@ static int64_t rows(cl_option row[CL_TRAIN_ROWS], cl_train_options *o, bool dist
                  : "pin codes of at most 4 bits that change in more than this share of the steps to their average (0: none)"},
         {"--average", "X", CL_NUMBER, &k->average, NULL,
          "decay of the average of weights while the rate falls; the better one is kept (0: none)"},
+        {"--gradients", "float|int8", CL_CHOICE, &o->gradients, NULL,
+         "how gradients of activations pass weights with one scale a row (float); int8, rounded at random, by integer products: a little faster without AMX"},
         {"--recompute", "auto|on|off", CL_CHOICE, &o->recompute, NULL,
          "forget a block's activations and compute them again in the backward pass; same result, less memory (auto)"},
         {"--precision", "fp32|bf16|auto", CL_CHOICE, &o->common.precision, "auto",
@@ -162,6 +164,8 @@ static status settle(cl_train_options *o, const md_config *c)
         k->recompute = (kd_recompute)o->recompute;
     if (o->moments != UNSET)
         k->bf16_moments = o->moments == 1;
+    if (o->gradients != UNSET)
+        k->int8_gradients = o->gradients == 1;
     if (o->steps && o->epochs != 0)
         return nb_fail(NB_USAGE, "--steps and --epochs: one of them, please");
     if (o->steps) {
@@ -225,7 +229,7 @@ static status run(const char *path, cl_train_options *o, int argc, char **argv, 
 
 static int train_or_distill(int argc, char **argv, cl_command command, bool distill)
 {
-    cl_train_options o = {.distill = distill, .schedule = UNSET, .start = UNSET, .recompute = UNSET, .moments = UNSET};
+    cl_train_options o = {.distill = distill, .schedule = UNSET, .start = UNSET, .recompute = UNSET, .moments = UNSET, .gradients = UNSET};
     cl_option option[CL_TRAIN_ROWS];
     const char *argument[CL_MAX_ARGUMENTS];
     int code;

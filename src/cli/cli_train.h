@@ -10,7 +10,7 @@ typedef struct {
     const char *recipe, *teacher, *start_from, *text, *heldout, *config;
     int64_t steps; /* 0: not given */
     double epochs;
-    int schedule, start, recompute, moments; /* -1: not given */
+    int schedule, start, recompute, moments, gradients; /* -1: not given */
     kd_train_options train;
     kd_run_options run;
 } cl_train_options;

@@ -115,6 +115,7 @@ typedef struct {
     double ce, kl, reverse_kl, temperature, mse, cosine, hidden; /* weights of the losses; hidden: relative error of hidden states, every 5th block, falling to 0 by half time */
     bool sgd;
     bool bf16_moments;                     /* AdamW's moments of weights in bf16 */
+    bool int8_gradients;                   /* gradients of activations in 8 bits, through weights with one scale a row (kn_linear_back) */
     int64_t top_k;                         /* distil from the teacher's top k probabilities, stored once; 0: from the teacher itself, in every step */
     int64_t quant_after, freeze_after;     /* steps; 0: from the start, never */
     bool freeze_ends;                      /* embedding and head stay as they start: no gradient, no moments */

@@ -30,6 +30,7 @@
     X(number, "hidden", hidden)                                                                                        \
     X(bool, "sgd", sgd)                                                                                                \
     X(bool, "bf16_moments", bf16_moments)                                                                              \
+    X(bool, "int8_gradients", int8_gradients)                                                                          \
     X(int, "top_k", top_k)                                                                                             \
     X(int, "quant_after", quant_after)                                                                                 \
     X(int, "freeze_after", freeze_after)                                                                               \

@@ -115,7 +115,13 @@ static ag_tensor *add_hidden_loss(kd_trainer *t, ag_tensor *loss, ag_tensor *con
     return loss;
 }
 
-static status micro_step(kd_trainer *t, ag_head_report *report, double *total)
+/* Rounds the gradients of the step's i-th batch. */
+static uint64_t gradient_seed(const kd_trainer *t, int64_t i)
+{
+    return nb_random(t->o.seed, nb_hash(NB_HASH_START, "gradients", 9), (uint64_t)(t->step * t->o.accumulate + i)) | 1;
+}
+
+static status micro_step(kd_trainer *t, int64_t i, ag_head_report *report, double *total)
 {
     const md_config *c = &t->student->config;
     double fade = 1 - 2 * (double)t->step / (double)t->o.steps, hidden = t->o.hidden * (fade > 0 ? fade : 0);
@@ -126,6 +132,7 @@ static status micro_step(kd_trainer *t, ag_head_report *report, double *total)
     ag_reset(&t->tape);
     t->tape.quantize_off = t->step < t->o.quant_after;
     t->tape.precision = t->o.precision;
+    t->tape.int8_gradients = t->o.int8_gradients ? gradient_seed(t, i) : 0;
     t->tape.step_gradients = t->o.accumulate == 1;
     md_input in = {.B = t->o.batch, .T = t->o.ctx, .ids = t->ids, .lengths = kd_lengths(t), .recompute = recomputes(t), .hidden = blocks ? ours : NULL};
     ag_head_loss how = {.ce = (real)t->o.ce, .kl = (real)t->o.kl, .reverse_kl = (real)t->o.reverse_kl, .mse = (real)t->o.mse, .cosine = (real)t->o.cosine,
@@ -164,7 +171,7 @@ status kd_step(kd_trainer *t)
     t->tape.tap = observe ? (ag_tap){fq_observe, &t->student->sites} : (ag_tap){0};
     for (int64_t i = 0; i < t->o.accumulate; i++) {
         TRY(kd_next_batch(t, i));
-        TRY(micro_step(t, &report, &t->loss));
+        TRY(micro_step(t, i, &report, &t->loss));
     }
     if (report.rows)
         t->kl = report.kl / (double)report.rows;

@@ -161,6 +161,7 @@ enum {
     X(void, transpose, (real * y, int64_t ldy, const real *x, int64_t ldx, int64_t M, int64_t N))                      \
     X(void, transpose_words, (uint32_t * y, int64_t ldy, const uint32_t *x, int64_t ldx, int64_t M, int64_t N))        \
     X(void, to_bf16, (uint16_t * y, const real *x, int64_t n))                                                         \
+    X(void, codes_at_random, (int8_t * q, const real *x, real inv, int64_t n, uint32_t key))                           \
     X(void, to_bf16_scaled, (uint16_t * y, const real *x, const real *scale, int64_t n))                               \
     X(void, pair_bf16, (uint32_t * y, const real *x0, const real *x1, real scale0, real scale1, int64_t n))            \
     X(void, pack,                                                                                                      \

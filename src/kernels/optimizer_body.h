@@ -1,4 +1,4 @@
-/* optimizer_body.h - updates of parameters (included by table_body.h): plain C that the compiler turns into the vectors of the
+/* optimizer_body.h - updates of parameters, and numbers rounded at random (included by table_body.h): plain C that the compiler turns into the vectors of the
  * including file. Multiplication, division and root are correctly rounded and nothing is contracted, so all tables give the
  * same bits. Formulas: kernels.h. */
 
@@ -42,6 +42,16 @@ static void adamw_bf16(real *restrict x, uint16_t *restrict m, uint16_t *restric
         m[i] = bf16_at_random((float)first, r & 0xFFFF);
         v[i] = bf16_at_random((float)second, r >> 16);
         x[i] = f.keep * x[i] - f.lr * first / ((real)sqrt(second) * f.root + f.eps);
+    }
+}
+
+/* q = x inv, within -127..127, up or down: up with the chance of the share that is cut off. */
+static void codes_at_random(int8_t *restrict q, const real *restrict x, real inv, int64_t n, uint32_t key)
+{
+    for (int64_t i = 0; i < n; i++) {
+        const real v = x[i] * inv + (real)128 + (real)(int32_t)(mixed(key + (uint32_t)i) >> 8) * (real)0x1p-24;
+        const real low = v > 1 ? v : 1, within = low < 255 ? low : 255;
+        q[i] = (int8_t)((int32_t)within - 128);
     }
 }
 
