@@ -247,7 +247,7 @@ static kn_grid back_grid(int i)
 }
 
 /* The definition: the row of dy times scales in 8 bits, the sum in 64. */
-static void back_row(float *dx, const float *dy, const kn_codes *w, uint32_t key, float beta)
+static void back_row(float *dx, const float *dy, const kn_codes *w, uint32_t key, bool add)
 {
     const int64_t N = w->rows;
     float *z = nb_alloc((size_t)N, sizeof *z), most = 0;
@@ -262,7 +262,7 @@ static void back_row(float *dx, const float *dy, const kn_codes *w, uint32_t key
         for (int64_t n = 0; n < N; n++)
             acc += q[n] * (kn_mul(&w->grid) * w->q[n * w->ld + k] + kn_add(&w->grid));
         const float y = (float)acc * (most / 127);
-        dx[k] = beta == 0 ? y : beta * dx[k] + y;
+        dx[k] = add ? dx[k] + y : y;
     }
     free(z), free(q);
 }
@@ -281,11 +281,11 @@ START_TEST(the_way_back_is_exact_behind_its_rounding)
         memset(dy, 0, (size_t)N * 4); /* a row without gradient */
         fill(plain, M * K, 83, 1e-6);
         ck_assert(kn_can_multiply_back(&w.grid, N));
-        for (int beta = 0; beta <= 1; beta++) {
+        for (int add = 0; add <= 1; add++) {
             memcpy(dx, plain, (size_t)(M * K) * 4);
-            ck_assert_int_eq(kn_linear_back(dx, dy, M, &w, (float)beta, 9, &packed, memory), NB_OK);
+            ck_assert_int_eq(kn_linear_back(dx, dy, M, &w, add, 9, &packed, memory), NB_OK);
             for (int64_t m = 0; m < M; m++)
-                back_row(plain + m * K, dy + m * N, &w, 9 + (uint32_t)(m * N), (float)beta);
+                back_row(plain + m * K, dy + m * N, &w, 9 + (uint32_t)(m * N), add);
             ck_assert_mem_eq(dx, plain, (size_t)(M * K) * 4);
         }
         free(dy), free(dx), free(plain), free(memory);

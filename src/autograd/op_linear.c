@@ -89,7 +89,7 @@ static bool backward_int8(const ag_tensor *out, ag_tensor *x, const ag_tensor *w
     const size_t bytes = kn_linear_back_bytes(M, N, K);
     void *memory = ag_take(t, bytes);
     if (memory && (g = ag_grad_write(x, &beta))) {
-        const status s = kn_linear_back(g, out->g, M, w->codes, beta, (uint32_t)nb_random(t->int8_gradients, 0, home->drawn++), &home->packed, memory);
+        const status s = kn_linear_back(g, out->g, M, w->codes, beta != 0, (uint32_t)nb_random(t->int8_gradients, 0, home->drawn++), &home->packed, memory);
         if (s)
             ag_fail(t, s, "linear: %s", nb_fail_message());
     }

@@ -266,12 +266,11 @@ void kn_packed_free(kn_packed *p);
  *   outliers of row m, k ascending, behind that:  y = fma(x_k, (float)w[n,k] * sw[n], y) */
 void kn_linear_int(real *y, const kn_codes *a, int64_t row, int64_t M, const kn_packed *w, const real *b);
 
-/* The linear map's way back: dx [M, K] = dy [M, N] w + beta dx, w's scales of rows multiplied into dy, rows of that rounded to 8 bits, each number up or
- * down by one that (key, where it stands) draws: right on average; the sums are exact. For weights with one scale a row or one in all and integer levels within
- * -128..127. packed: scratch that is kept for the next call, zeroed before the first; memory: kn_linear_back_bytes, 64-byte aligned. */
+/* The linear map's way back: dx [M, K] = dy [M, N] w (add: + dx), the sums exact; dy times w's scales is rounded to 8 bits a row, up or down by (key, place), right on
+ * average. For integer w within -128..127, one scale a row or in all. packed: scratch, first zeroed, kept; memory: kn_linear_back_bytes, 64-byte aligned. */
 bool kn_can_multiply_back(const kn_grid *w, int64_t N);
 size_t kn_linear_back_bytes(int64_t M, int64_t N, int64_t K);
-status kn_linear_back(real *dx, const real *dy, int64_t M, const kn_codes *w, real beta, uint32_t key, kn_packed *packed, void *memory);
+status kn_linear_back(real *dx, const real *dy, int64_t M, const kn_codes *w, bool add, uint32_t key, kn_packed *packed, void *memory);
 
 /* The sums alone, sum_k a w: [M, N] from rows of codes lda bytes apart (of which up to 3 behind the K-th are read, and count nothing); w has one group. */
 void kn_linear_sums(int32_t *sums, const int8_t *a, int64_t lda, int64_t M, const kn_packed *w);

@@ -30,16 +30,10 @@ bool kn_can_multiply_back(const kn_grid *w, int64_t N)
     return integers && (w->grain == KN_ROW || w->grain == KN_TENSOR) && kn_can_multiply(&a, &t, N);
 }
 
-static size_t padded(size_t bytes)
-{
-    return (bytes + 63) / 64 * 64;
-}
-
 size_t kn_linear_back_bytes(int64_t M, int64_t N, int64_t K)
 {
     const kn_grid a = gradient_grid(), t = turned_grid();
-    return padded(kn_codes_bytes(&a, M, N)) + padded(kn_codes_bytes(&t, K, N)) +
-           padded((size_t)(M * K) * sizeof(real)) + padded((size_t)(omp_get_max_threads() * N) * sizeof(real));
+    return kn_codes_bytes(&a, M, N) + kn_codes_bytes(&t, K, N) + (size_t)(M * K + omp_get_max_threads() * N) * sizeof(real);
 }
 
 /* t [K, N] <- levels of w [N, K]; its scale 1. */
@@ -70,28 +64,21 @@ static void round_rows(kn_codes *a, const real *dy, const kn_codes *w, uint32_t 
     }
 }
 
-status kn_linear_back(real *dx, const real *dy, int64_t M, const kn_codes *w, real beta, uint32_t key,
-                      kn_packed *packed, void *memory)
+status kn_linear_back(real *dx, const real *dy, int64_t M, const kn_codes *w, bool add, uint32_t key, kn_packed *packed, void *memory)
 {
     const int64_t N = w->rows, K = w->cols;
     const kn_grid rows = gradient_grid(), all = turned_grid();
-    char *at = memory;
+    char *turned = (char *)memory + kn_codes_bytes(&rows, M, N);
+    real *own = (real *)(void *)(turned + kn_codes_bytes(&all, K, N)), *y = add ? own : dx;
     kn_codes a, t;
     assert(w->q && kn_can_multiply_back(&w->grid, N));
-    kn_codes_lay(&a, &rows, M, N, at);
-    at += padded(kn_codes_bytes(&rows, M, N));
-    kn_codes_lay(&t, &all, K, N, at);
-    at += padded(kn_codes_bytes(&all, K, N));
-    real *y = beta == 0 ? dx : (real *)(void *)at;
-    round_rows(&a, dy, w, key, (real *)(void *)(at + padded((size_t)(M * K) * sizeof *y)));
+    kn_codes_lay(&a, &rows, M, N, memory);
+    kn_codes_lay(&t, &all, K, N, turned);
+    round_rows(&a, dy, w, key, own + M * K);
     turn(&t, w);
     TRY(kn_pack(packed, &t));
     kn_linear_int(y, &a, 0, M, packed, NULL);
-    if (beta == 0)
-        return NB_OK;
-#pragma omp parallel for schedule(static)
-    for (int64_t m = 0; m < M; m++)
-        for (int64_t i = m * K; i < (m + 1) * K; i++)
-            dx[i] = beta * dx[i] + y[i];
+    if (add)
+        kn_add_to(dx, y, M * K);
     return NB_OK;
 }
