@@ -106,6 +106,58 @@ START_TEST(rows_are_made_as_the_scheme_says)
 }
 END_TEST
 
+/* Passages of 8 tokens, or what is left of a row behind the last whole one, each once before any comes again; then the model's own. */
+START_TEST(rows_begin_with_passages_of_a_text)
+{
+    enum { ROW = 30, LENGTH = 8, PASSAGES = 3 * 4, ROWS = 2 * PASSAGES };
+    scratch_begin();
+    md_model m;
+    fm_tokens text, made;
+    kd_data_report r;
+    int32_t passage[ROW], row[32], begun[PASSAGES] = {0}, copied = 0;
+    char *from = path_of(scratch_folder, "text.h5"), *to = path_of(scratch_folder, "made.h5"), *pieces = path_of(scratch_folder, "pieces.h5");
+    open_model(&m, "float");
+    kd_data_options o = {.start = KD_START_BOS, .sampling = {.temperature = 1}, .tokens = 3 * ROW, .ctx = ROW, .slots = 4, .seed = 1};
+    OK(kd_generate(&m, &o, from, true, NULL, &r));
+    OK(fm_tokens_open(&text, from, NULL, FM_SPLIT_NONE));
+    o = (kd_data_options){.sampling = {.temperature = 1}, .tokens = ROWS * 32, .ctx = 32, .slots = 5, .seed = 2, .prompts = &text, .prompt_length = LENGTH};
+    OK(kd_generate(&m, &o, to, true, NULL, &r));
+    OK(fm_tokens_open(&made, to, NULL, FM_SPLIT_NONE));
+    ck_assert_int_eq(made.n, ROWS * 32);
+    for (int64_t i = 0; i < ROWS; i++) {
+        OK(fm_tokens_read(&made, row, i * 32, 32));
+        int64_t found = -1;
+        for (int64_t k = 0; k < PASSAGES && found < 0; k++) {
+            const int64_t n = k % 4 < 3 ? LENGTH : ROW - 3 * LENGTH;
+            OK(fm_tokens_read(&text, passage, k / 4 * ROW + k % 4 * LENGTH, n));
+            found = begun[k] == i / PASSAGES && !memcmp(passage, row, (size_t)n * sizeof *row) ? k : -1;
+        }
+        ck_assert_msg(found >= 0, "row %lld begins with no passage that is still due", (long long)i);
+        begun[found]++;
+        OK(fm_tokens_read(&text, passage, found / 4 * ROW, ROW));
+        copied += found % 4 == 0 && !memcmp(passage, row, sizeof passage);
+    }
+    ck_assert_int_eq(copied, 0);
+    status s = NB_INTERRUPTED;
+    while (s == NB_INTERRUPTED) {
+        int left = 2;
+        nb_progress p = {countdown, &left};
+        s = kd_generate(&m, &o, pieces, false, &p, &r);
+    }
+    ck_assert_msg(s == NB_OK, "%s", nb_fail_message());
+    ck_assert(same_bytes(to, pieces));
+    o.prompt_length = 32;
+    ck_assert_int_eq(kd_generate(&m, &o, to, true, NULL, &r), NB_USAGE);
+    fm_tokens_close(&made);
+    fm_tokens_close(&text);
+    free(from);
+    free(to);
+    free(pieces);
+    md_free(&m);
+    scratch_end();
+}
+END_TEST
+
 START_TEST(interrupted_training_ends_in_the_same_bytes)
 {
     const training *how = &trainings[_i];
@@ -290,6 +342,7 @@ int main(void)
     tcase_set_timeout(tc, 120);
     tcase_add_loop_test(tc, interrupted_generation_ends_in_the_same_bytes, 0, 3);
     tcase_add_loop_test(tc, rows_are_made_as_the_scheme_says, 0, 2);
+    tcase_add_test(tc, rows_begin_with_passages_of_a_text);
     tcase_add_loop_test(tc, interrupted_training_ends_in_the_same_bytes, 0, N_TRAININGS);
     tcase_add_test(tc, pinned_weights_lie_on_the_grid);
     tcase_add_test(tc, stored_logits_of_nearly_all_tokens_train_as_the_teacher_does);

@@ -4,7 +4,8 @@
 
 typedef struct {
     cl_common common;
-    int64_t tokens, batch;
+    int64_t tokens, batch, prompt_length;
+    const char *prompts;
     rt_sampling how;
     int start;
     bool restart;
@@ -40,6 +41,7 @@ static status print_report(const kd_data_report *r, const data_options *o)
 static status generate(const char *model, const data_options *o)
 {
     md_model m = {0};
+    fm_tokens prompts = {0};
     kd_data_report report;
     cl_progress line;
     kd_data_options k = {.start = (kd_start)o->start,
@@ -47,13 +49,18 @@ static status generate(const char *model, const data_options *o)
                          .tokens = o->tokens,
                          .ctx = o->common.ctx,
                          .slots = o->batch,
-                         .seed = o->common.seed};
+                         .seed = o->common.seed,
+                         .prompt_length = o->prompt_length};
     TRY(cl_check_output(&o->common, false));
     if (o->tokens < 1)
         return nb_fail(NB_USAGE, "how many tokens? (--tokens 400k)");
     TRY(cl_begin(&o->common));
     TRY(cl_open_model(&m, model, &o->common, NULL, false));
     status s = cl_precision(&k.precision, &o->common, &m.config);
+    if (s == NB_OK && o->prompts) {
+        s = cl_open_data(&prompts, o->prompts, &o->common, &m);
+        k.prompts = &prompts;
+    }
     if (s == NB_OK) {
         nb_progress progress = cl_progress_start(&line, "generating", "tokens", o->common.quiet);
         s = kd_generate(&m, &k, o->common.output, o->restart, &progress, &report);
@@ -61,6 +68,7 @@ static status generate(const char *model, const data_options *o)
     }
     if (s == NB_OK)
         s = print_report(&report, o);
+    fm_tokens_close(&prompts);
     md_free(&m);
     return s;
 }
@@ -73,6 +81,9 @@ int cl_data(int argc, char **argv)
         {"--start", "bos|hybrid|mixed", CL_CHOICE, &o.start, "bos",
          "how a row begins: with BOS and sampling; with a random token, 3 to 5 likely ones, then sampling "
          "(LLM-QAT); or, for chat models, a mixture of these and of <|endoftext|>, what stands between documents"},
+        {"--prompts", "FILE", CL_TEXT, &o.prompts, NULL,
+         "rows begin with passages of this text (or token file) in place of --start, and the model goes on: its words on your matter"},
+        {"--prompt-length", "N", CL_COUNT, &o.prompt_length, "32", "tokens of a passage"},
         {"--temp", "T", CL_NUMBER, &o.how.temperature, "1", "temperature of sampling"},
         {"--top-k", "N", CL_COUNT, &o.how.top_k, "0", "sample among the N likeliest tokens only (0: all)"},
         {"--top-p", "P", CL_NUMBER, &o.how.top_p, "0", "sample among the likeliest tokens of this probability (0: all)"},
@@ -93,7 +104,7 @@ int cl_data(int argc, char **argv)
         .option = option,
         .n = sizeof option / sizeof *option,
         .common = &o.common,
-        .common_mask = CL_CTX | CL_TOKENIZER | CL_WHICH | CL_OUTPUT | CL_FORCE | CL_SEEDED | CL_PRECISION | CL_JSON};
+        .common_mask = CL_CTX | CL_SPLIT | CL_TOKENIZER | CL_WHICH | CL_OUTPUT | CL_FORCE | CL_SEEDED | CL_PRECISION | CL_JSON};
     const char *argument[CL_MAX_ARGUMENTS];
     int code;
     return cl_parse(&command, argc, argv, argument, &code) ? cl_exit(generate(argument[0], &o)) : code;

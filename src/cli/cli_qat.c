@@ -29,9 +29,9 @@ static int64_t rows(cl_option row[CL_TRAIN_ROWS], cl_train_options *o, bool dist
         {"--batch", "N", CL_COUNT, &k->batch, NULL, "rows of a micro-batch (16; 4 from 256 channels on)"},
         {"--accumulate", "N", CL_COUNT, &k->accumulate, NULL, "micro-batches of a step (1)"},
         {"--lr", "X", CL_NUMBER, &k->lr, NULL,
-         distill ? "learning rate (3e-4; from 256 channels on 2e-4, with --start-from 5e-5; lower for longer runs)"
+         distill ? "learning rate (3e-4; from 256 channels on 2e-4, with --start-from 4e-5; lower for longer runs)"
                  : "learning rate (2e-3; 6e-4 from 256 channels on)"},
-        {"--scale-lr", "X", CL_NUMBER, &k->scale_rate, NULL, "rate of learned scales, relative to their size (1e-3)"},
+        {"--scale-lr", "X", CL_NUMBER, &k->scale_rate, NULL, "rate of learned scales, relative to their size (1e-3; with --start-from 1e-4)"},
         {"--schedule", "constant|linear|cosine|wsd", CL_CHOICE, &o->schedule, NULL,
          "of the rate (qat cosine, train wsd: constant, then falling as 1 - sqrt over the last part)"},
         {"--warmup", "N", CL_COUNT, &k->schedule.warmup, NULL, "steps until the full rate (3 %)"},

@@ -29,6 +29,7 @@ enum {
     EVALUATIONS = 4,         /* while training */
     EVAL_TOKENS = 4096,      /* of one, of a large model */
     MEASURED_TOKENS = 8192,  /* of a large model, at the end, of each text */
+    PROMPT = 32,             /* tokens of --text that a row begins with: of a row of 64 or more */
     CALIBRATED = 128,        /* rows that the start's search looks at, */
     CALIBRATED_COST = 300,   /* which takes as long as training on that many (measured at SmolLM2's shape) */
     LARGE = 256              /* channels from which a model is large */

@@ -149,7 +149,8 @@ static status mend_plan(shrinker *s, double generated)
 
 /* ---- data --------------------------------------------------------------------------------- */
 
-static status generate(shrinker *s, const char *path, int64_t tokens, uint64_t seed, const char *what, kd_data_report *r)
+/* With a text beside them, rows to train on begin with passages of it: what the model says about the user's matter. */
+static status generate(shrinker *s, const char *path, int64_t tokens, uint64_t seed, const char *what, fm_tokens *prompts, kd_data_report *r)
 {
     static const char separator[] = "<|endoftext|>";
     cl_progress line;
@@ -160,7 +161,9 @@ static status generate(shrinker *s, const char *path, int64_t tokens, uint64_t s
                                .tokens = tokens,
                                .ctx = s->ctx,
                                .seed = seed,
-                               .precision = s->precision};
+                               .precision = s->precision,
+                               .prompts = prompts,
+                               .prompt_length = s->ctx < 2 * PROMPT ? s->ctx / 2 : PROMPT};
     const nb_progress progress = cl_progress_start(&line, what, "tokens", s->o->common.quiet);
     status st = kd_generate(&s->teacher, &k, path, false, &progress, r);
     cl_progress_end(&line);
@@ -174,7 +177,7 @@ static status time_generation(shrinker *s, double *rate)
     char *path = nb_path_join(s->work, "timing.h5");
     if (!path)
         return NB_NOMEM;
-    status st = generate(s, path, (shrink_is_large(s) ? HELDOUT_ROWS : 64) * s->ctx, s->o->common.seed + 2, "timing", &r);
+    status st = generate(s, path, (shrink_is_large(s) ? HELDOUT_ROWS : 64) * s->ctx, s->o->common.seed + 2, "timing", NULL, &r);
     remove(path);
     free(path);
     *rate = st == NB_OK ? (double)r.tokens / r.seconds : 0;
@@ -209,7 +212,7 @@ status shrink_prepare(shrinker *s)
     kd_data_report r = {0};
     TRY(read_plan(s, &planned));
     if (!nb_path_exists(s->heldout_path))
-        TRY(generate(s, s->heldout_path, held, s->o->common.seed + 1, "held-out samples", &r));
+        TRY(generate(s, s->heldout_path, held, s->o->common.seed + 1, "held-out samples", NULL, &r));
     TRY(cl_open_data(&s->heldout, s->heldout_path, &s->o->common, &s->teacher));
     if (!planned) {
         double rate = r.tokens > r.resumed_tokens ? (double)(r.tokens - r.resumed_tokens) / r.seconds : 0;
@@ -220,14 +223,14 @@ status shrink_prepare(shrinker *s)
     if (!s->o->common.quiet)
         cl_say("%s: %lld steps of %lld tokens, %lld tokens to generate\n", s->plan_path, (long long)s->steps,
                (long long)(s->batch * s->ctx), (long long)s->tokens);
+    if (s->o->text)
+        TRY(cl_open_data(&s->text, s->o->text, &s->o->common, &s->teacher));
     double generated = 0;
     if (!nb_path_exists(s->data_path)) {
-        TRY(generate(s, s->data_path, s->tokens, s->o->common.seed, "generating", &r));
+        TRY(generate(s, s->data_path, s->tokens, s->o->common.seed, "generating", s->o->text ? &s->text : NULL, &r));
         generated = (double)r.tokens / r.seconds;
     }
     TRY(cl_open_data(&s->data, s->data_path, &s->o->common, &s->teacher));
-    if (s->o->text)
-        TRY(cl_open_data(&s->text, s->o->text, &s->o->common, &s->teacher));
     if (!nb_path_exists(s->start_path))
         TRY(find_start(s));
     if (planned || generated == 0)

@@ -13,7 +13,8 @@ status kd_open(md_model *m, const char *path, const char *which, const md_open_o
  * comes again), 3 to 5 tokens are greedy, the rest is sampled (LLM-QAT, Liu et al. 2023, generate_data.py). MIXED: of four rows two begin with the
  * vocabulary's <|endoftext|>, which stands between the documents of its training, one is hybrid, one begins with BOS (a chat, in models made for
  * that); without such a token two begin with BOS. An end token (BOS where the model has no other) closes a document; the next one begins in the same
- * row with the separator or BOS, so rows are full; in a chat's row the model goes on itself. */
+ * row with the separator or BOS, so rows are full; in a chat's row the model goes on itself. With prompts rows begin in place of all that with passages of a
+ * text, of prompt_length tokens or to the end of their document, each once before any comes again: what the model says about the user's matter. */
 typedef enum { KD_START_BOS, KD_START_HYBRID, KD_START_MIXED } kd_start;
 typedef struct {
     kd_start start;
@@ -23,6 +24,8 @@ typedef struct {
     int64_t slots;  /* rows made at once; 0: 128 where their caches take 1 GiB at most, else 64 */
     uint64_t seed;
     kn_precision precision;
+    fm_tokens *prompts; /* NULL: none */
+    int64_t prompt_length;
 } kd_data_options;
 typedef struct {
     int64_t tokens, documents, resumed_tokens;

@@ -1,5 +1,6 @@
 /* generate.c - the teacher writes its own training data, many rows at once (LLM-QAT, Liu et al. 2023, section 3.1). */
 #include "distill/distill.h"
+#include "distill/windows.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -12,8 +13,11 @@ typedef struct {
     char *scratch; /* [slots] of rt_sample_scratch */
     int32_t *rows; /* [slots, ctx] */
     int32_t *slot, *token;
-    int64_t *permutation, permutation_of; /* of the vocabulary, for random rows permutation_of * V .. */
-    int32_t separator; /* of documents, in mixed starts; -1: none */
+    int64_t *permutation, permutation_of, ways; /* of the ways to begin a row (tokens, prompts), for rows permutation_of * ways .. */
+    int32_t separator; /* of documents, where rows begin mixed or with prompts; -1: none */
+    kd_windows prompts;
+    int64_t *index;             /* [slots] of prompts, */
+    int32_t *prompt, *prompted; /* [slots, prompt_length], and how many tokens they have */
 } generator;
 
 static void generator_free(generator *g)
@@ -26,6 +30,10 @@ static void generator_free(generator *g)
     free(g->slot);
     free(g->token);
     free(g->permutation);
+    free(g->index);
+    free(g->prompt);
+    free(g->prompted);
+    kd_windows_free(&g->prompts);
 }
 
 /* More rows read the weights less often, but their caches are read with every token. */
@@ -41,7 +49,10 @@ static status generator_open(generator *g)
 {
     /* Where products round to bf16 the cache does, too: at a few hundred tokens reading it is most of what attention takes. */
     rt_options o = {.slots = g->slots, .ctx = g->ctx, .precision = g->o->precision, .cache_floats = g->o->precision};
-    size_t n = (size_t)g->slots;
+    const size_t n = (size_t)g->slots, prompt = g->o->prompts ? (size_t)g->o->prompt_length : 1;
+    if (g->o->prompts)
+        TRY(kd_windows_new(&g->prompts, g->o->prompts, g->o->prompt_length, false));
+    g->ways = g->o->prompts ? g->prompts.n : g->V;
     TRY(rt_open(&g->session, g->teacher, &o));
     g->hidden = nb_alloc_aligned(n * (size_t)g->teacher->config.dim, sizeof(real));
     g->logits = nb_alloc_aligned(n * (size_t)g->V, sizeof(real));
@@ -49,34 +60,57 @@ static status generator_open(generator *g)
     g->rows = nb_alloc(n * (size_t)g->ctx, sizeof *g->rows);
     g->slot = nb_alloc(n, sizeof *g->slot);
     g->token = nb_alloc(n, sizeof *g->token);
-    g->permutation = nb_alloc((size_t)g->V, sizeof *g->permutation);
+    g->permutation = nb_alloc((size_t)g->ways, sizeof *g->permutation);
     g->permutation_of = -1;
-    return g->hidden && g->logits && g->scratch && g->rows && g->slot && g->token && g->permutation ? NB_OK : NB_NOMEM;
+    g->index = nb_alloc(n, sizeof *g->index);
+    g->prompt = nb_alloc(n, prompt * sizeof *g->prompt);
+    g->prompted = nb_alloc_zeroed(n, sizeof *g->prompted);
+    return g->hidden && g->logits && g->scratch && g->rows && g->slot && g->token && g->permutation && g->index && g->prompt && g->prompted
+               ? NB_OK
+               : NB_NOMEM;
 }
 
 /* How row i begins, and what begins a document in it. */
-typedef enum { WITH_BOS, WITH_SEPARATOR, AT_RANDOM } beginning;
+typedef enum { WITH_BOS, WITH_SEPARATOR, AT_RANDOM, WITH_PROMPT } beginning;
 
 static beginning beginning_of(const generator *g, int64_t i)
 {
     static const beginning mixed[] = {WITH_SEPARATOR, AT_RANDOM, WITH_SEPARATOR, WITH_BOS};
+    if (g->o->prompts)
+        return WITH_PROMPT;
     if (g->o->start != KD_START_MIXED)
         return g->o->start == KD_START_BOS ? WITH_BOS : AT_RANDOM;
     return g->separator < 0 && mixed[i % 4] == WITH_SEPARATOR ? WITH_BOS : mixed[i % 4];
 }
 
-/* The first token of row i: BOS, the separator, or one of the vocabulary, each once before any comes again. */
-static int32_t first_token(generator *g, int64_t i)
+/* The k-th of all ways to begin at random: each once before any comes again. */
+static int64_t way(generator *g, int64_t k)
 {
-    const beginning b = beginning_of(g, i);
-    const int64_t k = g->o->start == KD_START_MIXED ? i / 4 : i; /* random rows before it */
-    if (b != AT_RANDOM)
-        return b == WITH_BOS ? (int32_t)g->teacher->config.bos : g->separator;
-    if (g->permutation_of != k / g->V) {
-        g->permutation_of = k / g->V;
-        nb_random_permutation(g->permutation, g->V, g->o->seed, (1ull << 62) + (uint64_t)g->permutation_of);
+    if (g->permutation_of != k / g->ways) {
+        g->permutation_of = k / g->ways;
+        nb_random_permutation(g->permutation, g->ways, g->o->seed, (1ull << 62) + (uint64_t)g->permutation_of);
     }
-    return (int32_t)g->permutation[k % g->V];
+    return g->permutation[k % g->ways];
+}
+
+/* Prompts of rows [first, first + n). */
+static status read_prompts(generator *g, int64_t first, int64_t n)
+{
+    for (int64_t r = 0; r < n; r++)
+        g->index[r] = way(g, first + r);
+    return kd_windows_read(&g->prompts, g->o->prompts, g->index, n, g->o->prompt_length, g->prompt, g->prompted);
+}
+
+/* The first token of row i in slot r: of its prompt, BOS, the separator, or one of the vocabulary. */
+static int32_t first_token(generator *g, int64_t i, int64_t r)
+{
+    switch (beginning_of(g, i)) {
+    case WITH_PROMPT: return g->prompt[r * g->o->prompt_length];
+    case WITH_BOS: return (int32_t)g->teacher->config.bos;
+    case WITH_SEPARATOR: return g->separator;
+    case AT_RANDOM: break;
+    }
+    return (int32_t)way(g, g->o->start == KD_START_MIXED ? i / 4 : i);
 }
 
 /* Positions up to which row i is greedy: hybrid rows take 3 to 5 likely tokens after the first. */
@@ -97,6 +131,8 @@ static int32_t next_token(const generator *g, int64_t i, int64_t r, int64_t t)
 {
     const int32_t *row = g->rows + r * g->ctx;
     const md_config *c = &g->teacher->config;
+    if (t + 1 < g->prompted[r])
+        return g->prompt[r * g->o->prompt_length + t + 1];
     const bool ended = c->eos >= 0 && c->eos != c->bos && row[t] == c->eos && row[t] != g->separator;
     const int32_t forced = ended ? after_end(g, i) : -1;
     if (forced >= 0)
@@ -111,8 +147,10 @@ static int32_t next_token(const generator *g, int64_t i, int64_t r, int64_t t)
 /* Rows [first, first + n) of the whole file, token by token in step. */
 static status make_batch(generator *g, int64_t first, int64_t n)
 {
+    if (g->o->prompts)
+        TRY(read_prompts(g, first, n));
     for (int64_t r = 0; r < n; r++) {
-        g->rows[r * g->ctx] = first_token(g, first + r);
+        g->rows[r * g->ctx] = first_token(g, first + r, r);
         g->slot[r] = (int32_t)r;
         rt_clear(g->session, r);
     }
@@ -142,12 +180,26 @@ static uint64_t hash_of(const ag_params *ps)
     return h;
 }
 
-static char *settings_text(const generator *g)
+static void put_hash(nb_writer *w, const char *key, uint64_t h)
+{
+    char hash[17];
+    snprintf(hash, sizeof hash, "%016llx", (unsigned long long)h);
+    nb_json_put_string(w, key, hash);
+}
+
+static status settings_text(char **text, const generator *g)
 {
     const kd_data_options *o = g->o;
+    uint64_t prompts = 0;
+    if (o->prompts)
+        TRY(kd_windows_hash(&prompts, &g->prompts, o->prompts, o->prompt_length));
     nb_writer w = {0};
     nb_json_open(&w, NULL, '{');
-    nb_json_put_string(&w, "start", (const char *const[]){"bos", "hybrid", "mixed"}[o->start]);
+    nb_json_put_string(&w, "start", o->prompts ? "prompts" : (const char *const[]){"bos", "hybrid", "mixed"}[o->start]);
+    if (o->prompts) {
+        put_hash(&w, "prompts", prompts);
+        nb_json_put_int(&w, "prompt_length", o->prompt_length);
+    }
     nb_json_put_number(&w, "temperature", o->sampling.temperature);
     nb_json_put_int(&w, "top_k", o->sampling.top_k);
     nb_json_put_number(&w, "top_p", o->sampling.top_p);
@@ -156,12 +208,10 @@ static char *settings_text(const generator *g)
     nb_json_put_int(&w, "tokens", o->tokens);
     nb_json_put_string(&w, "precision", o->precision == KN_BF16 ? "bf16" : "fp32");
     nb_json_put_string(&w, "cache", o->precision == KN_BF16 ? "bf16" : "fp32");
-    const uint64_t h = hash_of(&g->teacher->params);
-    char hash[17];
-    snprintf(hash, sizeof hash, "%016llx", (unsigned long long)h);
-    nb_json_put_string(&w, "teacher", hash);
+    put_hash(&w, "teacher", hash_of(&g->teacher->params));
     nb_json_close(&w, '}');
-    return nb_json_text(&w);
+    *text = nb_json_text(&w);
+    return *text ? NB_OK : NB_NOMEM;
 }
 
 static status run(generator *g, fm_tokens_writer *w, const nb_progress *progress, kd_data_report *report)
@@ -200,20 +250,22 @@ status kd_generate(md_model *teacher, const kd_data_options *o, const char *path
     if (o->tokens < 1 || g.ctx < 2 || g.ctx > limit)
         return nb_fail(NB_USAGE, "%lld tokens in rows of %lld: a row has 2 to %lld tokens (the model's context)",
                        (long long)o->tokens, (long long)g.ctx, (long long)limit);
+    if (o->prompts && (o->prompt_length < 2 || o->prompt_length >= g.ctx))
+        return nb_fail(NB_USAGE, "prompts of %lld tokens: 2 to %lld begin a row of %lld", (long long)o->prompt_length, (long long)g.ctx - 1, (long long)g.ctx);
     TRY(rt_sampling_check(&o->sampling));
-    if (o->start == KD_START_MIXED)
+    if (o->start == KD_START_MIXED || o->prompts)
         g.separator = fm_tokenizer_find(&teacher->tokenizer, separator, strlen(separator));
     if (g.separator >= g.V)
         g.separator = -1;
-    if (o->start != KD_START_HYBRID && (teacher->config.bos < 0 || teacher->config.bos >= g.V))
+    if (o->start != KD_START_HYBRID && !o->prompts && (teacher->config.bos < 0 || teacher->config.bos >= g.V))
         return nb_fail(NB_USAGE, "the model has no BOS to start from: use the hybrid start");
     double start = nb_seconds();
     fm_tokens_writer w = {0};
     char *text = NULL;
     g.slots = o->slots ? o->slots : default_slots(&g);
     status s = generator_open(&g);
-    if (s == NB_OK && !(text = settings_text(&g)))
-        s = NB_NOMEM;
+    if (s == NB_OK)
+        s = settings_text(&text, &g);
     if (s == NB_OK) {
         fm_tokens_settings settings = {g.V, g.ctx, (int64_t)o->seed, text,
                                        teacher->tokenizer.kind ? &teacher->tokenizer : NULL};

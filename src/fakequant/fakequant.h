@@ -132,8 +132,8 @@ status fq_find_ranges(kn_codes *c, const fq_spec *spec, const real *x, fq_start 
 void fq_site_set(fq_site *site, const real *scale, const int32_t *zero);
 status fq_start_site(fq_site *site, fq_start how, const real *importance); /* one weight site; importance [cols] or NULL */
 bool fq_weights_started(const fq_sites *sites); /* every weight that has ranges of its own has them found */
-/* Training from codes that a search left: the latent floats become w [rows, cols], those that the codes were found for, as far as each goes
- * inside the cell of its code; where it lies more than one code off, the code's value stays. The codes do not change. */
+/* Training from codes that a search left: the latent floats become w [rows, cols], those that the codes were found for; where one would be
+ * coded otherwise, half of the way to the border of its code's cell, and the code's value where it lies more than one code off. The codes do not change. */
 status fq_site_loosen(fq_site *site, const ag_params *ps, const real *w);
 status fq_start_weights(fq_sites *sites, fq_start how, const real *(*importance)(void *ctx, const fq_site *site), void *ctx);
 

@@ -247,7 +247,7 @@ bool fq_weights_started(const fq_sites *sites)
     return true;
 }
 
-/* Nearest to w, from the value v of code q, that is coded as q with a tenth of the way to spare; v where w is more than a code off. */
+/* Nearest to w, from the value v of code q, that is coded as q, half of the way; v where w is more than a code off. */
 static real loosened(const kn_grid *g, real v, real w, int32_t q, real inv, int32_t zero)
 {
     const int32_t other = kn_encode_one(g, w, inv, zero);
@@ -257,7 +257,7 @@ static real loosened(const kn_grid *g, real v, real w, int32_t q, real inv, int3
     for (int i = 0; i < 6; i++, step /= 2)
         if (kn_encode_one(g, v + (reach + step) * (w - v), inv, zero) == q)
             reach += step;
-    return v + (real)0.9 * reach * (w - v);
+    return v + (real)0.5 * reach * (w - v);
 }
 
 status fq_site_loosen(fq_site *s, const ag_params *ps, const real *w)
