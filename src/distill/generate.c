@@ -252,6 +252,8 @@ status kd_generate(md_model *teacher, const kd_data_options *o, const char *path
                        (long long)o->tokens, (long long)g.ctx, (long long)limit);
     if (o->prompts && (o->prompt_length < 2 || o->prompt_length >= g.ctx))
         return nb_fail(NB_USAGE, "prompts of %lld tokens: 2 to %lld begin a row of %lld", (long long)o->prompt_length, (long long)g.ctx - 1, (long long)g.ctx);
+    if (o->prompts && o->prompts->vocab_size > g.V)
+        return nb_fail(NB_USAGE, "%s: ids of a vocabulary of %lld, the model has %lld", o->prompts->path, (long long)o->prompts->vocab_size, (long long)g.V);
     TRY(rt_sampling_check(&o->sampling));
     if (o->start == KD_START_MIXED || o->prompts)
         g.separator = fm_tokenizer_find(&teacher->tokenizer, separator, strlen(separator));
