@@ -241,12 +241,13 @@ START_TEST(json_text_is_what_was_put)
     nb_json_close(&w, '}');
     nb_json_close(&w, ']');
     nb_json_put_bool(&w, "best", true);
+    nb_json_put_hash(&w, "hash", 0x0123456789abcdef);
     nb_json_put_raw(&w, "raw", "[]");
     nb_json_close(&w, '}');
     char *text = nb_json_text(&w);
     ck_assert_str_eq(text, "{\"step\":-9223372036854775808,\"kl\":0.1,\"nan\":null,\"ci\":[1,"
                            "\"a\\\"\\\\\\n\\u0001\\u007f\xC3\xA9\xEF\xBF\xBD\xEF\xBF\xBD\",{}],"
-                           "\"best\":true,\"raw\":[]}");
+                           "\"best\":true,\"hash\":\"0123456789abcdef\",\"raw\":[]}");
     nb_json *j = parse_exactly(text);
     ck_assert_ptr_nonnull(j);
     nb_json_free(j);

@@ -182,6 +182,7 @@ void nb_json_put_string(nb_writer *w, const char *key, const char *value);
 void nb_json_put_int(nb_writer *w, const char *key, int64_t value);
 void nb_json_put_number(nb_writer *w, const char *key, double value); /* shortest text that reads back the same */
 void nb_json_put_bool(nb_writer *w, const char *key, bool value);
+void nb_json_put_hash(nb_writer *w, const char *key, uint64_t h); /* 16 hexadecimal digits */
 void nb_json_put_raw(nb_writer *w, const char *key, const char *json); /* text that is JSON already */
 char *nb_json_text(nb_writer *w); /* NUL-terminated, caller frees; NULL if it failed. Resets the writer. */
 

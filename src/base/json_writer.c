@@ -136,6 +136,13 @@ void nb_json_put_bool(nb_writer *w, const char *key, bool value)
     nb_json_put_raw(w, key, value ? "true" : "false");
 }
 
+void nb_json_put_hash(nb_writer *w, const char *key, uint64_t h)
+{
+    char text[17];
+    (void)snprintf(text, sizeof text, "%016llx", (unsigned long long)h);
+    nb_json_put_string(w, key, text);
+}
+
 void nb_json_put_raw(nb_writer *w, const char *key, const char *json)
 {
     begin_value(w, key);

@@ -180,13 +180,6 @@ static uint64_t hash_of(const ag_params *ps)
     return h;
 }
 
-static void put_hash(nb_writer *w, const char *key, uint64_t h)
-{
-    char hash[17];
-    snprintf(hash, sizeof hash, "%016llx", (unsigned long long)h);
-    nb_json_put_string(w, key, hash);
-}
-
 static status settings_text(char **text, const generator *g)
 {
     const kd_data_options *o = g->o;
@@ -197,7 +190,7 @@ static status settings_text(char **text, const generator *g)
     nb_json_open(&w, NULL, '{');
     nb_json_put_string(&w, "start", o->prompts ? "prompts" : (const char *const[]){"bos", "hybrid", "mixed"}[o->start]);
     if (o->prompts) {
-        put_hash(&w, "prompts", prompts);
+        nb_json_put_hash(&w, "prompts", prompts);
         nb_json_put_int(&w, "prompt_length", o->prompt_length);
     }
     nb_json_put_number(&w, "temperature", o->sampling.temperature);
@@ -208,7 +201,7 @@ static status settings_text(char **text, const generator *g)
     nb_json_put_int(&w, "tokens", o->tokens);
     nb_json_put_string(&w, "precision", o->precision == KN_BF16 ? "bf16" : "fp32");
     nb_json_put_string(&w, "cache", o->precision == KN_BF16 ? "bf16" : "fp32");
-    put_hash(&w, "teacher", hash_of(&g->teacher->params));
+    nb_json_put_hash(&w, "teacher", hash_of(&g->teacher->params));
     nb_json_close(&w, '}');
     *text = nb_json_text(&w);
     return *text ? NB_OK : NB_NOMEM;

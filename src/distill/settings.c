@@ -99,13 +99,6 @@ uint64_t kd_fingerprint(const kd_trainer *t)
     return t->text ? nb_hash(h, &t->mixed_hash, sizeof t->mixed_hash) : h;
 }
 
-static void put_hash(nb_writer *w, const char *key, uint64_t h)
-{
-    char text[17];
-    snprintf(text, sizeof text, "%016llx", (unsigned long long)h);
-    nb_json_put_string(w, key, text);
-}
-
 static void put_shape(nb_writer *w, const md_config *c)
 {
     char text[64];
@@ -128,17 +121,17 @@ char *kd_settings_text(const kd_trainer *t)
     nb_json_put_int(&w, "train_windows", t->train.n);
     nb_json_put_int(&w, "heldout_windows", t->held.n);
     put_shape(&w, &t->student->config);
-    put_hash(&w, "data", t->train_hash);
+    nb_json_put_hash(&w, "data", t->train_hash);
     if (t->text) {
         nb_json_put_number(&w, "text_share", t->o.text_share);
         nb_json_put_int(&w, "text_windows", t->mixed.n);
-        put_hash(&w, "text", t->mixed_hash);
+        nb_json_put_hash(&w, "text", t->mixed_hash);
     }
-    put_hash(&w, "heldout", t->held_hash);
-    put_hash(&w, "teacher", fingerprint(t->teacher));
-    put_hash(&w, "model", fingerprint(t->student));
+    nb_json_put_hash(&w, "heldout", t->held_hash);
+    nb_json_put_hash(&w, "teacher", fingerprint(t->teacher));
+    nb_json_put_hash(&w, "model", fingerprint(t->student));
     char *recipe = fq_recipe_text(&t->student->recipe);
-    put_hash(&w, "recipe", recipe ? nb_hash(NB_HASH_START, recipe, strlen(recipe)) : 0);
+    nb_json_put_hash(&w, "recipe", recipe ? nb_hash(NB_HASH_START, recipe, strlen(recipe)) : 0);
     free(recipe);
     nb_json_close(&w, '}');
     return nb_json_text(&w);
