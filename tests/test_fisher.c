@@ -274,6 +274,91 @@ START_TEST(every_label_as_often_as_the_model_says_it)
 }
 END_TEST
 
+/* Of one token and every label by its share: gg [C, C] the sum of g g', g what the label asks of the row looked up, and xx [C, C] that of (1 - share) x x', x what
+ * the head reads. m is not tied: no other row of the embedding has a gradient. */
+static void enumerate_ends(double *gg, double *xx, md_model *m, int32_t id)
+{
+    const md_input in = {.B = 1, .T = 1, .ids = &id};
+    const int64_t C = m->config.dim;
+    const ag_param *p = ag_param_find(&m->params, "embed.weight");
+    real z[V], x[MOST];
+    double lse;
+    ag_tape t = {.quantize_off = true};
+    md_output out = md_forward(&t, m, &in);
+    const ag_tensor *logits = ag_linear(&t, out.x, out.w, out.b);
+    OK(ag_status(&t));
+    memcpy(z, ag_value(logits), sizeof z);
+    memcpy(x, ag_value(out.x), (size_t)C * sizeof *x);
+    kn_logsumexp(&lse, z, 1, V);
+    memset(gg, 0, MOST * MOST * sizeof *gg);
+    memset(xx, 0, MOST * MOST * sizeof *xx);
+    for (int32_t v = 0; v < V; v++) {
+        const double share = exp((double)z[v] - lse);
+        ag_reset(&t);
+        ag_params_clear_grad(&m->params);
+        out = md_forward(&t, m, &in);
+        OK(ag_backward(&t, ag_head(&t, out.x, out.w, out.b, &v, &(ag_head_loss){.ce = 1}, NULL)));
+        for (int64_t i = 0; i < C * C; i++) {
+            gg[i] += share * (double)p->g[id * C + i / C] * (double)p->g[id * C + i % C];
+            xx[i] += share * (1 - share) * (double)x[i / C] * (double)x[i % C];
+        }
+    }
+    ag_tape_free(&t);
+}
+
+/* |a - h| / |a| */
+static double apart(const double *a, const pt_hessian *h)
+{
+    double d = 0, size = 0;
+    for (int64_t i = 0; i < h->K * h->K; i++) {
+        d += pow(a[i] - (double)h->H[i], 2);
+        size += a[i] * a[i];
+    }
+    return sqrt(d / size);
+}
+
+START_TEST(rows_of_an_embedding_cost_where_they_are_looked_up_and_where_a_head_reads_them)
+{
+    md_model m;
+    pt_fisher *f;
+    const pt_hessian *h;
+    int32_t *ids = malloc(DRAWS * sizeof *ids);
+    double *gg = malloc(2 * MOST * MOST * sizeof *gg), *xx = gg + MOST * MOST, mean = 0;
+    for (int i = 0; i < DRAWS; i++)
+        ids[i] = ID;
+    open_model(&m, "q4_0_all");
+    ck_assert(m.config.tied && m.config.dim <= MOST);
+    OK(pt_fisher_new(&f, &m, ids, DRAWS, 1, &(kd_calibration){.seed = 1}));
+    ck_assert_ptr_null(pt_fisher_tokens(f, "head.input"));
+    OK(md_untie(&m));
+    enumerate_ends(gg, xx, &m, ID);
+    for (int64_t i = 0; i < m.config.dim * m.config.dim; i++)
+        xx[i] += gg[i];
+    OK(pt_fisher_rows(&h, f, 0.01));
+    ck_assert(h && h->K == m.config.dim && h->U);
+    ck_assert_double_lt(apart(xx, h), 0.05);
+    ck_assert_double_gt(apart(gg, h), 0.1);
+    pt_fisher_free(f);
+    OK(pt_fisher_new(&f, &m, ids, DRAWS, 1, &(kd_calibration){.seed = 1}));
+    OK(pt_fisher_rows(&h, f, 0.01));
+    ck_assert(h && h->K == m.config.dim);
+    ck_assert_double_lt(apart(gg, h), 0.05);
+    for (int i = 0; i < DRAWS; i++)
+        mean += (double)pt_fisher_tokens(f, "head.input")[i] / DRAWS;
+    ck_assert_double_eq_tol(mean, 1, 1e-4);
+    pt_fisher_free(f);
+    md_free(&m);
+    open_model(&m, "q4_0"); /* ends of 8 bits */
+    OK(pt_fisher_new(&f, &m, ids, 1, 1, &(kd_calibration){.seed = 1}));
+    OK(pt_fisher_rows(&h, f, 0.01));
+    ck_assert_ptr_null(h);
+    pt_fisher_free(f);
+    md_free(&m);
+    free(ids);
+    free(gg);
+}
+END_TEST
+
 /* Squares [cols] of what goes into a weight for one token alone, and their sum. */
 static double squares(real *x2, md_model *m, const fq_site *weight, int32_t id)
 {
@@ -371,7 +456,7 @@ static double kl_of(const char *method, const char *recipe, fm_tokens *data, rea
 
 START_TEST(as_good_as_gptq_and_the_same_again)
 {
-    static const char *const recipe[] = {"w4a16g32", "q4_0"};
+    static const char *const recipe[] = {"w4a16g32", "q4_0", "q4_0_all"};
     md_model m;
     fm_tokens data;
     real first[3];
@@ -389,6 +474,59 @@ START_TEST(as_good_as_gptq_and_the_same_again)
 }
 END_TEST
 
+/* sum of e_v H e_v' over rows, e = w - v. */
+static double cost_of_rows(const real *w, const real *v, int64_t rows, const pt_hessian *h)
+{
+    const int64_t C = h->K;
+    double sum = 0;
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t i = 0; i < C * C; i++)
+            sum += (double)(w[r * C + i / C] - v[r * C + i / C]) * (double)h->H[i] * (double)(w[r * C + i % C] - v[r * C + i % C]);
+    return sum;
+}
+
+START_TEST(an_embedding_of_few_bits_is_searched)
+{
+    md_model m, floats;
+    fm_tokens data;
+    pt_fisher *f;
+    const pt_hessian *h;
+    kn_codes nearest;
+    int32_t *ids;
+    int64_t windows, length;
+    scratch_begin();
+    open_model(&floats, "float");
+    generate(&floats, scratch_path("data.h5"), 4096, 3, KD_START_HYBRID);
+    md_free(&floats);
+    OK(fm_tokens_open(&data, scratch_path("data.h5"), NULL, FM_SPLIT_NONE));
+    open_model(&floats, "q4_0_all");
+    open_model(&m, "q4_0_all");
+    pt_options o = pt_defaults();
+    o.data = &data;
+    o.calibration = (kd_calibration){.samples = 64, .length = 32};
+    OK(pt_method_find("fisher")->run(&m, &o));
+    OK(kd_even_windows(&ids, &windows, &length, &floats, &data, &o.calibration));
+    OK(pt_fisher_new(&f, &floats, ids, windows, length, &o.calibration));
+    OK(pt_fisher_rows(&h, f, 0.01));
+    const fq_site *site = fq_site_find(&floats.sites, "embed.weight");
+    const real *w = site->w->x;
+    real *v = malloc((size_t)site->w->count * sizeof *v);
+    OK(kn_codes_new(&nearest, &site->spec.grid, site->rows, site->cols));
+    OK(fq_find_ranges(&nearest, &site->spec, w, FQ_START_MSE, NULL));
+    kn_decode(v, &nearest, 0, site->rows);
+    const double searched = cost_of_rows(w, ag_param_find(&m.params, "embed.weight")->x, site->rows, h), plain = cost_of_rows(w, v, site->rows, h);
+    ck_assert_msg(searched > 0 && searched < 0.95 * plain, "%g, by least error %g", searched, plain);
+    kn_codes_free(&nearest);
+    free(v);
+    pt_fisher_free(f);
+    free(ids);
+    md_free(&m);
+    md_free(&floats);
+    fm_tokens_close(&data);
+    scratch_end();
+}
+END_TEST
+
 int main(void)
 {
     Suite *s = suite_create("fisher");
@@ -398,8 +536,10 @@ int main(void)
     tcase_add_loop_test(c, outputs_apart_change_nothing_and_together_cost_less, 0, N_SPECS);
     tcase_add_loop_test(c, descent_ends_where_nothing_moves_alone, 0, N_SPECS);
     tcase_add_test(c, every_label_as_often_as_the_model_says_it);
+    tcase_add_test(c, rows_of_an_embedding_cost_where_they_are_looked_up_and_where_a_head_reads_them);
     tcase_add_test(c, importance_counts_tokens_by_their_gradients);
-    tcase_add_loop_test(c, as_good_as_gptq_and_the_same_again, 0, 2);
+    tcase_add_loop_test(c, as_good_as_gptq_and_the_same_again, 0, 3);
+    tcase_add_test(c, an_embedding_of_few_bits_is_searched);
     suite_add_tcase(s, c);
     return run_suite(s);
 }

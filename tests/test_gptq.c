@@ -3,6 +3,7 @@
  */
 #include "ptq/gptq.h"
 #include "ptq/gptq_model.h"
+#include "ptq/gptq_scales.h"
 #include "runs_made.h"
 
 enum { ROWS = 24, K = 96, SAMPLES = 300 };
@@ -225,6 +226,43 @@ START_TEST(never_worse_than_rounding_and_values_keep_their_codes)
 }
 END_TEST
 
+/* Rows of a vocabulary's size go in slices. */
+START_TEST(a_row_is_the_same_among_many)
+{
+    enum { MANY = 4096 + 40, LAST = 8 };
+    const pt_gptq_options how = {.ranges = FQ_START_ABSMAX, .rounds = 1};
+    real *w = malloc((size_t)(MANY * K) * sizeof *w);
+    fq_spec s;
+    pt_hessian h;
+    kn_codes all, last;
+    double error[2], error_last[2];
+    made_spec(&s, specs[_i]);
+    if (!pt_ranges_by_row(&s.grid)) { /* ranges that rows share */
+        free(w);
+        return;
+    }
+    for (int64_t i = 0; i < MANY * K; i++)
+        w[i] = (real)nb_random_normal(2, 2, (uint64_t)i);
+    made_hessian(&h, SAMPLES);
+    OK(pt_hessian_factor(&h, 0.01, false));
+    OK(kn_codes_new(&all, &s.grid, MANY, K));
+    OK(kn_codes_new(&last, &s.grid, LAST, K));
+    OK(pt_gptq(&all, &s, w, &h, &how, error));
+    OK(pt_gptq(&last, &s, w + (MANY - LAST) * K, &h, &how, error_last));
+    for (int64_t r = 0; r < LAST; r++) {
+        for (int64_t k = 0; k < K; k++)
+            ck_assert_int_eq(pt_code(&all, (MANY - LAST + r) * all.ld + k), pt_code(&last, r * last.ld + k));
+        ck_assert_int_eq(memcmp(all.scale + (MANY - LAST + r) * all.spans, last.scale + r * last.spans, (size_t)last.spans * sizeof *last.scale), 0);
+        ck_assert(!all.zero || memcmp(all.zero + (MANY - LAST + r) * all.spans, last.zero + r * last.spans, (size_t)last.spans * sizeof *last.zero) == 0);
+    }
+    ck_assert(error[0] < error[1] && error[0] > MANY / LAST * 0.7 * error_last[0]);
+    kn_codes_free(&all);
+    kn_codes_free(&last);
+    pt_hessian_free(&h);
+    free(w);
+}
+END_TEST
+
 START_TEST(few_samples_and_hopeless_ones)
 {
     pt_hessian h;
@@ -381,6 +419,7 @@ int main(void)
     tcase_add_loop_test(c, codes_equal_the_papers_steps, 0, 6);
     tcase_add_loop_test(c, uncorrelated_inputs_mean_rounding, 0, 2 * N_SPECS);
     tcase_add_loop_test(c, never_worse_than_rounding_and_values_keep_their_codes, 0, N_SPECS);
+    tcase_add_loop_test(c, a_row_is_the_same_among_many, 0, N_SPECS);
     tcase_add_test(c, few_samples_and_hopeless_ones);
     tcase_add_loop_test(c, folding_gives_the_codes, 0, 4);
     tcase_add_test(c, first_tokens_fare_as_they_weigh);

@@ -4,6 +4,8 @@
  *   s_t = sum of |g_t|^2 over the weights that read x_t,  H = mean g_t g_t' + mean(diag) I of every weight:  mean (g' E x)^2 ~ tr H E (mean s_t x_t x_t') E'
  * (Martens & Grosse 2015, K-FAC; of rounding: Kim et al. 2025, GuidedQuant; Tseng et al. 2025, YAQA). The diagonal is raised by its whole mean: SmolLM2-135M, q4_0,
  * 64 windows of 512 of its own, KL on wikitext2_valid: 0.0713 with 0.05 of it, 0.0688 with 0.3, 0.0670 with 1; by tokens alone 0.0725, GPTQ 0.0837.
+ * An error e_v of the embedding's row v is met by tokens v and, where the head is tied, by every logit v:  rows cost e_v H e_v' each, up to how often v is seen,
+ *   H = mean g_t g_t' (g_t of what is looked up) + mean (1 - sum_v p_tv^2) x_t x_t' (x_t what the tied head reads; |dCE/dlogits|^2 in the mean over labels)
  */
 #include "ptq/fisher.h"
 #include <math.h>
@@ -31,6 +33,9 @@ struct pt_fisher {
     int n_inputs, n_outputs;
     int64_t tokens, at; /* at: the first token of the batch that is under way */
     real *square; /* [batch] |g_t|^2 times the square of the batch's tokens, whose mean the loss is */
+    real *doubt;  /* [batch] 1 - p of the label drawn: 1 - sum p^2 in the mean over labels */
+    real *head;   /* [tokens] doubt where the head is coded and not tied; an input's */
+    pt_hessian rows; /* of the embedding; empty: not wanted */
     kn_precision precision;
     kd_importance *importance; /* where it is all that is wanted */
     pt_hessian factored;
@@ -45,9 +50,11 @@ void pt_fisher_free(pt_fisher *f)
     for (int i = 0; i < f->n_outputs; i++)
         free(f->output[i].H);
     pt_hessian_free(&f->factored);
+    pt_hessian_free(&f->rows);
     free(f->input);
     free(f->output);
     free(f->square);
+    free(f->doubt);
     free(f);
 }
 
@@ -75,6 +82,20 @@ static status find_input(int *found, pt_fisher *f, const char *name)
     return f->input[i].token ? NB_OK : NB_NOMEM;
 }
 
+/* Embedding and head, but for importance. Ends of 8 bits and more cost too little to be searched. */
+static status open_ends(pt_fisher *f, const md_model *m)
+{
+    const fq_site *embed = fq_site_find(&m->sites, "embed.weight"), *head = fq_site_find(&m->sites, "head.weight");
+    int i;
+    if (embed && embed->w && embed->spec.grid.bits && embed->spec.grid.bits < 8 && embed->spec.range != FQ_DYNAMIC)
+        TRY(pt_hessian_new(&f->rows, m->config.dim));
+    if (head && head->spec.grid.bits) {
+        TRY(find_input(&i, f, "head.input"));
+        f->head = f->input[i].token;
+    }
+    return NB_OK;
+}
+
 static status open_outputs(pt_fisher *f, const md_model *m)
 {
     char name[NAME];
@@ -92,7 +113,7 @@ static status open_outputs(pt_fisher *f, const md_model *m)
             return NB_NOMEM;
         TRY(find_input(&o->input, f, name));
     }
-    return NB_OK;
+    return f->importance ? NB_OK : open_ends(f, m);
 }
 
 /* ---- gradients ---------------------------------------------------------------------------- */
@@ -129,8 +150,8 @@ static void gather_head(void *ctx, const char *site, const ag_tensor *in, const 
         kd_gather_importance(f->importance, site, in, out);
 }
 
-/* label [n] of rows of logits z [n, V], each by softmax(z): the first label at which the sum of shares reaches a random number. */
-static void draw(int32_t *label, const real *z, int64_t n, int64_t V, uint64_t seed, int64_t first)
+/* label [n] of rows of logits z [n, V], each by softmax(z): the first label at which the sum of shares reaches a random number; doubt [n]: 1 - its share. */
+static void draw(int32_t *label, real *doubt, const real *z, int64_t n, int64_t V, uint64_t seed, int64_t first)
 {
     const uint64_t stream = nb_hash(NB_HASH_START, "fisher", 6);
 #pragma omp parallel for schedule(static)
@@ -141,10 +162,11 @@ static void draw(int32_t *label, const real *z, int64_t n, int64_t V, uint64_t s
         while (v < V - 1 && (left -= exp((double)z[r * V + v] - lse)) > 0)
             v++;
         label[r] = (int32_t)v;
+        doubt[r] = (real)fmax(0, 1 - exp((double)z[r * V + v] - lse));
     }
 }
 
-static status draw_labels(int32_t *label, const md_output *out, ag_tape *t, uint64_t seed, int64_t first)
+static status draw_labels(int32_t *label, real *doubt, const md_output *out, ag_tape *t, uint64_t seed, int64_t first)
 {
     const int64_t M = ag_rows(out->x), C = ag_cols(out->x), V = out->w->dim[0];
     const real *x = ag_value(out->x), *w = ag_value(out->w), *b = out->b ? ag_value(out->b) : NULL;
@@ -156,7 +178,7 @@ static status draw_labels(int32_t *label, const md_output *out, ag_tape *t, uint
         kn_product_nt(t->precision, z, x + i * C, w, n, V, C, 0);
         for (int64_t k = 0; b && k < n * V; k++)
             z[k] += b[k % V];
-        draw(label + i, z, n, V, seed, first + i);
+        draw(label + i, doubt + i, z, n, V, seed, first + i);
     }
     ag_give_back(t, z, (size_t)(CHUNK * V) * sizeof *z);
     return NB_OK;
@@ -176,19 +198,39 @@ static ag_tensor *embed(ag_tape *t, md_model *m, const int32_t *ids, int64_t n, 
     return ag_leaf(t, x, g, 3, e->dim);
 }
 
+/* x: what the head reads; before the backward pass, which gives it back. */
+static status gather_read(pt_fisher *f, const md_model *m, const ag_tensor *x)
+{
+    const int64_t M = ag_rows(x);
+    if (f->head)
+        memcpy(f->head + f->at, f->doubt, (size_t)M * sizeof *f->head);
+    return f->rows.H && m->config.tied ? pt_hessian_add(&f->rows, f->precision, ag_value(x), f->doubt, M) : NB_OK;
+}
+
+/* x: what was looked up, with its gradient. */
+static status gather_looked_up(pt_fisher *f, const ag_tensor *x)
+{
+    const int64_t M = ag_rows(x);
+    for (int64_t t = 0; t < M; t++)
+        f->square[t] = (real)((double)M * (double)M);
+    return f->rows.H ? pt_hessian_add(&f->rows, f->precision, x->g, f->square, M) : NB_OK;
+}
+
 static status look(pt_fisher *f, md_model *m, ag_tape *t, const int32_t *ids, int64_t n, int64_t length, uint64_t seed)
 {
     const ag_head_loss loss = {.ce = 1};
     ag_reset(t);
     int32_t *label = ag_take(t, (size_t)(n * length) * sizeof *label);
-    ag_tensor *x = label ? embed(t, m, ids, n, length) : NULL;
+    ag_tensor *const first = label ? embed(t, m, ids, n, length) : NULL, *x = first;
     for (int64_t l = 0; l < m->config.layers; l++)
         x = md_block_forward(t, m, l, x, NULL);
     const md_output out = md_finish(t, m, x);
     TRY(ag_status(t));
-    TRY(draw_labels(label, &out, t, seed, f->at));
+    TRY(draw_labels(label, f->doubt, &out, t, seed, f->at));
+    TRY(gather_read(f, m, out.x));
     ag_tensor *ce = ag_head(t, out.x, out.w, out.b, label, &loss, NULL);
-    return ce ? ag_backward(t, ce) : ag_status(t);
+    TRY(ce ? ag_backward(t, ce) : ag_status(t));
+    return gather_looked_up(f, first);
 }
 
 static status look_at_all(pt_fisher *f, md_model *m, const int32_t *ids, int64_t windows, int64_t length, const kd_calibration *c)
@@ -196,7 +238,8 @@ static status look_at_all(pt_fisher *f, md_model *m, const int32_t *ids, int64_t
     ag_tape t = {.quantize_off = true, .precision = c->precision, .tap = {gather_head, f}, .backward_tap = {gather, f}};
     const int64_t most = TOKENS / length > 1 ? TOKENS / length : 1;
     f->square = nb_alloc((size_t)most, (size_t)length * sizeof *f->square);
-    status s = f->square ? NB_OK : NB_NOMEM;
+    f->doubt = nb_alloc((size_t)most, (size_t)length * sizeof *f->doubt);
+    status s = f->square && f->doubt ? NB_OK : NB_NOMEM;
     for (int64_t i = 0; i < windows && s == NB_OK; i += most) {
         char text[80];
         f->at = i * length;
@@ -243,6 +286,8 @@ static void finish(pt_fisher *f)
 {
     for (int i = 0; i < f->n_inputs; i++)
         level(f->input[i].token, f->tokens, 1);
+    for (int64_t k = 0; f->rows.H && k < f->rows.K * f->rows.K; k++)
+        f->rows.H[k] = (real)((double)f->rows.H[k] / (double)f->tokens);
     for (int i = 0; i < f->n_outputs; i++) {
         const int64_t N = f->output[i].site->rows;
         level(f->output[i].H, N * N, N + 1);
@@ -309,4 +354,10 @@ status pt_fisher_outputs(const pt_hessian **h, pt_fisher *f, const char *weight)
     TRY(pt_hessian_factor(&f->factored, 1e-6, false));
     *h = &f->factored;
     return NB_OK;
+}
+
+status pt_fisher_rows(const pt_hessian **h, pt_fisher *f, double percdamp)
+{
+    *h = f->rows.H ? &f->rows : NULL;
+    return *h ? pt_hessian_factor(&f->rows, percdamp, false) : NB_OK;
 }

@@ -16,4 +16,7 @@ const real *pt_fisher_tokens(const pt_fisher *f, const char *input);
 /* H [rows, rows] of what comes out of a weight, factored, for pt_gptq_options.outputs; *h NULL: it has none. Until the next call. */
 status pt_fisher_outputs(const pt_hessian **h, pt_fisher *f, const char *weight);
 
+/* H [cols, cols] of errors of an embedding's rows, which a tied head has too, factored; *h NULL: it has none, 8 bits or more, or no codes. */
+status pt_fisher_rows(const pt_hessian **h, pt_fisher *f, double percdamp);
+
 #endif

@@ -18,7 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { TILE = 32, BLOCK = 128, STEP = 32, SWEEPS = 3 /* of descent in a round */ };
+enum { TILE = 32, BLOCK = 128, STEP = 32, SWEEPS = 3 /* of descent in a round */, AT_ONCE = 4096 /* independent rows */ };
 
 typedef struct {
     const fq_spec *spec;
@@ -346,7 +346,8 @@ static const real *turn(real *before, const pt_hessian *outputs)
     return before;
 }
 
-status pt_gptq(kn_codes *c, const fq_spec *spec, const real *w, const pt_hessian *h, const pt_gptq_options *o, double error[2])
+/* error += what pt_gptq says. */
+static status all_rows(kn_codes *c, const fq_spec *spec, const real *w, const pt_hessian *h, const pt_gptq_options *o, double error[2])
 {
     const int64_t group = c->grid.grain == KN_GROUP || c->grid.grain == KN_HEAD ? c->grid.group : 0, N = c->rows;
     task t = {.spec = spec, .w = w, .h = h, .o = o};
@@ -363,11 +364,38 @@ status pt_gptq(kn_codes *c, const fq_spec *spec, const real *w, const pt_hessian
         s = search(c, &next, &t, best, best + N, scratch, &nearest);
         kn_codes_free(&next);
     }
-    if (s == NB_OK && error) {
-        error[0] = total(best, N);
-        error[1] = nearest;
+    if (s == NB_OK) {
+        error[0] += total(best, N);
+        error[1] += nearest;
     }
     free(best);
     free(scratch);
     return s;
+}
+
+/* Rows [row, row + n) of codes whose rows share nothing. */
+static kn_codes rows_of(const kn_codes *c, int64_t row, int64_t n)
+{
+    kn_codes part = *c;
+    part.rows = n;
+    part.n_scales = n * c->spans;
+    part.q = c->q ? c->q + row * c->ld : NULL;
+    part.q16 = c->q16 ? c->q16 + row * c->ld : NULL;
+    part.scale += row * c->spans;
+    part.zero = c->zero ? c->zero + row * c->spans : NULL;
+    return part;
+}
+
+status pt_gptq(kn_codes *c, const fq_spec *spec, const real *w, const pt_hessian *h, const pt_gptq_options *o, double error[2])
+{
+    const bool apart = !o->outputs && pt_ranges_by_row(&c->grid) && !c->scale_code && !c->wide;
+    const int64_t at_once = apart ? AT_ONCE : c->rows;
+    double sum[2] = {0};
+    for (int64_t row = 0; row < c->rows; row += at_once) {
+        kn_codes part = apart ? rows_of(c, row, c->rows - row < at_once ? c->rows - row : at_once) : *c;
+        TRY(all_rows(&part, spec, w + row * c->cols, h, o, sum));
+    }
+    if (error)
+        memcpy(error, sum, sizeof sum);
+    return NB_OK;
 }

@@ -14,6 +14,8 @@ typedef struct {
 } pt_hessian;
 status pt_hessian_new(pt_hessian *h, int64_t K);
 void pt_hessian_free(pt_hessian *h);
+/* H += sum over rows of weight_t x_t x_t', x [M, K], weight [M] or NULL: 1. */
+status pt_hessian_add(pt_hessian *h, kn_precision precision, const real *x, const real *weight, int64_t M);
 /* Makes U. damping: the first share tried, 0: 0.01; after a failure 0.01 more, then ten times as much. act_order: columns by falling diagonal. */
 status pt_hessian_factor(pt_hessian *h, double damping, bool act_order);
 

@@ -92,25 +92,18 @@ static double first_weight(const pass *p)
 /* H += sum over rows of f_t x_t x_t'; token: f of all tokens, or NULL. */
 static status add_rows(pass *p, stage *s, const real *x, int64_t M, const real *token)
 {
-    const int64_t K = s->h.K;
-    const double first = first_weight(p);
-    real *y = nb_alloc((size_t)M, (size_t)K * sizeof *y);
-    if (!y)
+    const real first = (real)first_weight(p);
+    real *f = nb_alloc((size_t)M, sizeof *f);
+    if (!f)
         return NB_NOMEM;
-    double sum = 0;
-#pragma omp parallel for schedule(static) reduction(+ : sum)
     for (int64_t t = 0; t < M; t++) {
-        const double f = token ? (double)token[s->tokens + t] : (s->tokens + t) % p->walk.length == 0 ? first : 1;
-        const real root = (real)sqrt(f);
-        for (int64_t k = t * K; k < (t + 1) * K; k++)
-            y[k] = root * x[k];
-        sum += f;
+        f[t] = token ? token[s->tokens + t] : (s->tokens + t) % p->walk.length == 0 ? first : 1;
+        s->weight_sum += (double)f[t];
     }
-    kn_gram(p->walk.tape.precision, s->h.H, y, M, K, 1);
-    s->weight_sum += sum;
+    const status e = pt_hessian_add(&s->h, p->walk.tape.precision, x, f, M);
     s->tokens += M;
-    free(y);
-    return NB_OK;
+    free(f);
+    return e;
 }
 
 static void gather(void *ctx, const char *site, const ag_tensor *in, const ag_tensor *out)
@@ -146,7 +139,7 @@ static status check_greedy(const pass *p, const fq_site *s)
                : NB_OK;
 }
 
-static status quantize(pass *p, const stage *t, fq_site *s)
+static status quantize(pass *p, const pt_hessian *h, fq_site *s)
 {
     pt_gptq_options how = p->how;
     kn_codes c;
@@ -155,7 +148,7 @@ static status quantize(pass *p, const stage *t, fq_site *s)
     if (p->fisher)
         TRY(pt_fisher_outputs(&how.outputs, p->fisher, s->name));
     TRY(kn_codes_new(&c, &s->spec.grid, s->rows, s->cols));
-    status e = pt_gptq(&c, &s->spec, s->w->x, &t->h, &how, error);
+    status e = pt_gptq(&c, &s->spec, s->w->x, h, &how, error);
     if (e == NB_OK) {
         kn_decode(s->w->x, &c, 0, s->rows);
         fq_site_set(s, c.scale, c.zero);
@@ -172,7 +165,7 @@ static status do_stage(pass *p, stage *t)
     char text[96];
     TRY(finish_hessian(p, t));
     for (int i = 0; i < t->n; i++)
-        TRY(quantize(p, t, t->weight[i]));
+        TRY(quantize(p, &t->h, t->weight[i]));
     snprintf(text, sizeof text, "errors %.2f of rounding", p->error / p->nearest);
     return nb_progress_report(p->walk.progress, p->walk.layer, p->walk.m->config.layers, text)
                ? NB_OK
@@ -220,7 +213,7 @@ static status all_blocks(pass *p)
     return p->walk.m->config.tied ? NB_OK : do_block(p);
 }
 
-/* Ranges of what no H is made for: embedding, a tied head, biases. */
+/* Ranges of what no H is made for: embedding and a tied head but by fisher, biases. */
 static status start_others(md_model *m)
 {
     for (int64_t i = 0; i < m->sites.n; i++) {
@@ -231,6 +224,18 @@ static status start_others(md_model *m)
     }
     m->params.version++;
     return NB_OK;
+}
+
+/* The embedding by what fisher knows of it; what the walk begins with changes. */
+static status do_embedding(pass *p)
+{
+    static const char name[] = "embed.weight";
+    const pt_hessian *h;
+    TRY(pt_fisher_rows(&h, p->fisher, p->o->percdamp));
+    if (!h)
+        return NB_OK;
+    TRY(quantize(p, h, fq_site_find(&p->walk.m->sites, name)));
+    return pt_walk_embed(&p->walk);
 }
 
 static char *key_of(const pass *p)
@@ -268,6 +273,8 @@ static status run(md_model *m, const pt_options *o, kind which)
     status s = p.part.key ? NB_OK : NB_NOMEM;
     if (s == NB_OK && which == FISHER)
         s = pt_fisher_new(&p.fisher, m, p.walk.ids, p.walk.windows, p.walk.length, &o->calibration);
+    if (s == NB_OK && which == FISHER)
+        s = do_embedding(&p);
     if (s == NB_OK)
         s = all_blocks(&p);
     pt_fisher_free(p.fisher);

@@ -5,7 +5,7 @@
 
 /* Block by block, the linears of a block in the order in which they are computed, each on what the quantized ones before it give
  * (true-sequential). Latent floats become the values of the codes, so folding gives these codes and training can start there. Then ranges
- * of static activations. Embedding and tied head keep ranges by rounding or least error. NB_USAGE for weights whose ranges follow
+ * of static activations. Embedding and tied head keep ranges by rounding or least error (fisher: of less than 8 bits are searched, too). NB_USAGE for weights whose ranges follow
  * the floats (dynamic), or without data. */
 status pt_run_gptq(md_model *m, const pt_options *o);
 status pt_run_obq(md_model *m, const pt_options *o); /* the greedy order; NB_USAGE where a layer is too large for it */

@@ -24,6 +24,23 @@ void pt_hessian_free(pt_hessian *h)
     *h = (pt_hessian){0};
 }
 
+status pt_hessian_add(pt_hessian *h, kn_precision precision, const real *x, const real *weight, int64_t M)
+{
+    const int64_t K = h->K;
+    real *y = weight ? nb_alloc((size_t)M, (size_t)K * sizeof *y) : NULL;
+    if (weight && !y)
+        return NB_NOMEM;
+#pragma omp parallel for schedule(static)
+    for (int64_t t = 0; t < (y ? M : 0); t++) {
+        const real root = (real)sqrt((double)weight[t]);
+        for (int64_t k = t * K; k < (t + 1) * K; k++)
+            y[k] = root * x[k];
+    }
+    kn_gram(precision, h->H, y ? y : x, M, K, 1);
+    free(y);
+    return NB_OK;
+}
+
 typedef struct {
     real key;
     int64_t column;

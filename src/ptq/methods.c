@@ -209,7 +209,7 @@ static const pt_method methods[] = {
     {.name = "fisher",
      .alias = "yaqa",
      .explanation = "gptq that weighs tokens and outputs by what errors there cost the model's predictions (Fisher information, a backward pass\n"
-                    "of the floats): least KL of what does not train, twice gptq's time",
+                    "of the floats), embedding and tied head, too: least KL of what does not train, twice gptq's time",
      .needs_recipe = true,
      .needs_data = true,
      .spends_floats = true,

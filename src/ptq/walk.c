@@ -69,7 +69,7 @@ static status run(pt_walk *w, real *y, watching *a)
     return NB_OK;
 }
 
-static status embed(pt_walk *w)
+status pt_walk_embed(pt_walk *w)
 {
     const int64_t C = w->m->config.dim;
     for (int64_t i = 0; i < w->windows; i += batch(w, i)) {
@@ -98,7 +98,7 @@ status pt_walk_new(pt_walk *w, md_model *m, fm_tokens *data, const kd_calibratio
     if (s == NB_OK) {
         w->at_once = TOKENS / w->length > 1 ? TOKENS / w->length : 1;
         w->x = nb_alloc((size_t)w->windows, (size_t)(w->length * m->config.dim) * sizeof *w->x);
-        s = w->x ? embed(w) : NB_NOMEM;
+        s = w->x ? pt_walk_embed(w) : NB_NOMEM;
     }
     if (s != NB_OK)
         pt_walk_free(w);

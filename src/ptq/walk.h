@@ -28,6 +28,8 @@ typedef struct {
 /* Cuts the windows, looks their ids up in the embedding, in the codes of its site; layer 0. NB_USAGE without data. A failure leaves
  * *w empty. */
 status pt_walk_new(pt_walk *w, md_model *m, fm_tokens *data, const kd_calibration *c);
+/* Looks the ids up again, in an embedding that has changed; at layer 0. */
+status pt_walk_embed(pt_walk *w);
 /* Block `layer` forward over all windows, at_once at a time, with a tap on its sites; x is unchanged. until: a site's name after which
  * the block is left (what comes after costs nothing), NULL: it runs to its end. Behind the last block stands what md_finish does. */
 status pt_walk_watch(pt_walk *w, ag_tap tap, const char *until);
