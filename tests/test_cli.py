@@ -195,6 +195,20 @@ class Commands(unittest.TestCase):
         run(*line, "--force")
         self.assertEqual(content("small.gguf"), first)
 
+    def test_shrink_lets_the_model_go_on_from_the_users_text(self):
+        with open("own.txt", "wb") as file:
+            file.write(b"".join(content(STORIES).splitlines(True)[8:40]))
+        os.mkdir("own.gguf.work")
+        with open("own.gguf.work/plan.json", "w") as file:
+            json.dump({"recipe": "q4_0", "seconds": 3600, "seed": 1, "steps": 2, "tokens": 2 * 16 * 256}, file)
+        told = parsed("shrink", MODEL, *TOKENIZER, "--recipe", "q4_0", "--text", "own.txt", "--split", "line", "-o", "own.gguf")
+        self.assertLess(told["rows"][2]["kl"], told["rows"][1]["kl"])
+        self.assertEqual(parsed("info", "own.gguf.work/data.h5")["settings"]["start"], "prompts")
+        self.assertNotEqual(parsed("info", "own.gguf.work/heldout.h5")["settings"]["start"], "prompts")
+        run("data", MODEL, *TOKENIZER, "--prompts", "own.txt", "--split", "line", "--tokens", "512", "-o", "prompted.h5")
+        made, asked = (parsed("info", name)["settings"]["prompts"] for name in ("own.gguf.work/data.h5", "prompted.h5"))
+        self.assertEqual(made, asked)
+
     def test_run_prints_prompt_text_and_one_newline(self):
         line = ["run", "student.h5", "-p", "Once upon a time", "-n", "20", "--seed", "3"]
         out, err = run(*line, "--quiet")
