@@ -359,6 +359,74 @@ START_TEST(rows_of_an_embedding_cost_where_they_are_looked_up_and_where_a_head_r
 }
 END_TEST
 
+/* KL of one token's predictions before and after `p` changes by `step` at one place. */
+static double kl_of_step(md_model *m, ag_param *p, int64_t at, real step, int32_t id)
+{
+    real z[2][V];
+    double lse[2], kl = 0;
+    for (int k = 0; k < 2; k++) {
+        ag_tape t = {.quantize_off = true, .no_grad = true};
+        const md_output out = md_forward(&t, m, &(md_input){.B = 1, .T = 1, .ids = &id});
+        const ag_tensor *logits = ag_linear(&t, out.x, out.w, out.b);
+        OK(ag_status(&t));
+        memcpy(z[k], ag_value(logits), sizeof z[k]);
+        kn_logsumexp(&lse[k], z[k], 1, V);
+        ag_tape_free(&t);
+        p->x[at] += k ? -step : step;
+        m->params.version++;
+    }
+    for (int v = 0; v < V; v++)
+        kl += exp((double)z[0][v] - lse[0]) * ((double)z[0][v] - lse[0] - (double)z[1][v] + lse[1]);
+    return kl;
+}
+
+/* One kind of token, two a window: behind the last attention neither knows of the other; errors before it, the same in both, cost more together. */
+START_TEST(a_small_error_costs_the_kl_it_makes)
+{
+    static const char *const weight[] = {"layers.1.attn.wo.weight", "layers.1.mlp.gate.weight", "layers.1.mlp.down.weight", "embed.weight", "layers.0.attn.wv.weight"};
+    const fm_tokens_settings settings = {.vocab_size = V, .row_length = 2, .seed = 1, .settings = "{}"};
+    md_model m;
+    fm_tokens data;
+    fm_tokens_writer w;
+    pt_fisher *f;
+    int32_t *ids = malloc(DRAWS * sizeof *ids);
+    scratch_begin();
+    open_model(&m, "q4_0");
+    OK(md_untie(&m));
+    for (int i = 0; i < DRAWS; i++)
+        ids[i] = ID;
+    OK(fm_tokens_writer_open(&w, scratch_path("data.h5"), &settings, true));
+    OK(fm_tokens_writer_append(&w, ids, DRAWS, NULL, 0));
+    OK(fm_tokens_writer_finish(&w));
+    fm_tokens_writer_close(&w);
+    OK(fm_tokens_open(&data, scratch_path("data.h5"), NULL, FM_SPLIT_NONE));
+    OK(pt_fisher_new_costs(&f, &m, &data, &(kd_calibration){.samples = DRAWS / 2, .length = 2, .seed = 1}));
+    for (size_t i = 0; i < sizeof weight / sizeof *weight; i++) {
+        const fq_site *s = fq_site_find(&m.sites, weight[i]);
+        real *value = malloc((size_t)s->w->count * sizeof *value);
+        memcpy(value, s->w->x, (size_t)s->w->count * sizeof *value);
+        double costs = 0, kls = 0;
+        for (int64_t r = i == 3 ? ID : 0; r < (i == 3 ? ID + 1 : s->rows); r++) /* no other row is looked up */
+            for (int64_t c = r % 5; c < s->cols; c += 5) {
+                const int64_t at = r * s->cols + c;
+                const real step = (real)0.02 * (real)fabs((double)s->w->x[at]) + (real)1e-3;
+                value[at] += step;
+                costs += pt_fisher_cost(f, s, value);
+                value[at] = s->w->x[at];
+                kls += kl_of_step(&m, s->w, at, step, ID);
+            }
+        ck_assert_msg(costs > (i < 3 ? 0.8 : 0.5) * kls && costs < 1.2 * kls, "%s: %g, KL %g", weight[i], costs, kls);
+        free(value);
+    }
+    ck_assert(pt_fisher_squares(f, fq_site_find(&m.sites, "head.weight"))[0] > 0);
+    pt_fisher_free(f);
+    fm_tokens_close(&data);
+    md_free(&m);
+    free(ids);
+    scratch_end();
+}
+END_TEST
+
 /* Squares [cols] of what goes into a weight for one token alone, and their sum. */
 static double squares(real *x2, md_model *m, const fq_site *weight, int32_t id)
 {
@@ -537,6 +605,7 @@ int main(void)
     tcase_add_loop_test(c, descent_ends_where_nothing_moves_alone, 0, N_SPECS);
     tcase_add_test(c, every_label_as_often_as_the_model_says_it);
     tcase_add_test(c, rows_of_an_embedding_cost_where_they_are_looked_up_and_where_a_head_reads_them);
+    tcase_add_test(c, a_small_error_costs_the_kl_it_makes);
     tcase_add_test(c, importance_counts_tokens_by_their_gradients);
     tcase_add_loop_test(c, as_good_as_gptq_and_the_same_again, 0, 3);
     tcase_add_test(c, an_embedding_of_few_bits_is_searched);

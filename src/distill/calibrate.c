@@ -176,8 +176,8 @@ void kd_importance_free(kd_importance *h)
     *h = (kd_importance){0};
 }
 
-/* sum [C] += f x^2 over rows, f NULL: 1; a thread owns its columns. */
-static void add_squares(double *sum, const real *x, const real *f, int64_t M, int64_t C)
+/* A thread owns its columns. */
+void kd_add_squares(double *sum, const real *x, const real *f, int64_t M, int64_t C)
 {
     enum { COLUMNS = 64 };
 #pragma omp parallel for schedule(static)
@@ -196,7 +196,7 @@ void kd_add_importance(kd_importance *h, const char *site, const real *x, const 
             h->failed = true;
             return;
         }
-        add_squares(h->sum[i], x, f, M, C);
+        kd_add_squares(h->sum[i], x, f, M, C);
         h->rows[i] += M;
         return;
     }

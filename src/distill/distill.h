@@ -69,6 +69,7 @@ status kd_importance_new(kd_importance *h, const md_model *m); /* m outlives it 
 void kd_importance_free(kd_importance *h);
 void kd_gather_importance(void *importance, const char *site, const ag_tensor *in, const ag_tensor *out); /* a tap's fn */
 void kd_add_importance(kd_importance *h, const char *site, const real *x, const real *f, int64_t M, int64_t C); /* x [M, C], rows weighted by f [M] or NULL: alike */
+void kd_add_squares(double *sum, const real *x, const real *f, int64_t M, int64_t C); /* sum [C] += f x^2 over rows, f NULL: 1 */
 /* The callback of fq_start_weights: E[x_j^2] [cols] of the input of a weight, NULL where it was not seen. */
 const real *kd_importance_of(void *importance, const fq_site *weight);
 /* llama.cpp's importance matrix (GGUF). read: into a new h; entries of other models' weights are left out, but one must be there; NB_FORMAT for

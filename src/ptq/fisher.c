@@ -23,9 +23,13 @@ typedef struct {
 
 typedef struct {
     const fq_site *site;
-    real *H; /* [rows, rows]; NULL for importance alone */
+    real *H;      /* [rows, rows] */
+    double *a, *b; /* [rows], [cols] of a cost, their sums */
+    real *squares; /* [cols] b */
     int input;
 } output;
+
+typedef enum { FACTORS, COSTS, IMPORTANCE } wanted;
 
 struct pt_fisher {
     input *input;
@@ -37,7 +41,8 @@ struct pt_fisher {
     real *head;   /* [tokens] doubt where the head is coded and not tied; an input's */
     pt_hessian rows; /* of the embedding; empty: not wanted */
     kn_precision precision;
-    kd_importance *importance; /* where it is all that is wanted */
+    wanted wanted;
+    kd_importance *importance;
     pt_hessian factored;
 };
 
@@ -47,8 +52,12 @@ void pt_fisher_free(pt_fisher *f)
         return;
     for (int i = 0; i < f->n_inputs; i++)
         free(f->input[i].token);
-    for (int i = 0; i < f->n_outputs; i++)
+    for (int i = 0; i < f->n_outputs; i++) {
         free(f->output[i].H);
+        free(f->output[i].a);
+        free(f->output[i].b);
+        free(f->output[i].squares);
+    }
     pt_hessian_free(&f->factored);
     pt_hessian_free(&f->rows);
     free(f->input);
@@ -56,6 +65,11 @@ void pt_fisher_free(pt_fisher *f)
     free(f->square);
     free(f->doubt);
     free(f);
+}
+
+static bool in_a_block(const fq_site *s)
+{
+    return strncmp(s->name, "layers.", 7) == 0;
 }
 
 static output *find(const pt_fisher *f, const char *weight)
@@ -82,14 +96,24 @@ static status find_input(int *found, pt_fisher *f, const char *name)
     return f->input[i].token ? NB_OK : NB_NOMEM;
 }
 
-/* Embedding and head, but for importance. Ends of 8 bits and more cost too little to be searched. */
+static status open_cost(pt_fisher *f, const fq_site *s)
+{
+    output *o = &f->output[f->n_outputs++];
+    o->site = s;
+    o->a = nb_alloc_zeroed((size_t)s->rows, sizeof *o->a);
+    o->b = nb_alloc_zeroed((size_t)s->cols, sizeof *o->b);
+    o->squares = nb_alloc_zeroed((size_t)s->cols, sizeof *o->squares);
+    return o->a && o->b && o->squares ? NB_OK : NB_NOMEM;
+}
+
+/* To be searched, ends of 8 bits and more cost too little. */
 static status open_ends(pt_fisher *f, const md_model *m)
 {
     const fq_site *embed = fq_site_find(&m->sites, "embed.weight"), *head = fq_site_find(&m->sites, "head.weight");
     int i;
-    if (embed && embed->w && embed->spec.grid.bits && embed->spec.grid.bits < 8 && embed->spec.range != FQ_DYNAMIC)
+    if (f->wanted == COSTS || (embed && embed->w && embed->spec.grid.bits && embed->spec.grid.bits < 8 && embed->spec.range != FQ_DYNAMIC))
         TRY(pt_hessian_new(&f->rows, m->config.dim));
-    if (head && head->spec.grid.bits) {
+    if (f->wanted == FACTORS && head && head->spec.grid.bits) {
         TRY(find_input(&i, f, "head.input"));
         f->head = f->input[i].token;
     }
@@ -105,15 +129,21 @@ static status open_outputs(pt_fisher *f, const md_model *m)
         return NB_NOMEM;
     for (int64_t i = 0; i < m->sites.n; i++) {
         const fq_site *s = m->sites.s[i];
-        if (!s->is_weight || !s->spec.grid.bits || !s->w || s->rows == 1 || strncmp(s->name, "layers.", 7) != 0 || !kd_input_site(name, sizeof name, s->name))
+        if (!s->is_weight || !s->spec.grid.bits || !s->w || s->rows == 1)
+            continue;
+        if (f->wanted == COSTS) {
+            TRY(open_cost(f, s));
+            continue;
+        }
+        if (!in_a_block(s) || !kd_input_site(name, sizeof name, s->name))
             continue;
         output *o = &f->output[f->n_outputs++];
         o->site = s;
-        if (!f->importance && !(o->H = nb_alloc_zeroed((size_t)s->rows, (size_t)s->rows * sizeof *o->H)))
+        if (f->wanted == FACTORS && !(o->H = nb_alloc_zeroed((size_t)s->rows, (size_t)s->rows * sizeof *o->H)))
             return NB_NOMEM;
         TRY(find_input(&o->input, f, name));
     }
-    return f->importance ? NB_OK : open_ends(f, m);
+    return f->wanted == IMPORTANCE ? NB_OK : open_ends(f, m);
 }
 
 /* ---- gradients ---------------------------------------------------------------------------- */
@@ -133,10 +163,14 @@ static void gather(void *ctx, const char *weight, const ag_tensor *in, const ag_
             s += (double)g[i] * (double)g[i];
         f->square[t] = (real)(s * (double)M * (double)M);
     }
-    if (f->importance) {
+    if (f->wanted == IMPORTANCE)
         kd_add_importance(f->importance, f->input[o->input].name, ag_value(in), f->square, M, ag_cols(in));
-        return;
+    if (f->wanted == COSTS && ag_value(in)) {
+        kd_add_squares(o->b, ag_value(in), f->square, M, ag_cols(in));
+        kd_add_squares(o->a, g, NULL, M, N);
     }
+    if (f->wanted != FACTORS)
+        return;
     kn_gram(f->precision, o->H, g, M, N, 1);
     for (int64_t t = 0; t < M; t++)
         f->input[o->input].token[f->at + t] += f->square[t];
@@ -146,7 +180,7 @@ static void gather(void *ctx, const char *weight, const ag_tensor *in, const ag_
 static void gather_head(void *ctx, const char *site, const ag_tensor *in, const ag_tensor *out)
 {
     pt_fisher *f = ctx;
-    if (f->importance && strcmp(site, "head.input") == 0)
+    if (f->wanted == IMPORTANCE && strcmp(site, "head.input") == 0)
         kd_gather_importance(f->importance, site, in, out);
 }
 
@@ -198,12 +232,29 @@ static ag_tensor *embed(ag_tape *t, md_model *m, const int32_t *ids, int64_t n, 
     return ag_leaf(t, x, g, 3, e->dim);
 }
 
+/* a of what is looked up and of a head, where their costs are wanted. */
+static void count_rows(const pt_fisher *f, const md_model *m, const int32_t *ids, const int32_t *label, int64_t n, int64_t length)
+{
+    const output *embed = find(f, "embed.weight"), *head = m->config.tied ? embed : find(f, "head.weight"), *position = find(f, "position.weight");
+    for (int64_t t = 0; t < n * length; t++) {
+        if (embed)
+            embed->a[ids[t]] += 1;
+        if (head)
+            head->a[label[t]] += 1;
+        if (position)
+            position->a[t % length] += 1;
+    }
+}
+
 /* x: what the head reads; before the backward pass, which gives it back. */
 static status gather_read(pt_fisher *f, const md_model *m, const ag_tensor *x)
 {
     const int64_t M = ag_rows(x);
+    const output *head = find(f, "head.weight");
     if (f->head)
         memcpy(f->head + f->at, f->doubt, (size_t)M * sizeof *f->head);
+    if (head)
+        kd_add_squares(head->b, ag_value(x), f->doubt, M, ag_cols(x));
     return f->rows.H && m->config.tied ? pt_hessian_add(&f->rows, f->precision, ag_value(x), f->doubt, M) : NB_OK;
 }
 
@@ -227,6 +278,7 @@ static status look(pt_fisher *f, md_model *m, ag_tape *t, const int32_t *ids, in
     const md_output out = md_finish(t, m, x);
     TRY(ag_status(t));
     TRY(draw_labels(label, f->doubt, &out, t, seed, f->at));
+    count_rows(f, m, ids, label, n, length);
     TRY(gather_read(f, m, out.x));
     ag_tensor *ce = ag_head(t, out.x, out.w, out.b, label, &loss, NULL);
     TRY(ce ? ag_backward(t, ce) : ag_status(t));
@@ -282,6 +334,16 @@ static void level(real *x, int64_t n, int64_t step)
         x[i] = (real)((double)x[i] * factor);
 }
 
+static void finish_costs(pt_fisher *f)
+{
+    for (int i = 0; i < f->n_outputs; i++) {
+        const output *o = &f->output[i];
+        const bool looked_up = !in_a_block(o->site) && strcmp(o->site->name, "head.weight") != 0;
+        for (int64_t k = 0; k < o->site->cols; k++)
+            o->squares[k] = (real)((looked_up ? (double)f->rows.H[k * (f->rows.K + 1)] : o->b[k]) / (double)f->tokens);
+    }
+}
+
 static void finish(pt_fisher *f)
 {
     for (int i = 0; i < f->n_inputs; i++)
@@ -296,41 +358,80 @@ static void finish(pt_fisher *f)
     }
 }
 
-static status make(pt_fisher **out, kd_importance *h, md_model *m, const int32_t *ids, int64_t windows, int64_t length, const kd_calibration *c)
+/* NULL where it fails. */
+static status make(pt_fisher **out, pt_fisher how, md_model *m, const int32_t *ids, int64_t windows, int64_t length, const kd_calibration *c)
 {
-    pt_fisher *f = nb_alloc_zeroed(1, sizeof *f);
+    pt_fisher *f = *out = nb_alloc(1, sizeof *f);
     if (!f)
         return NB_NOMEM;
-    *f = (pt_fisher){.tokens = windows * length, .precision = c->precision, .importance = h};
+    *f = how;
+    f->tokens = windows * length;
+    f->precision = c->precision;
     status s = open_outputs(f, m);
     if (s == NB_OK)
         s = look_with_frozen(f, m, ids, windows, length, c);
-    *out = f;
+    if (s == NB_OK)
+        return NB_OK;
+    pt_fisher_free(f);
+    *out = NULL;
+    return s;
+}
+
+static status make_from(pt_fisher **out, pt_fisher how, md_model *m, fm_tokens *data, const kd_calibration *c)
+{
+    int32_t *ids;
+    int64_t windows, length;
+    TRY(kd_even_windows(&ids, &windows, &length, m, data, c));
+    const status s = make(out, how, m, ids, windows, length, c);
+    free(ids);
     return s;
 }
 
 status pt_fisher_new(pt_fisher **out, md_model *m, const int32_t *ids, int64_t windows, int64_t length, const kd_calibration *c)
 {
-    pt_fisher *f = NULL;
-    const status s = make(&f, NULL, m, ids, windows, length, c);
-    *out = s == NB_OK ? f : NULL;
-    if (s == NB_OK)
-        finish(f);
-    else
-        pt_fisher_free(f);
-    return s;
+    TRY(make(out, (pt_fisher){.wanted = FACTORS}, m, ids, windows, length, c));
+    finish(*out);
+    return NB_OK;
+}
+
+status pt_fisher_new_costs(pt_fisher **out, md_model *m, fm_tokens *data, const kd_calibration *c)
+{
+    TRY(make_from(out, (pt_fisher){.wanted = COSTS}, m, data, c));
+    finish_costs(*out);
+    return NB_OK;
 }
 
 status pt_fisher_importance(kd_importance *h, md_model *m, fm_tokens *data, const kd_calibration *c)
 {
-    int32_t *ids;
-    int64_t windows, length;
-    pt_fisher *f = NULL;
-    TRY(kd_even_windows(&ids, &windows, &length, m, data, c));
-    const status s = make(&f, h, m, ids, windows, length, c);
+    pt_fisher *f;
+    TRY(make_from(&f, (pt_fisher){.wanted = IMPORTANCE, .importance = h}, m, data, c));
     pt_fisher_free(f);
-    free(ids);
-    return s;
+    return NB_OK;
+}
+
+double pt_fisher_cost(const pt_fisher *f, const fq_site *weight, const real *value)
+{
+    const output *o = find(f, weight->name);
+    const int64_t C = weight->cols;
+    const real *w = weight->w->x;
+    double sum = 0, all = 0;
+#pragma omp parallel for schedule(static) reduction(+ : sum, all)
+    for (int64_t r = 0; r < (o ? weight->rows : 0); r++) {
+        double row = 0;
+        for (int64_t c = 0; c < C; c++) {
+            const double e = (double)value[r * C + c] - (double)w[r * C + c];
+            row += (double)o->squares[c] * e * e;
+        }
+        sum += o->a[r] * row;
+        all += o->a[r];
+    }
+    return all > 0 ? sum / (2 * all) : 0;
+}
+
+const real *pt_fisher_squares(void *fisher, const fq_site *weight)
+{
+    const output *o = find(fisher, weight->name);
+    return o ? o->squares : NULL;
 }
 
 const real *pt_fisher_tokens(const pt_fisher *f, const char *name)

@@ -164,8 +164,8 @@ static const pt_method methods[] = {
      .run = run_rotate,
      .settings = rotate_settings},
     {.name = "mixed",
-     .explanation = "bits of its own for every weight under a size (the recipe's, or --budget), by the KL it costs alone, solved exactly;\n"
-                    "then scales as importance finds them, or what follows: mixed+gptq",
+     .explanation = "bits of its own for every weight under a size (the recipe's, or --budget), by the KL it costs alone (a backward pass), solved\n"
+                    "exactly; then scales as importance finds them, or what follows: mixed+fisher",
      .needs_recipe = true,
      .needs_data = true,
      .run = run_mixed,

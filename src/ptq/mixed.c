@@ -1,17 +1,15 @@
-/* mixed.c - bits of its own for every weight under a size. Formula and choices: ptq.h; the solver: knapsack.h.
- * The measured cost of one choice carries over to the others by their weighted squared errors, since KL is quadratic in a small change.
- */
+/* mixed.c - bits of its own for every weight under a size. Formula and choices: ptq.h; costs: fisher.h; the solver: knapsack.h. */
+#include "ptq/fisher.h"
 #include "ptq/knapsack.h"
 #include "ptq/ptq.h"
 #include <stdlib.h>
 #include <string.h>
 
-enum { MEASURED_BITS = 4, LINE = 320 };
+enum { LINE = 320 };
 
 typedef struct {
     const fq_site *site; /* of the model as it came */
     fq_spec spec[PT_MOST_CHOICES];
-    double kl;           /* of the measured choice alone */
 } mixed_weight;
 
 typedef struct {
@@ -19,7 +17,7 @@ typedef struct {
     fm_tokens *data;
     const kd_calibration *o;
     kd_importance importance;
-    pt_sensitivity *moved;
+    pt_fisher *fisher;
     mixed_weight *w;
     pt_item *item;
     int64_t n, fixed; /* weights; bytes of what is not chosen */
@@ -81,7 +79,7 @@ static status list_weights(mixer *x)
 
 /* ---- costs ---------------------------------------------------------------------------------- */
 
-/* value [rows, cols] <- a weight by a choice, its range by importance (8 bits: absmax, there is nothing to find). */
+/* value [rows, cols] <- a weight by a choice, its range by what errors cost (8 bits: absmax, there is nothing to find). */
 static status decode_choice(const mixer *x, real *value, const mixed_weight *w, const fq_spec *spec)
 {
     char line[LINE], words[192];
@@ -94,9 +92,8 @@ static status decode_choice(const mixer *x, real *value, const mixed_weight *w, 
     TRY(fq_recipe_parse(&r, "choice", line, (size_t)n));
     fq_site *s = fq_site_new(&alone, &r, w->site->name, NULL, w->site->w, w->site->rows, w->site->cols, 0);
     status st = s ? NB_OK : NB_NOMEM;
-    kd_importance importance = x->importance; /* what it keeps is keyed by name */
     if (s)
-        st = fq_start_weights(&alone, spec->grid.bits >= 8 ? FQ_START_ABSMAX : FQ_START_IMPORTANCE, kd_importance_of, &importance);
+        st = fq_start_weights(&alone, spec->grid.bits >= 8 ? FQ_START_ABSMAX : FQ_START_IMPORTANCE, pt_fisher_squares, x->fisher);
     const kn_codes *c = st == NB_OK ? fq_site_codes(s, NULL) : NULL;
     if (c)
         kn_decode(value, c, 0, w->site->rows);
@@ -105,65 +102,21 @@ static status decode_choice(const mixer *x, real *value, const mixed_weight *w, 
     return st == NB_OK && !c ? NB_NOMEM : st;
 }
 
-/* sum E[x_j^2] (w - value)^2; E = 1 where no input was seen. */
-static double error_of(const mixer *x, const mixed_weight *w, const real *value)
-{
-    kd_importance importance = x->importance;
-    const real *e = kd_importance_of(&importance, w->site), *latent = w->site->w->x;
-    const int64_t R = w->site->rows, C = w->site->cols;
-    double sum = 0;
-#pragma omp parallel for schedule(static) reduction(+ : sum)
-    for (int64_t r = 0; r < R; r++)
-        for (int64_t c = 0; c < C; c++) {
-            const double d = (double)latent[r * C + c] - (double)value[r * C + c];
-            sum += (e ? (double)e[c] : 1) * d * d;
-        }
-    return sum;
-}
-
-/* The first block that reads a weight; layers: none does (the head), -1: the embedding. */
-static int64_t layer_of(const mixer *x, const char *name)
-{
-    long long l;
-    return sscanf(name, "layers.%lld.", &l) == 1 ? l : !strncmp(name, "head.", 5) ? x->m->config.layers : -1;
-}
-
-static status measure(mixer *x, mixed_weight *w, const real *value)
-{
-    const size_t bytes = (size_t)(w->site->rows * w->site->cols) * sizeof *value;
-    real *latent = w->site->w->x, *kept = nb_alloc(bytes, 1);
-    if (!kept)
-        return NB_NOMEM;
-    memcpy(kept, latent, bytes);
-    memcpy(latent, value, bytes);
-    const status s = pt_sensitivity_kl(&w->kl, x->moved, layer_of(x, w->site->name));
-    memcpy(latent, kept, bytes);
-    free(kept);
-    return s;
-}
-
 static status find_costs(mixer *x)
 {
     for (int64_t i = 0; i < x->n; i++) {
         mixed_weight *w = &x->w[i];
         pt_item *item = &x->item[i];
-        double error[PT_MOST_CHOICES], measured = 0;
         real *value = nb_alloc((size_t)w->site->rows, (size_t)w->site->cols * sizeof *value);
         status s = value ? NB_OK : NB_NOMEM;
         for (int c = 0; c < item->n && s == NB_OK; c++) {
             s = decode_choice(x, value, w, &w->spec[c]);
             if (s == NB_OK)
-                error[c] = error_of(x, w, value);
-            if (s == NB_OK && w->spec[c].grid.bits == MEASURED_BITS) {
-                measured = error[c];
-                s = measure(x, w, value);
-            }
+                item->cost[c] = pt_fisher_cost(x->fisher, w->site, value);
         }
         free(value);
         TRY(s);
-        for (int c = 0; c < item->n; c++)
-            item->cost[c] = measured > 0 ? w->kl * error[c] / measured : 0;
-        if (!nb_progress_report(x->o->progress, i + 1, x->n, "sensitivity"))
+        if (!nb_progress_report(x->o->progress, i + 1, x->n, "costs"))
             return nb_fail(NB_INTERRUPTED, "interrupted");
     }
     return NB_OK;
@@ -183,14 +136,14 @@ static char *recipe_text(const mixer *x)
     if (text)
         used = (size_t)snprintf(text, bytes,
                                 "# mixed: %lld weights, %lld bytes in all of %lld; sum of their KL alone %.5f, no choice of this size has less than %.5f\n"
-                                "# KL: measured at %d bits, one weight at a time, carried over to other bits by weighted squared errors\n%s",
-                                (long long)x->n, (long long)all, (long long)x->budget, x->cost, x->bound, MEASURED_BITS, base);
+                                "# KL: of one weight at a time rounded to nearest, to second order from gradients\n%s",
+                                (long long)x->n, (long long)all, (long long)x->budget, x->cost, x->bound, base);
     for (int64_t i = 0; text && i < x->n; i++) {
         char words[192];
         const pt_item *item = &x->item[i];
         fq_spec_print(words, sizeof words, &x->w[i].spec[item->chosen]);
-        used += (size_t)snprintf(text + used, bytes - used, "%-32s %s # KL %.6f, at %d bits %.6f\n", x->w[i].site->name, words,
-                                 item->cost[item->chosen], MEASURED_BITS, x->w[i].kl);
+        used += (size_t)snprintf(text + used, bytes - used, "%-32s %s # KL %.6f\n", x->w[i].site->name, words,
+                                 item->cost[item->chosen]);
     }
     free(base);
     return text;
@@ -251,11 +204,9 @@ static status choose(mixer *x, double budget, const char *write_recipe)
 
 status pt_mixed(md_model *m, fm_tokens *data, const kd_calibration *o, double budget, const char *write_recipe)
 {
-    enum { FORWARDS = 1 << 30, MOST = 32, LEAST = 4 }; /* windows: 4 of a large model, more of a small one */
     mixer x = {.m = m, .data = data, .o = o};
     if (!data)
         return nb_fail(NB_USAGE, "mixed: what a weight's bits cost is seen on data (--data FILE, a text or a token file)");
-    const int64_t by_size = FORWARDS / (md_config_params(&m->config) + 1), windows = by_size < LEAST ? LEAST : by_size > MOST ? MOST : by_size;
     status s = list_weights(&x);
     if (s == NB_OK)
         s = kd_importance_new(&x.importance, m);
@@ -264,10 +215,10 @@ status pt_mixed(md_model *m, fm_tokens *data, const kd_calibration *o, double bu
     if (s == NB_OK && x.importance.failed)
         s = NB_NOMEM;
     if (s == NB_OK)
-        s = pt_sensitivity_new(&x.moved, m, data, windows, kd_calibration_length(o, m));
+        s = pt_fisher_new_costs(&x.fisher, m, data, o);
     if (s == NB_OK)
         s = find_costs(&x);
-    pt_sensitivity_free(x.moved);
+    pt_fisher_free(x.fisher);
     if (s == NB_OK)
         s = choose(&x, budget, write_recipe);
     kd_importance_free(&x.importance);

@@ -29,8 +29,7 @@ status pt_sensitivity_kl(double *kl, pt_sensitivity *s, int64_t layer);
 
 /* Mixed bits: every weight gets bits of its own so that the whole takes no more than the budget. Choices per weight: blocks of 32 with fp16 scales (ggml's)
  * 4, 5, 8 bits (Q4_0, Q5_0, Q8_0); Q4_K, Q6_K, Q8_0 where the recipe has such; else 2, 3, 4, 5, 6, 8 bits in the recipe's own grain.
- *   cost(weight, 4 bits)  = KL(float || model with that weight alone quantized), measured on calibration data
- *   cost(weight, choice)  = that times sum h (w - decode(encode(w)))^2 of the choice / that of 4 bits, h as in FQ_START_IMPORTANCE without the root
+ *   cost(weight, choice)  = KL(float || model with that weight alone rounded so), to second order: pt_fisher_cost (fisher.h), on calibration data
  * and the sum of costs is minimized by pt_knapsack (knapsack.h), whose bound is stated. m gets the recipe with a rule for each weight, and ranges by importance.
  * budget: bits per weight in all, everything counted; 0: what m's recipe takes. write_recipe: a recipe file, or NULL. NB_USAGE: a recipe without weights,
  * a budget below the smallest choices. */
