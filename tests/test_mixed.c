@@ -1,7 +1,8 @@
-/* test_mixed.c - bits for every weight: the solver finds what trying everything finds, sensitivity is the KL of two whole forwards, and what
+/* test_mixed.c - bits for every weight: the solver finds what trying everything finds, sensitivity is the KL of two whole forwards, every weight costs, and what
  * mixed chooses keeps the size, opens as a recipe and comes nearer than one width for all.
  */
 #include "models_made.h"
+#include "ptq/fisher.h"
 #include "ptq/knapsack.h"
 #include "ptq/ptq.h"
 #include "scratch.h"
@@ -71,9 +72,8 @@ END_TEST
 
 enum { WINDOWS = 3, LENGTH = 64 };
 
-static void wide_model(md_model *m, const char *recipe, bool tied)
+static void model_of(md_model *m, const char *recipe, md_config c)
 {
-    md_config c = MADE(32, 64, 2, 2, 1, 16, 300, .tied = tied);
     fq_recipe r;
     c.ctx = LENGTH;
     c.norm_eps = 1e-5;
@@ -85,6 +85,11 @@ static void wide_model(md_model *m, const char *recipe, bool tied)
         for (int64_t k = 0; k < m->params.p[i]->count && m->params.p[i]->group == AG_WEIGHT; k++)
             m->params.p[i]->x[k] *= 8;
     m->params.version++;
+}
+
+static void wide_model(md_model *m, const char *recipe, bool tied)
+{
+    model_of(m, recipe, (md_config)MADE(32, 64, 2, 2, 1, 16, 300, .tied = tied));
 }
 
 static fm_tokens made_data(void)
@@ -175,6 +180,42 @@ START_TEST(mixed_keeps_the_size_and_comes_nearer)
 }
 END_TEST
 
+/* Every weight costs something: positions of GPT-2 and an untied head, too; more bits cost less. */
+START_TEST(every_weight_costs)
+{
+    md_model m = {0};
+    const kd_calibration o = {.samples = 8, .length = LENGTH, .seed = 1};
+    double cost[2];
+    scratch_begin();
+    fm_tokens data = made_data();
+    pt_fisher *f;
+    model_of(&m, "*.weight int4 group:32 f16 learned\n", (md_config)MADE_GPT2(32, 64, 2, 2, 300, .tied = _i));
+    must(pt_fisher_new_costs(&f, &m, &data, &o));
+    for (int64_t i = 0; i < m.sites.n; i++) {
+        const fq_site *s = m.sites.s[i];
+        if (!s->is_weight || s->rows < 2)
+            continue;
+        for (int k = 0; k < 2; k++) {
+            kn_codes c;
+            fq_spec spec = s->spec;
+            real *value = malloc((size_t)s->w->count * sizeof *value);
+            spec.grid = kn_grid_int(k ? 6 : 4, false, false, KN_GROUP, 32, KN_SCALE_F16);
+            must(kn_codes_new(&c, &spec.grid, s->rows, s->cols));
+            must(fq_find_ranges(&c, &spec, s->w->x, FQ_START_MSE, NULL));
+            kn_decode(value, &c, 0, s->rows);
+            cost[k] = pt_fisher_cost(f, s, value);
+            kn_codes_free(&c);
+            free(value);
+        }
+        ck_assert_msg(cost[1] > 0 && cost[0] > 4 * cost[1], "%s: %g, at 6 bits %g", s->name, cost[0], cost[1]);
+    }
+    pt_fisher_free(f);
+    fm_tokens_close(&data);
+    md_free(&m);
+    scratch_end();
+}
+END_TEST
+
 START_TEST(mixed_takes_a_budget_and_says_what_it_cannot)
 {
     md_model m = {0}, floats = {0};
@@ -206,6 +247,7 @@ int main(void)
     tcase_add_test(c, solver_finds_what_trying_everything_finds);
     tcase_add_loop_test(c, sensitivity_is_the_kl_of_whole_forwards, 0, 2);
     tcase_add_loop_test(c, mixed_keeps_the_size_and_comes_nearer, 0, COUNT(mixed_recipes));
+    tcase_add_loop_test(c, every_weight_costs, 0, 2);
     tcase_add_test(c, mixed_takes_a_budget_and_says_what_it_cannot);
     suite_add_tcase(suite, c);
     return run_suite(suite);
