@@ -195,6 +195,20 @@ class Commands(unittest.TestCase):
         run(*line, "--force")
         self.assertEqual(content("small.gguf"), first)
 
+    def test_shrink_gives_every_weight_bits_of_its_own(self):
+        line = ["shrink", MODEL, *TOKENIZER, "--recipe", "q4_0", "-o", "mixed.gguf"]
+        os.mkdir("mixed.gguf.work")
+        with open("mixed.gguf.work/plan.json", "w") as file:
+            json.dump({"recipe": "q4_0", "mixed": True, "seconds": 3600, "seed": 1, "steps": 2, "tokens": 2 * 16 * 256}, file)
+        self.assertIn("llama2.c", run(*line[:-1], "mixed.bin", "--mixed", code=2)[1])
+        self.assertIn("--mixed", run(*line, code=2)[1])
+        told = parsed(*line, "--mixed")
+        row = {r["name"]: r for r in told["rows"]}
+        self.assertLessEqual(row["trained"]["bytes"], row["rounded to nearest"]["bytes"])
+        self.assertLess(row["trained"]["kl"], 0.4 * row["rounded to nearest"]["kl"])
+        self.assertEqual(parsed("info", "mixed.gguf")["metadata"]["nibble.recipe"], "q4_0+mixed")
+        self.assertIn("Q5_0", run("info", "mixed.gguf", "--tensors")[0])
+
     def test_shrink_lets_the_model_go_on_from_the_users_text(self):
         with open("own.txt", "wb") as file:
             file.write(b"".join(content(STORIES).splitlines(True)[8:40]))

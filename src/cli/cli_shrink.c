@@ -202,6 +202,8 @@ static status begin(shrinker *s)
     md_model student = {0};
     TRY(cl_check_output(&o->common, false));
     TRY(choose_target(&s->target, o->common.output));
+    if (o->mixed && s->target && !strcmp(s->target, "llama2c"))
+        return nb_fail(NB_USAGE, "--mixed: llama2.c's format has one width for all weights; -o out.gguf or out.h5");
     TRY(cl_begin(&o->common));
     TRY(name_files(s));
     TRY(cl_open_model(&s->teacher, s->model, &o->common, NULL, false));
@@ -258,6 +260,7 @@ int cl_shrink(int argc, char **argv)
     shrink_options o = {.text_share = 0.5};
     const cl_option option[] = {
         {"--recipe", "NAME|FILE", CL_TEXT, &o.recipe, "q4_0", "how the model is quantized (`nibble recipes`)"},
+        {"--mixed", NULL, CL_FLAG, &o.mixed, NULL, "bits of its own for every weight at the recipe's size (`nibble ptq mixed`)"},
         {"--time", "TIME", CL_TEXT, &o.time, "60m", "how long it may take in all: 20m, 90s, 1.5h"},
         {"--text", "FILE", CL_TEXT, &o.text, NULL, "real text to train on beside what the model writes itself"},
         {"--text-share", "X", CL_NUMBER, &o.text_share, NULL, "of the rows from --text (0.5)"},
@@ -269,13 +272,15 @@ int cl_shrink(int argc, char **argv)
         .name = "shrink",
         .arguments = "MODEL",
         .summary = "a small file of integers from a float model, in the time you have",
-        .explanation = "Everything in one: lets the model write its own training data, finds a start (fisher), trains a\n"
+        .explanation = "Everything in one: lets the model write its own training data, finds a start (fisher; with\n"
+                       "--mixed bits for every weight before it: a nearer file of the same size), trains a\n"
                        "student on the integers it will ship, for as many steps as the time allows (the first ones are timed, the\n"
                        "number is fixed then), and writes the file that the name of -o asks for: .gguf, .bin\n"
                        "(llama2.c) or .h5. Ends with a table: float, rounded to nearest at the same size, trained;\n"
                        "KL to the float model and perplexity on samples that it did not train on, and on --data.\n"
                        "Interrupted, the same command goes on where it stopped.",
         .examples = "  nibble shrink SmolLM2-135M-Instruct.Q4_1.gguf --recipe q4_0 --time 60m -o smollm2.gguf\n"
+                    "  nibble shrink SmolLM2-135M-Instruct.Q4_1.gguf --recipe q4_0 --mixed --time 60m -o smollm2.gguf\n"
                     "  nibble shrink SmolLM2-135M-Instruct.Q4_1.gguf --text wiki.txt --data other.txt --time 20m -o smollm2.gguf\n"
                     "  nibble shrink stories260K.bin --tokenizer tok512.bin --recipe w4a8kv8 --time 2m -o stories.bin",
         .option = option,

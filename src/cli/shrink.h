@@ -8,6 +8,7 @@ typedef struct {
     cl_common common;
     const char *recipe, *time, *text, *work;
     double text_share, seconds;
+    bool mixed;
 } shrink_options;
 
 typedef struct {
@@ -31,7 +32,8 @@ enum {
     MEASURED_TOKENS = 8192,  /* of a large model, at the end, of each text */
     PROMPT = 32,             /* tokens of --text that a row begins with: of a row of 64 or more */
     CALIBRATED = 128,        /* rows that the start's search looks at, */
-    CALIBRATED_COST = 300,   /* which takes as long as training on that many (measured at SmolLM2's shape) */
+    CALIBRATED_COST = 300,   /* which takes as long as training on that many (measured at SmolLM2's shape), */
+    MIXED_COST = 130,        /* and with --mixed on so many more */
     LARGE = 256              /* channels from which a model is large */
 };
 
@@ -40,7 +42,8 @@ static inline bool shrink_is_large(const shrinker *s)
     return s->teacher.config.dim >= LARGE;
 }
 
-/* The float model with fake-quant of the recipe, and the student as training begins: what the method fisher makes of it, by --text or else by its own samples. */
+/* The float model with fake-quant of the recipe, and the student as training begins: what the method fisher, or mixed+fisher, makes of it, by --text or else by
+ * its own samples. */
 status shrink_open_student(const shrinker *s, md_model *student);
 status shrink_open_start(const shrinker *s, md_model *student);
 kd_train_options shrink_training(const shrinker *s, const md_model *student);

@@ -22,13 +22,13 @@ static status read_plan(shrinker *s, bool *found)
     s->steps = (int64_t)nb_json_number(nb_json_get(j, "steps"), 0);
     s->tokens = (int64_t)nb_json_number(nb_json_get(j, "tokens"), 0);
     const char *recipe = nb_json_string(nb_json_get(j, "recipe"));
-    const bool same = recipe && !strcmp(recipe, s->o->recipe);
+    const bool same = recipe && !strcmp(recipe, s->o->recipe) && nb_json_bool(nb_json_get(j, "mixed"), false) == s->o->mixed;
     const double seconds = nb_json_number(nb_json_get(j, "seconds"), 0), seed = nb_json_number(nb_json_get(j, "seed"), 0);
     nb_json_free(j);
     if (s->steps < 1 || s->tokens < 1)
         return nb_fail(NB_FORMAT, "%s: is no plan of nibble shrink; remove the folder to start over", s->plan_path);
     if (!same || seconds != s->o->seconds || seed != (double)s->o->common.seed)
-        return nb_fail(NB_USAGE, "%s holds a run of another --recipe, --time or --seed: say the same again to resume it, or name another folder (--work)",
+        return nb_fail(NB_USAGE, "%s holds a run of another --recipe, --mixed, --time or --seed: say the same again to resume it, or name another folder (--work)",
                        s->work);
     return NB_OK;
 }
@@ -39,6 +39,7 @@ static status write_plan(const shrinker *s, double trained, double generated)
     nb_atomic file = {0};
     nb_json_open(&w, NULL, '{');
     nb_json_put_string(&w, "recipe", s->o->recipe);
+    nb_json_put_bool(&w, "mixed", s->o->mixed);
     nb_json_put_number(&w, "seconds", s->o->seconds);
     nb_json_put_int(&w, "seed", (int64_t)s->o->common.seed);
     nb_json_put_int(&w, "steps", s->steps);
@@ -129,7 +130,7 @@ static status make_plan(shrinker *s, double generated)
 {
     TRY(time_training(s, &s->trained));
     const double own = s->o->text ? 1 - s->o->text_share : 1; /* share of rows that are generated */
-    const double tokens = tokens_left(s, 1 / s->trained + own / generated) - CALIBRATED_COST * (double)s->ctx;
+    const double tokens = tokens_left(s, 1 / s->trained + own / generated) - (CALIBRATED_COST + (s->o->mixed ? MIXED_COST : 0)) * (double)s->ctx;
     s->steps = (int64_t)(tokens / (double)(s->batch * s->ctx));
     if (s->steps < 10)
         return nb_fail(NB_USAGE, "--time %s is too short here: %.0f tokens/s trained and %.0f generated make %lld steps, at least 10 are needed",
@@ -184,21 +185,38 @@ static status time_generation(shrinker *s, double *rate)
     return st;
 }
 
+static status run_method(shrinker *s, md_model *m, const char *name, const char *what)
+{
+    cl_progress line;
+    pt_options k = pt_defaults();
+    const pt_method *method = pt_method_find(name);
+    const nb_progress progress = cl_progress_start(&line, what, method->unit, s->o->common.quiet);
+    k.data = s->o->text ? &s->text : &s->data;
+    k.seed = s->o->common.seed;
+    k.calibration = (kd_calibration){.samples = CALIBRATED, .length = s->ctx, .seed = k.seed, .precision = s->precision, .progress = &progress};
+    const status st = method->run(m, &k);
+    cl_progress_end(&line);
+    return st;
+}
+
+/* Bits for every weight, and whether the file can hold them. */
+static status mix(shrinker *s, md_model *m)
+{
+    char report[1024];
+    const md_target *target = s->target ? md_target_find(s->target) : NULL;
+    TRY(run_method(s, m, "mixed", "bits"));
+    return target ? target->check(m, target, report, sizeof report) : NB_OK;
+}
+
 /* GPTQ weighted by Fisher information on the float model, whose codes and ranges training begins with: by what the user's text says, where there is one. */
 static status find_start(shrinker *s)
 {
     md_model m = {0};
-    cl_progress line;
-    pt_options k = pt_defaults();
-    const pt_method *search = pt_method_find("fisher");
-    const nb_progress progress = cl_progress_start(&line, "start", search->unit, s->o->common.quiet);
-    k.data = s->o->text ? &s->text : &s->data;
-    k.seed = s->o->common.seed;
-    k.calibration = (kd_calibration){.samples = CALIBRATED, .length = s->ctx, .seed = k.seed, .precision = s->precision, .progress = &progress};
     status st = shrink_open_student(s, &m);
+    if (st == NB_OK && s->o->mixed)
+        st = mix(s, &m);
     if (st == NB_OK)
-        st = search->run(&m, &k);
-    cl_progress_end(&line);
+        st = run_method(s, &m, "fisher", "start");
     if (st == NB_OK)
         st = md_save_folded(&m, s->start_path, true);
     md_free(&m);

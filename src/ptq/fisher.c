@@ -23,10 +23,10 @@ typedef struct {
 
 typedef struct {
     const fq_site *site;
-    real *H;      /* [rows, rows] */
-    double *a, *b; /* [rows], [cols] of a cost, their sums */
-    real *squares; /* [cols] b */
-    int input;
+    int input;     /* of factors */
+    real *H;       /* [rows, rows] */
+    double *a, *b; /* [rows], [cols], sums: of costs */
+    real *squares; /* [cols] mean b */
 } output;
 
 typedef enum { FACTORS, COSTS, IMPORTANCE } wanted;
