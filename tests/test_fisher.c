@@ -274,6 +274,18 @@ START_TEST(every_label_as_often_as_the_model_says_it)
 }
 END_TEST
 
+/* ids [DRAWS] as data in rows of two. */
+static void open_pairs(fm_tokens *data, const int32_t *ids)
+{
+    const fm_tokens_settings settings = {.vocab_size = V, .row_length = 2, .seed = 1, .settings = "{}"};
+    fm_tokens_writer w;
+    OK(fm_tokens_writer_open(&w, scratch_path("data.h5"), &settings, true));
+    OK(fm_tokens_writer_append(&w, ids, DRAWS, NULL, 0));
+    OK(fm_tokens_writer_finish(&w));
+    fm_tokens_writer_close(&w);
+    OK(fm_tokens_open(data, scratch_path("data.h5"), NULL, FM_SPLIT_NONE));
+}
+
 /* Of one token and every label by its share: gg [C, C] the sum of g g', g what the label asks of the row looked up, and xx [C, C] that of (1 - share) x x', x what
  * the head reads. m is not tied: no other row of the embedding has a gradient. */
 static void enumerate_ends(double *gg, double *xx, md_model *m, int32_t id)
@@ -384,10 +396,8 @@ static double kl_of_step(md_model *m, ag_param *p, int64_t at, real step, int32_
 START_TEST(a_small_error_costs_the_kl_it_makes)
 {
     static const char *const weight[] = {"layers.1.attn.wo.weight", "layers.1.mlp.gate.weight", "layers.1.mlp.down.weight", "embed.weight", "layers.0.attn.wv.weight"};
-    const fm_tokens_settings settings = {.vocab_size = V, .row_length = 2, .seed = 1, .settings = "{}"};
     md_model m;
     fm_tokens data;
-    fm_tokens_writer w;
     pt_fisher *f;
     int32_t *ids = malloc(DRAWS * sizeof *ids);
     scratch_begin();
@@ -395,11 +405,7 @@ START_TEST(a_small_error_costs_the_kl_it_makes)
     OK(md_untie(&m));
     for (int i = 0; i < DRAWS; i++)
         ids[i] = ID;
-    OK(fm_tokens_writer_open(&w, scratch_path("data.h5"), &settings, true));
-    OK(fm_tokens_writer_append(&w, ids, DRAWS, NULL, 0));
-    OK(fm_tokens_writer_finish(&w));
-    fm_tokens_writer_close(&w);
-    OK(fm_tokens_open(&data, scratch_path("data.h5"), NULL, FM_SPLIT_NONE));
+    open_pairs(&data, ids);
     OK(pt_fisher_new_costs(&f, &m, &data, &(kd_calibration){.samples = DRAWS / 2, .length = 2, .seed = 1}));
     for (size_t i = 0; i < sizeof weight / sizeof *weight; i++) {
         const fq_site *s = fq_site_find(&m.sites, weight[i]);
@@ -450,10 +456,8 @@ START_TEST(importance_counts_tokens_by_their_gradients)
 {
     static const char name[] = "layers.1.mlp.down.weight";
     static const int32_t id[2] = {ID, OTHER};
-    const fm_tokens_settings settings = {.vocab_size = V, .row_length = 2, .seed = 1, .settings = "{}"};
     md_model m;
     fm_tokens data;
-    fm_tokens_writer w;
     kd_importance h;
     int32_t *ids = malloc(DRAWS * sizeof *ids);
     double *expected = malloc(MOST * MOST * sizeof *expected), size[2] = {0}, sum = 0, sum_got = 0;
@@ -464,11 +468,7 @@ START_TEST(importance_counts_tokens_by_their_gradients)
     ag_param *p = ag_param_find(&m.params, name);
     for (int i = 0; i < DRAWS; i++)
         ids[i] = id[i / 2 % 2];
-    OK(fm_tokens_writer_open(&w, scratch_path("data.h5"), &settings, true));
-    OK(fm_tokens_writer_append(&w, ids, DRAWS, NULL, 0));
-    OK(fm_tokens_writer_finish(&w));
-    fm_tokens_writer_close(&w);
-    OK(fm_tokens_open(&data, scratch_path("data.h5"), NULL, FM_SPLIT_NONE));
+    open_pairs(&data, ids);
     OK(kd_importance_new(&h, &m));
     OK(pt_fisher_importance(&h, &m, &data, &(kd_calibration){.samples = DRAWS / 2, .length = 2, .seed = 1}));
     const real *got = kd_importance_of(&h, site);

@@ -67,11 +67,6 @@ void pt_fisher_free(pt_fisher *f)
     free(f);
 }
 
-static bool in_a_block(const fq_site *s)
-{
-    return strncmp(s->name, "layers.", 7) == 0;
-}
-
 static output *find(const pt_fisher *f, const char *weight)
 {
     for (int i = 0; i < f->n_outputs; i++)
@@ -111,9 +106,9 @@ static status open_ends(pt_fisher *f, const md_model *m)
 {
     const fq_site *embed = fq_site_find(&m->sites, "embed.weight"), *head = fq_site_find(&m->sites, "head.weight");
     int i;
-    if (f->wanted == COSTS || (embed && embed->w && embed->spec.grid.bits && embed->spec.grid.bits < 8 && embed->spec.range != FQ_DYNAMIC))
+    if (embed && embed->w && embed->spec.grid.bits && embed->spec.grid.bits < 8 && embed->spec.range != FQ_DYNAMIC)
         TRY(pt_hessian_new(&f->rows, m->config.dim));
-    if (f->wanted == FACTORS && head && head->spec.grid.bits) {
+    if (head && head->spec.grid.bits) {
         TRY(find_input(&i, f, "head.input"));
         f->head = f->input[i].token;
     }
@@ -135,7 +130,7 @@ static status open_outputs(pt_fisher *f, const md_model *m)
             TRY(open_cost(f, s));
             continue;
         }
-        if (!in_a_block(s) || !kd_input_site(name, sizeof name, s->name))
+        if (strncmp(s->name, "layers.", 7) != 0 || !kd_input_site(name, sizeof name, s->name))
             continue;
         output *o = &f->output[f->n_outputs++];
         o->site = s;
@@ -143,7 +138,7 @@ static status open_outputs(pt_fisher *f, const md_model *m)
             return NB_NOMEM;
         TRY(find_input(&o->input, f, name));
     }
-    return f->wanted == IMPORTANCE ? NB_OK : open_ends(f, m);
+    return f->wanted == FACTORS ? open_ends(f, m) : NB_OK;
 }
 
 /* ---- gradients ---------------------------------------------------------------------------- */
@@ -250,7 +245,7 @@ static void count_rows(const pt_fisher *f, const md_model *m, const int32_t *ids
 static status gather_read(pt_fisher *f, const md_model *m, const ag_tensor *x)
 {
     const int64_t M = ag_rows(x);
-    const output *head = find(f, "head.weight");
+    const output *head = find(f, m->config.tied ? "embed.weight" : "head.weight");
     if (f->head)
         memcpy(f->head + f->at, f->doubt, (size_t)M * sizeof *f->head);
     if (head)
@@ -262,8 +257,12 @@ static status gather_read(pt_fisher *f, const md_model *m, const ag_tensor *x)
 static status gather_looked_up(pt_fisher *f, const ag_tensor *x)
 {
     const int64_t M = ag_rows(x);
+    const output *const read[] = {find(f, "embed.weight"), find(f, "position.weight")};
     for (int64_t t = 0; t < M; t++)
         f->square[t] = (real)((double)M * (double)M);
+    for (int i = 0; i < 2; i++)
+        if (read[i])
+            kd_add_squares(read[i]->b, x->g, f->square, M, ag_cols(x));
     return f->rows.H ? pt_hessian_add(&f->rows, f->precision, x->g, f->square, M) : NB_OK;
 }
 
@@ -338,9 +337,8 @@ static void finish_costs(pt_fisher *f)
 {
     for (int i = 0; i < f->n_outputs; i++) {
         const output *o = &f->output[i];
-        const bool looked_up = !in_a_block(o->site) && strcmp(o->site->name, "head.weight") != 0;
         for (int64_t k = 0; k < o->site->cols; k++)
-            o->squares[k] = (real)((looked_up ? (double)f->rows.H[k * (f->rows.K + 1)] : o->b[k]) / (double)f->tokens);
+            o->squares[k] = (real)(o->b[k] / (double)f->tokens);
     }
 }
 

@@ -229,12 +229,11 @@ static status start_others(md_model *m)
 /* The embedding by what fisher knows of it; what the walk begins with changes. */
 static status do_embedding(pass *p)
 {
-    static const char name[] = "embed.weight";
     const pt_hessian *h;
     TRY(pt_fisher_rows(&h, p->fisher, p->o->percdamp));
     if (!h)
         return NB_OK;
-    TRY(quantize(p, h, fq_site_find(&p->walk.m->sites, name)));
+    TRY(quantize(p, h, fq_site_find(&p->walk.m->sites, "embed.weight")));
     return pt_walk_embed(&p->walk);
 }
 
